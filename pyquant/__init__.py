@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyquant: quantize Hugging Face vision-language models after training and write .circle files that run as simulated.
+
+Only names live here; each is loaded on first use, so that `import pyquant` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "prepare": "pyquant.lifecycle",
+    "calibrate": "pyquant.lifecycle",
+    "convert": "pyquant.lifecycle",
+    "save_quantized": "pyquant.checkpoint",
+    "load_quantized": "pyquant.checkpoint",
+    "export": "pyquant.exporter",
+    "export_bundle": "pyquant.exporter",
+    "ExportProfile": "pyquant.exporter",
+    "CircleProgram": "pyquant.exporter",
+    "Policy": "pyquant.policy",
+    "Rule": "pyquant.policy",
+    "ObserverSpec": "pyquant.policy",
+    "QuantSpec": "pyquant.spec",
+    "IntType": "pyquant.spec",
+    "PerTensor": "pyquant.spec",
+    "PerAxis": "pyquant.spec",
+    "PerGroup": "pyquant.spec",
+    "QParams": "pyquant.qparams",
+    "PyquantError": "pyquant.errors",
+    "register": "pyquant.wrap",
+}
+_ROOMS = ("verify", "circle", "trace", "ops", "wrap")
+
+__all__ = [*_HOME, *_ROOMS, "__version__"]
+
+if TYPE_CHECKING:
+    from pyquant import circle as circle
+    from pyquant import ops as ops
+    from pyquant import trace as trace
+    from pyquant import verify as verify
+    from pyquant import wrap as wrap
+    from pyquant.checkpoint import load_quantized as load_quantized
+    from pyquant.checkpoint import save_quantized as save_quantized
+    from pyquant.errors import PyquantError as PyquantError
+    from pyquant.exporter import CircleProgram as CircleProgram
+    from pyquant.exporter import ExportProfile as ExportProfile
+    from pyquant.exporter import export as export
+    from pyquant.exporter import export_bundle as export_bundle
+    from pyquant.lifecycle import calibrate as calibrate
+    from pyquant.lifecycle import convert as convert
+    from pyquant.lifecycle import prepare as prepare
+    from pyquant.policy import ObserverSpec as ObserverSpec
+    from pyquant.policy import Policy as Policy
+    from pyquant.policy import Rule as Rule
+    from pyquant.qparams import QParams as QParams
+    from pyquant.spec import IntType as IntType
+    from pyquant.spec import PerAxis as PerAxis
+    from pyquant.spec import PerGroup as PerGroup
+    from pyquant.spec import PerTensor as PerTensor
+    from pyquant.spec import QuantSpec as QuantSpec
+    from pyquant.wrap import register as register
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"pyquant.{name}")
+    else:
+        raise AttributeError(f"module 'pyquant' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the native program `pyquant-circle` that the wheel carries in pyquant/bin/.
+
+It only finds the file and becomes it; the program itself is csrc/cli and needs neither Python nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+
+
+def main() -> None:
+    """Replaces this process with the native program, arguments and all."""
+    program = str(files("pyquant").joinpath("bin/pyquant-circle"))
+    if not os.path.isfile(program):
+        sys.exit(f"pyquant-circle: {program} is missing; build it with `make setup` (or `pip install -e .` again)")
+    os.execv(program, ["pyquant-circle", *sys.argv[1:]])

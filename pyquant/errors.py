@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions that a user of pyquant can cause.
+
+Each also derives from the built-in that fits (ValueError, TypeError, KeyError), so callers may catch either.
+Mistakes of our own are assertions, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class PyquantError(Exception):
+    """Base of every error that a user mistake raises. The text says what was seen, expected, where, and the next step."""
+
+    def __str__(self) -> str:  # KeyError would print its repr
+        return str(self.args[0]) if self.args else ""
+
+
+class SpecError(PyquantError, ValueError):
+    """A number format, QParams, policy or profile that cannot exist."""
+
+
+class PolicyError(PyquantError, ValueError):
+    """A policy whose rules do not fit the model (such as a rule that matches nothing)."""
+
+
+class UnknownModuleError(PyquantError, KeyError):
+    """A module type that has no wrapper."""
+
+
+class PhaseError(PyquantError, ValueError):
+    """A step out of order: convert before calibrate, convert twice, export before convert."""
+
+
+class CalibrationError(PyquantError, ValueError):
+    """Calibration data that cannot give qparams: none, NaN or Inf, or degenerate."""
+
+
+class ProfileError(PyquantError, ValueError):
+    """An export profile that contradicts the model."""
+
+
+class ExportError(PyquantError, ValueError):
+    """A graph that cannot be lowered as it stands: unknown operator, tensor without qparams."""
+
+
+class CircleError(PyquantError, ValueError):
+    """A .circle file, plan or weights file that is not valid, or cannot be written."""
+
+
+class CheckpointError(PyquantError, ValueError):
+    """A quantized checkpoint that is incomplete, corrupt, or of another model."""
+
+
+class OpArgumentError(PyquantError, ValueError):
+    """An argument of a native operator: dtype, rank, scale, axis or group."""
