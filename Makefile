@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+# One line per chore. Everything runs in .venv, which the first chore makes; nothing needs root.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-vision test test-slow native sanitize lint bench clean
+
+help:           ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## virtual environment, dependencies, native build, editable install
+
+$(VENV)/.ready: requirements-dev.txt pyproject.toml CMakeLists.txt cmake/Flatc.cmake
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"
+	touch $@
+
+demo: demo-vision ## trained Gemma4 digits classifier -> quantized -> .circle -> run and compared
+
+demo-vision: setup ## the same (the vision classifier)
+	$(BIN)/python -m examples.digits.demo_vision $(DEMO_ARGS)
+
+test: setup native ## native tests, then the Python tests (without those marked slow)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-slow: setup ## only the tests marked slow
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+native: setup ## kernels, Circle and CLI built and tested without Python and torch headers
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset native > /dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset native
+	PATH="$(abspath $(BIN)):$$PATH" ctest --preset native
+
+sanitize: setup ## the native tests under AddressSanitizer and UBSan
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset sanitize > /dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset sanitize
+	PATH="$(abspath $(BIN)):$$PATH" ctest --preset sanitize
+
+lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all files
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+bench: setup ## kernels against ATen and a plain copy, one thread
+	$(BIN)/python -m pytest benchmarks -m "" --benchmark-only --benchmark-group-by=group --benchmark-columns=median,min,stddev,rounds $(BENCH_ARGS)
+
+clean: ## build folders (not the virtual environment)
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
