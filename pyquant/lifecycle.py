@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""prepare -> calibrate -> convert: the three steps from a float model to one whose every site has its numbers.
+
+It owns the order of the steps and the errors that name sites. What happens in a site is site.py; saving is checkpoint.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyquant import wrap
+from pyquant.errors import CalibrationError, PhaseError, PolicyError
+from pyquant.policy import Policy
+from pyquant.qparams import QParams
+from pyquant.site import Site
+from pyquant.wrap import Phase, QModule, WrapContext
+
+__all__ = ["calibrate", "convert", "prepare"]
+
+
+def prepare(fp: nn.Module, policy: Policy) -> QModule:
+    """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
+
+    `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
+    that matches nothing, UnknownModuleError for a module without a wrapper.
+    """
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"prepare takes a Policy such as Policy.preset('w8a8'), got {policy!r}")
+    if isinstance(fp, QModule):
+        raise PhaseError(f"prepare takes a float model, got {type(fp).__name__}, which is already prepared")
+    if not isinstance(fp, nn.Module):
+        raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
+    q = wrap.wrap(fp, WrapContext("", policy))
+    policy.check_used(list(q.all_sites()))
+    for module in q.all_qmodules():
+        for name, value in module.constants().items():
+            module.const(name, value)
+    return q.eval()
+
+
+def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None) -> None:
+    """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
+
+    A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
+    a bar on a terminal, True always, False never. Raises CalibrationError for no batches, a batch of another type, and
+    NaN or Inf at a site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase.
+    """
+    _tree(q, "calibrate").require(Phase.CALIBRATE, "calibrate")
+    if isinstance(batches, Tensor | Mapping | str):
+        raise CalibrationError(
+            f"calibrate takes an iterable of batches, got one {type(batches).__name__}; pass [batch] for a single batch"
+        )
+    watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
+    known_bad = {id(site) for site in watched if site.observer is not None and site.observer.non_finite}
+    number = -1
+    hide = None if progress is None else not progress
+    with torch.no_grad():
+        for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=hide)):
+            _run(q, batch, number)
+            bad = [site for site in _non_finite(watched) if id(site) not in known_bad]
+            if bad:
+                raise CalibrationError(_non_finite_message(bad, number))
+    if number < 0:
+        raise CalibrationError("calibrate got no batches: the iterable is empty (or a generator that was used up before)")
+
+
+def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
+    """Give every site its scale and zero point, and put the tree in the QUANTIZED phase: all sites, or none and an error.
+
+    `unused` are globs over site paths that the caller knows no graph will use; they stay float. Raises
+    CalibrationError that lists every site without data, with NaN or Inf, or with a degenerate range; PhaseError when
+    `q` is converted already or was never prepared.
+    """
+    tree = _tree(q, "convert")
+    if tree.state.converted:
+        raise PhaseError("convert was already done for this tree; prepare the float model again to quantize it anew")
+    tree.require(Phase.CALIBRATE, "convert")
+    if tree.path:
+        raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
+    settled: list[tuple[Site, QParams]] = []
+    problems: list[str] = []
+    for site in _used(list(tree.all_sites()), unused):
+        verdict = site.judge()
+        if isinstance(verdict, str):
+            problems.append(f"  {site.path}: {verdict}")
+        else:
+            settled.append((site, verdict))
+    if problems:
+        total = len(problems) + len(settled)
+        raise CalibrationError(f"convert: {len(problems)} of {total} sites have no usable range\n" + "\n".join(problems))
+    for site, qparams in settled:
+        site.settle(qparams)
+    finish(tree)
+
+
+def finish(q: QModule) -> None:
+    """The last step of convert and of loading: bias scales, then the QUANTIZED phase."""
+    for module in q.all_qmodules():
+        module.settle_biases()
+    q.state.converted = True
+    q.state.enter(Phase.QUANTIZED)
+
+
+def _tree(q: Any, verb: str) -> QModule:
+    if not isinstance(q, QModule):
+        raise PhaseError(f"{verb} takes the tree that pyquant.prepare(fp, policy) returned, got {type(q).__name__}")
+    return q
+
+
+def _run(q: QModule, batch: Any, number: int) -> None:
+    if isinstance(batch, Mapping):
+        q(**batch)
+    elif isinstance(batch, tuple | list):
+        q(*batch)
+    elif isinstance(batch, Tensor):
+        q(batch)
+    else:
+        raise CalibrationError(
+            f"batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or list of "
+            f"positional arguments, or a tensor"
+        )
+
+
+def _non_finite(sites: Sequence[Site]) -> list[Site]:
+    """The sites that saw NaN or Inf, in one transfer per device."""
+    groups: dict[torch.device, list[tuple[Site, Tensor]]] = {}
+    for site in sites:
+        if site.observer is not None:
+            groups.setdefault(site.observer.count.device, []).append((site, site.observer.count))
+    bad = []
+    for group in groups.values():
+        flags = torch.stack([count[1] for _, count in group]).tolist()
+        bad += [site for (site, _), flag in zip(group, flags, strict=True) if flag]
+    return bad
+
+
+def _non_finite_message(bad: list[Site], number: int) -> str:
+    first = sorted(bad, key=lambda site: site.last_seen)
+    named = ", ".join(repr(site.path) for site in first[:3])
+    more = f" and {len(first) - 3} sites after" if len(first) > 3 else ""
+    return (
+        f"batch {number} made NaN or Inf, first at site {named}{more}; repair or leave out that batch, and start again "
+        f"from pyquant.prepare (this tree has seen it)"
+    )
+
+
+def _used(sites: list[Site], unused: Sequence[str]) -> list[Site]:
+    """The quantized sites that no glob of `unused` names."""
+    if isinstance(unused, str):
+        unused = (unused,)
+    for pattern in unused:
+        if not any(fnmatchcase(site.path, pattern) for site in sites):
+            raise CalibrationError(f"convert(unused=...): {pattern!r} matches no site; see policy.explain(q) for the paths")
+    return [s for s in sites if s.spec is not None and not any(fnmatchcase(s.path, pattern) for pattern in unused)]

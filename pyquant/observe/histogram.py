@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges from a histogram of an activation: percentiles, and the range with the least mean square error.
+
+It owns the running histogram and its merge; filling it and reading it are native operators.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyquant import ops
+from pyquant.errors import SpecError
+from pyquant.observe.base import Observer
+from pyquant.spec import PerTensor, QuantSpec
+
+BINS = 2048
+
+
+class HistogramObserver(Observer):
+    """Counts of the finite values in equal bins; the range of the bins grows with the data. Per tensor only."""
+
+    STATE = ("count", "counts", "edges")
+
+    def __init__(self, spec: QuantSpec, bins: int = BINS) -> None:
+        if not isinstance(spec.granularity, PerTensor):
+            raise SpecError(f"{self.KIND}: a histogram is kept per tensor, but the format is {spec}; use minmax")
+        if bins < 16 or bins % 2:
+            raise SpecError(f"{self.KIND}: bins must be even and at least 16, got {bins}")
+        self.bins = bins
+        super().__init__(spec)
+
+    def reset(self) -> None:
+        super().reset()
+        self.counts = torch.zeros(self.bins, dtype=torch.int64)
+        self.edges = torch.tensor([torch.inf, -torch.inf])  # lo, hi of the bins
+
+    def _update(self, x: Tensor) -> None:
+        ops.observe_histogram_(self.counts, self.edges, self.count, x)
+
+    def _merge(self, other: dict[str, Tensor], batches: int) -> None:
+        """Exact when both have the same bins; else each bin's count goes where its middle falls in the joint range."""
+        edges = torch.stack((torch.minimum(self.edges[0], other["edges"][0]), torch.maximum(self.edges[1], other["edges"][1])))
+        self.counts = _rebin(self.counts, self.edges, edges) + _rebin(other["counts"], other["edges"], edges)
+        self.edges = edges
+
+
+class PercentileObserver(HistogramObserver):
+    """The range that leaves `lower` percent of the values below it and `100 - upper` percent above."""
+
+    KIND = "percentile"
+
+    def __init__(self, spec: QuantSpec, lower: float = 0.01, upper: float = 99.99, bins: int = BINS) -> None:
+        if not 0.0 <= lower < upper <= 100.0:
+            raise SpecError(f"percentile: needs 0 <= lower < upper <= 100, got lower={lower}, upper={upper}")
+        self.lower, self.upper = float(lower), float(upper)
+        super().__init__(spec, bins)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        return ops.histogram_percentile(self.counts, self.edges, self.lower, self.upper)
+
+
+class MseObserver(HistogramObserver):
+    """The range whose grid has the least mean square error over the histogram."""
+
+    KIND = "mse"
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        return ops.histogram_mse_range(self.counts, self.edges, spec.qmin, spec.qmax, spec.symmetric)
+
+
+def _rebin(counts: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    if torch.equal(old, new) or not bool(torch.isfinite(old).all()):
+        return counts
+    bins = counts.numel()
+    middles = old[0] + (torch.arange(bins, device=counts.device) + 0.5) * ((old[1] - old[0]) / bins)
+    width = (new[1] - new[0]).clamp_min(torch.finfo(torch.float32).tiny)
+    index = ((middles - new[0]) / width * bins).long().clamp_(0, bins - 1)
+    return torch.zeros_like(counts).index_add_(0, index, counts)

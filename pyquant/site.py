@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Site: one quantization point of a model, from observing to its grid; and the caches of what it quantized.
+
+It owns the three lives of one point and the verdict on its statistics. Which sites a module has is wrap/, which format
+a site gets is policy.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyquant import observe, ops
+from pyquant.errors import CalibrationError, PhaseError
+from pyquant.qparams import QParams
+from pyquant.role import Phase, Role, fixed_grid
+from pyquant.spec import QuantSpec
+
+__all__ = ["Phase", "Role", "Site", "TensorCache", "TreeState", "exporting"]
+
+Clip = tuple[float | None, float | None]
+_CLOCK = itertools.count(1)
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class TreeState:
+    """What all sites and wrappers of one tree share, so that no part of it can be in another phase than the rest."""
+
+    phase: Phase = Phase.CALIBRATE
+    converted: bool = False
+
+    def enter(self, phase: Phase) -> None:
+        """Change the phase. Raises PhaseError for one that the tree has not reached, or has left for good."""
+        if phase is Phase.QUANTIZED and not self.converted:
+            raise PhaseError("the tree is not converted yet; run pyquant.convert(q) before the QUANTIZED phase")
+        if phase is Phase.CALIBRATE and self.converted:
+            raise PhaseError("the tree is converted; prepare the float model again to calibrate anew")
+        self.phase = phase
+
+
+class Site(nn.Module):
+    """One quantization point.
+
+    `path` is module path + ':' + name. `spec` None means that the value stays float. Once converted, `scale` (float32)
+    and `zero_point` (int32) are buffers: they move with `.to`, and keep their types whatever the model's dtype is.
+    """
+
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def __init__(
+        self,
+        path: str,
+        role: Role,
+        spec: QuantSpec | None,
+        *,
+        observer: str = "minmax",
+        params: Mapping[str, Any] | None = None,
+        state: TreeState | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.role, self.spec = path, role, spec
+        self.state = state if state is not None else TreeState()
+        self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
+        self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+        self._cache = TensorCache()
+
+    @property
+    def phase(self) -> Phase:
+        return self.state.phase
+
+    @property
+    def qparams(self) -> QParams | None:
+        """The numbers that convert stored; None for a float or not yet converted site."""
+        if self.spec is None or self.scale is None or self.zero_point is None:
+            return None
+        return QParams(self.spec, self.scale, self.zero_point)
+
+    def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
+        """`x` clamped to `clip` (float, calibrating), or on this site's grid (quantized: saturation is the clamp).
+
+        `observed` is what the range is taken from, where that is not `x` itself (masked logits). Never changes `x`.
+        """
+        if not x.is_floating_point():
+            raise CalibrationError(
+                f"site {self.path!r} got a tensor of {x.dtype}, expected floating point; "
+                f"integers and masks (token ids, indices, bool) do not pass through a site"
+            )
+        phase = self.state.phase
+        if phase is Phase.QUANTIZED and self.scale is not None:
+            return self._quantize(x)
+        if clip is not None and clip != (None, None):
+            x = torch.clamp(x, *clip)
+        if phase is Phase.CALIBRATE and self.observer is not None:
+            self.observe(x if observed is None else observed)
+        return x
+
+    def constant(self, value: Tensor) -> Tensor:
+        """`value`, which does not depend on the model's inputs, as this site sees it.
+
+        Observed at most once. When quantized the result is cached until the value or the grid changes; while
+        exporting the quantization is a node of the graph, so that lowering sees value and qparams; while training
+        it is computed each time, so that gradients reach the value.
+        """
+        if self.state.phase is Phase.CALIBRATE:
+            if self.observer is not None and self.observer.batches == 0:
+                self.observe(value)
+            return value
+        if self.state.phase is Phase.FLOAT or self.scale is None or self.zero_point is None:
+            return value
+        if exporting() or (self.training and torch.is_grad_enabled()):
+            return self._quantize(value)
+        return self._cache.get((value, self.scale, self.zero_point), lambda: self._quantize(value))
+
+    def observe(self, x: Tensor) -> None:
+        """Take `x` into the statistics."""
+        assert self.observer is not None, f"float site {self.path!r} has nothing to observe"
+        self.observer.update(x)
+        self.last_seen = next(_CLOCK)
+
+    def judge(self) -> QParams | str:
+        """The QParams of the statistics, or the reason why there are none and what to do about it."""
+        observer = self.observer
+        assert observer is not None, f"site {self.path!r} has no statistics"
+        if not observer.needs_data:
+            return observer.qparams()
+        if observer.elements == 0:
+            if self.role.is_constant:
+                return "its constant was never seen; the wrapper must pass it through const()"
+            return "saw no calibration data; run calibrate() with batches that reach it, or name it in convert(unused=...)"
+        if observer.non_finite:
+            where = "its constant holds" if self.role.is_constant else "saw"
+            return f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
+        lo, hi = observer.range()
+        zero = (lo == 0) & (hi == 0)
+        if bool(zero.all()) and not self.role.is_constant:
+            return "saw only zeros, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+        spec = self._spec()
+        scale, zero_point = ops.choose_qparams(lo, hi, spec.qmin, spec.qmax, spec.symmetric)
+        scale = torch.where(zero, torch.ones_like(scale), scale)
+        if not bool((torch.isfinite(scale) & (scale >= _TINY)).all()):
+            return (
+                f"has a degenerate range [{float(lo.min()):.6g}, {float(hi.max()):.6g}]: its scale is not a normal "
+                f"float32; calibrate with other data, or leave it float by a rule"
+            )
+        return QParams(spec, scale, zero_point)
+
+    def settle(self, qparams: QParams) -> None:
+        """Store the numbers and let the statistics go."""
+        assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
+        self.scale, self.zero_point, self.observer = qparams.scale.clone(), qparams.zero_point.clone(), None
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        spec = self._spec()
+        scale, zero_point = cast(Tensor, self.scale), cast(Tensor, self.zero_point)
+        axis = getattr(spec.granularity, "axis", None)
+        group = getattr(spec.granularity, "size", 0)
+        return ops.fake_quantize(x, scale, zero_point, axis, group, spec.qmin, spec.qmax)
+
+    def _spec(self) -> QuantSpec:
+        assert self.spec is not None, f"site {self.path!r} is float"
+        return self.spec
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Site:
+        """Move with the model but keep float32 scales: `.half()` is about the model's dtype, not the grid's."""
+        for name in ("scale", "zero_point"):
+            old = self._buffers[name]
+            if old is not None:
+                new = fn(old)
+                self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.path}, {self.role.value}, {self.spec or 'float'}"
+
+
+class TensorCache:
+    """One tensor computed from others, kept until one of them changes: replaced, edited in place, or moved.
+
+    A copy or a pickle of it starts empty. An edit through `.data` has no trace in torch and goes unseen.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._inputs: tuple[Tensor, ...] = ()  # kept alive, so that an id is not reused
+        self._value: Tensor | None = None
+
+    def get(self, inputs: tuple[Tensor, ...], build: Callable[[], Tensor]) -> Tensor:
+        """The tensor that `build` makes of `inputs`, from the cache when none of them changed."""
+        if any(t.is_inference() for t in inputs):  # such tensors do not count their edits
+            return build()
+        key = tuple((id(t), t._version, t.data_ptr(), t.dtype, t.device) for t in inputs)
+        if self._value is None or key != self._key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._value = build().detach()
+            self._key, self._inputs = key, inputs
+        return self._value
+
+    def __reduce__(self) -> tuple[type[TensorCache], tuple[()]]:
+        return TensorCache, ()
+
+
+def exporting() -> bool:
+    """True while torch.export or torch.compile traces: then a node per quantization is wanted, and no cache."""
+    return torch.compiler.is_compiling()
+
+
+def _observer(role: Role, spec: QuantSpec, kind: str, params: Mapping[str, Any]) -> observe.Observer:
+    known = role.known_range
+    if known is not None:
+        return observe.FixedObserver(spec, *known, grid=fixed_grid(role, spec))
+    return observe.make(kind, params, spec, constant=role.is_constant)

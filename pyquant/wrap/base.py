@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QModule: the base of all wrappers. A wrapper's children and sites are data; its forward is the model's arithmetic.
+
+It owns building a tree over a float model without changing it, routing values to sites, and the tree's phase.
+Which wrapper a class gets is registry.py, the order prepare -> calibrate -> convert is lifecycle.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyquant import ops
+from pyquant.errors import PhaseError, PolicyError, SpecError
+from pyquant.policy import Policy
+from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, exporting
+from pyquant.spec import PerGroup
+from pyquant.wrap import registry
+from pyquant.wrap.adapter import ExportAdapter, Profile
+
+
+@dataclass(frozen=True)
+class WrapContext:
+    """Where in the tree a wrapper stands, and what its sites are to be."""
+
+    path: str
+    policy: Policy
+    state: TreeState = field(default_factory=TreeState)
+
+    def child(self, name: str) -> WrapContext:
+        """The context of the child `name`."""
+        return WrapContext(f"{self.path}.{name}" if self.path else name, self.policy, self.state)
+
+    def site(self, name: str, role: Role) -> Site:
+        """A new site of the wrapper at this path. Raises PolicyError when its rule cannot apply to it."""
+        assert name.isidentifier(), f"site name {name!r} of {self.path!r} is not an identifier"
+        path = f"{self.path}:{name}"
+        choice = self.policy.choose(path, role)
+        if choice.rule is None or choice.rule.spec is None:
+            return Site(path, role, None, state=self.state)
+        rule = choice.rule
+        try:
+            observer = rule.observer
+            return Site(path, role, rule.spec, observer=observer.kind, params=observer.params, state=self.state)
+        except SpecError as error:
+            raise PolicyError(f"rule #{choice.index} {rule} does not fit the {role.value} site {path!r}: {error}") from error
+
+
+class QModule(nn.Module):
+    """A wrapper of one float module.
+
+    `CHILDREN`: attribute names of the float module that are wrapped through the registry (a ModuleList item by item,
+    a ModuleDict entry by entry). One that is missing or None is an error, unless it is listed in `OPTIONAL` too; then
+    the attribute is None here. `SITES`: site name -> role. `BIASES`: bias attribute -> (site of the input, site of
+    the weight) whose scales make the bias' scale.
+
+    A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
+    it needs, the same objects. It never keeps `fp` itself.
+    """
+
+    CHILDREN: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    SITES: ClassVar[Mapping[str, Role]] = {}
+    BIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    def __init__(self, fp: nn.Module, ctx: WrapContext) -> None:
+        super().__init__()
+        self.fp_type = type(fp)
+        self.path = ctx.path
+        self.config: Any = getattr(fp, "config", None)
+        self._state = ctx.state
+        self._context = ctx
+        self._bias_cache: dict[str, TensorCache] = {}
+        self.sites = nn.ModuleDict()
+        for name, role in self.SITES.items():
+            self.add_site(name, role)
+        for name in self.CHILDREN:
+            setattr(self, name, self._wrap_child(fp, name))
+        for name in self.BIASES:
+            self.register_buffer(f"{name}_scale", None, persistent=False)
+        self.training = False
+
+    def _wrap_child(self, fp: nn.Module, name: str) -> nn.Module | None:
+        child = getattr(fp, name, None)
+        ctx = self._context.child(name)
+        if child is None:
+            assert name in self.OPTIONAL, (
+                f"{type(self).__name__} expects {type(fp).__name__}.{name} at {self.path!r}, which has none; "
+                f"list it in OPTIONAL if that is allowed"
+            )
+            return None
+        if type(child) is nn.ModuleList:
+            return nn.ModuleList(registry.wrap(item, ctx.child(str(i))) for i, item in enumerate(child))
+        if type(child) is nn.ModuleDict:
+            return nn.ModuleDict({key: registry.wrap(item, ctx.child(key)) for key, item in child.items()})
+        return registry.wrap(child, ctx)
+
+    def add_site(self, name: str, role: Role) -> Site:
+        """A site that depends on the float module's configuration; `__init__` of a subclass calls it."""
+        assert name not in self.sites, f"{type(self).__name__} has two sites named {name!r}"
+        site = self._context.site(name, role)
+        self.sites[name] = site
+        return site
+
+    # --- values ---
+
+    def q(self, name: str, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
+        """`x` through the site `name`; see Site.forward."""
+        out: Tensor = self.sites[name](x, clip=clip, observed=observed)
+        return out
+
+    def const(self, name: str, value: Tensor) -> Tensor:
+        """A value that does not depend on the model's inputs through the site `name`; see Site.constant.
+
+        Cached by the identity of `value`: pass a parameter or buffer, not a fresh tensor per call.
+        """
+        return self.site(name).constant(value)
+
+    def qbias(self, name: str, value: Tensor | None) -> Tensor | None:
+        """The bias `name` of BIASES on the grid that input scale times weight scale gives: 32-bit integers for 8-bit
+        inputs, 64-bit for 16-bit ones. Unchanged where that grid does not exist: not quantized, float input or
+        weight, 4-bit input, weight scales per group."""
+        scale = self._buffers[f"{name}_scale"]
+        if value is None or scale is None or self._state.phase is not Phase.QUANTIZED:
+            return value
+        bits = self._bias_bits(name)
+        if exporting() or (self.training and torch.is_grad_enabled()):
+            return ops.fake_quantize_bias(value, scale, bits)
+        cache = self._bias_cache.setdefault(name, TensorCache())
+        return cache.get((value, scale), lambda: ops.fake_quantize_bias(value, scale, bits))
+
+    def _bias_bits(self, name: str) -> int:
+        spec = self.site(self.BIASES[name][0]).spec
+        return 64 if spec is not None and spec.dtype.bits == 16 else 32
+
+    def settle_biases(self) -> None:
+        """Compute the scales of this module's own biases; convert and load call it when the sites have theirs."""
+        for name, (input_site, weight_site) in self.BIASES.items():
+            x, w = self.site(input_site).qparams, self.site(weight_site).qparams
+            exists = (
+                x is not None and w is not None and x.spec.dtype.bits >= 8 and not isinstance(w.spec.granularity, PerGroup)
+            )
+            scale = x.scale.to(w.scale.device) * w.scale if exists and x is not None and w is not None else None
+            self._buffers[f"{name}_scale"] = scale
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Site name -> value of every constant that exists without running the model; prepare scans them.
+
+        The default finds the sites of a constant role that share their name with a parameter or buffer.
+        """
+        found = {}
+        for name, site in self.own_sites():
+            value = getattr(self, name, None)
+            if site.role.is_constant and isinstance(value, Tensor):
+                found[name] = value
+        return found
+
+    # --- the tree ---
+
+    def site(self, name: str) -> Site:
+        """The own site `name`."""
+        site = self.sites[name]
+        assert isinstance(site, Site)
+        return site
+
+    def own_sites(self) -> Iterator[tuple[str, Site]]:
+        """(name, site) of this module, without its children's."""
+        for name, site in self.sites.items():
+            assert isinstance(site, Site)
+            yield name, site
+
+    def all_sites(self) -> Iterator[Site]:
+        """Every site of the tree, this module's first."""
+        for module in self.all_qmodules():
+            for _, site in module.own_sites():
+                yield site
+
+    def all_qmodules(self) -> Iterator[QModule]:
+        """Every wrapper of the tree, this one first."""
+        for module in self.modules():
+            if isinstance(module, QModule):
+                yield module
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the whole tree is in."""
+        return self._state.phase
+
+    @property
+    def state(self) -> TreeState:
+        """What the whole tree shares."""
+        return self._state
+
+    def require(self, phase: Phase, verb: str) -> None:
+        """Raise PhaseError unless the tree is in `phase`; `verb` is what the caller is about to do."""
+        if self.phase is phase:
+            return
+        steps = {
+            Phase.CALIBRATE: "this needs a prepared tree that is not converted: pyquant.prepare(fp, policy)",
+            Phase.QUANTIZED: "run pyquant.calibrate(q, batches) and pyquant.convert(q) first",
+            Phase.FLOAT: "use pyquant.wrap.phase(q, Phase.FLOAT)",
+        }
+        raise PhaseError(
+            f"{verb} before the tree is ready: {type(self).__name__} is in phase {self.phase.name}, expected {phase.name}; "
+            f"{steps[phase]}"
+        )
+
+    def as_export_module(self, profile: Profile) -> nn.Module:
+        """This wrapper as a static graph. Wrappers with data-dependent parts override it. Raises PhaseError before convert."""
+        self.require(Phase.QUANTIZED, "export")
+        return ExportAdapter(self, profile, type(self).__name__.removeprefix("Quant").lower())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QModule:
+        """Move or cast this tree, and never the float model it shares parameters with.
+
+        Torch writes into parameters in place; here each gets a new Parameter, tied ones one storage again.
+        """
+        memo: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(t: Tensor) -> Tensor:
+            if id(t) not in memo:
+                memo[id(t)] = (t, fn(t))
+            return memo[id(t)][1]
+
+        owner: Callable[[Tensor], Tensor] = fn if getattr(fn, "remembers", False) else once
+        owner.remembers = True  # type: ignore[attr-defined]
+        before = torch.__future__.get_overwrite_module_params_on_conversion()
+        scales = {f"{name}_scale": self._buffers.pop(f"{name}_scale", None) for name in self.BIASES}
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            super()._apply(owner, recurse)
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(before)
+            self._buffers.update({key: t if t is None else t.to(fn(t).device) for key, t in scales.items()})
+        return self
+
+    def extra_repr(self) -> str:
+        return f"fp={self.fp_type.__name__}"
+
+
+def set_phase(q: QModule, phase: Phase) -> None:
+    """Put the whole tree of `q` in `phase`. Raises PhaseError for QUANTIZED before convert, CALIBRATE after it."""
+    q.state.enter(phase)
+
+
+@contextmanager
+def phase(q: QModule, phase: Phase) -> Iterator[None]:
+    """The whole tree of `q` in `phase` for a while: `with wrap.phase(q, Phase.FLOAT): ...`."""
+    before = q.phase
+    set_phase(q, phase)
+    try:
+        yield
+    finally:
+        q.state.phase = before
