@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// fake_quantize and its straight-through gradient.
+#include "kernels/pointwise.h"
+
+namespace pyquant::kernels {
+namespace {
+
+struct FakeQuantizeOp {
+  using Params = RoundParams;
+  PYQUANT_INLINE static Params params(ScaleZeroPoint q, Grid grid) { return Params::make(q, grid); }
+
+  template <class T>
+  PYQUANT_INLINE static void scalar(const Params& p, T& y, T x) {
+    store(dequantize_value(quantize_value(load(x), p.q, p.grid), p.q), y);
+  }
+
+  // Clamping to [qmin - zero_point, qmax - zero_point] before rounding gives the same integer: the ends are integers.
+  template <class T>
+  PYQUANT_INLINE static void vector(const Params& p, T& y, T x) {
+    const int32_t steps = round_small(clamp_number(load(x) / p.q.scale, p.lo, p.hi));
+    store(static_cast<float>(steps) * p.q.scale, y);
+  }
+};
+
+struct BackwardOp {
+  using Params = RoundParams;
+  PYQUANT_INLINE static Params params(ScaleZeroPoint q, Grid grid) { return Params::make(q, grid); }
+
+  template <class T>
+  PYQUANT_INLINE static void scalar(const Params& p, T& dx, T dy, T x) {
+    dx = is_representable(load(x), p.q, p.grid) ? dy : T{};
+  }
+
+  // One step of room on both sides tells what would be clamped from what lies on the last integer.
+  template <class T>
+  PYQUANT_INLINE static void vector(const Params& p, T& dx, T dy, T x) {
+    const float steps =
+        static_cast<float>(round_small(clamp_number(load(x) / p.q.scale, p.lo - 1.0f, p.hi + 1.0f)));
+    dx = steps >= p.lo && steps <= p.hi ? dy : T{};
+  }
+};
+
+}  // namespace
+
+template <class T>
+void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point, Grid grid,
+                   int64_t begin, int64_t end) {
+  dispatch<Pointwise<FakeQuantizeOp, T, T>>(&map, scale, zero_point, grid, begin, end, y, x);
+}
+
+template <class T>
+void fake_quantize_backward(const T* dy, const T* x, T* dx, const ScaleMap& map, const float* scale,
+                            const int32_t* zero_point, Grid grid, int64_t begin, int64_t end) {
+  dispatch<Pointwise<BackwardOp, T, T, T>>(&map, scale, zero_point, grid, begin, end, dx, dy, x);
+}
+
+#define PYQUANT_INSTANTIATE(T)                                                                                        \
+  template void fake_quantize<T>(const T*, T*, const ScaleMap&, const float*, const int32_t*, Grid, int64_t,         \
+                                 int64_t);                                                                           \
+  template void fake_quantize_backward<T>(const T*, const T*, T*, const ScaleMap&, const float*, const int32_t*, Grid, \
+                                          int64_t, int64_t);
+PYQUANT_INSTANTIATE(float)
+PYQUANT_INSTANTIATE(BFloat16)
+PYQUANT_INSTANTIATE(Float16)
+#undef PYQUANT_INSTANTIATE
+
+}  // namespace pyquant::kernels

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the native operators, or says how to build them; there is no fallback on CPU.
+
+It owns the way from an operator's name to its callable and from a native error to OpArgumentError; what each operator does is in its own module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pyquant.errors import OpArgumentError
+
+# The number that csrc/torch/module.cc was built with; both change with every change of a schema.
+ABI = 1
+_HOW = "build it with `pip install -r requirements-dev.txt && pip install --no-build-isolation -e .` in the source tree"
+_MARK = "[pyquant] "
+
+
+def _load() -> None:
+    try:
+        importlib.import_module("pyquant._C")
+    except ImportError as error:
+        raise ImportError(f"pyquant's native operators (pyquant/_C.abi3.so) are missing: {error}; {_HOW}") from error
+    built = int(torch.ops.pyquant._abi()) if hasattr(torch.ops.pyquant, "_abi") else 0
+    if built != ABI:
+        raise ImportError(
+            f"pyquant's native operators are stale: pyquant/_C.abi3.so has version {built}, the Python code expects {ABI}; {_HOW}"
+        )
+
+
+_load()
+
+
+def native(name: str) -> Callable[..., Any]:
+    """The overload `torch.ops.pyquant.<name>.default`. Raises ImportError when the binary lacks it."""
+    try:
+        op: Callable[..., Any] = getattr(torch.ops.pyquant, name).default
+    except AttributeError:
+        raise ImportError(f"pyquant/_C.abi3.so is stale: it has no operator {name!r}; {_HOW}") from None
+    return op
+
+
+def op_error(error: RuntimeError) -> Exception:
+    """What a kernel raised, as an OpArgumentError with the kernel's words; any other error unchanged."""
+    _, mark, text = str(error).partition(_MARK)
+    return OpArgumentError(text.split("\n")[0]) if mark else error
