@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """prepare -> calibrate -> convert: the three steps from a float model to one whose every site has its numbers.
 
-It owns the order of the steps and the errors that name sites. What happens in a site is site.py; saving is checkpoint.py.
+It owns the order of the steps and the errors that name sites. A site's own life is site.py; saving is checkpoint.py.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
             if bad:
                 raise CalibrationError(_non_finite_message(bad, number))
     if number < 0:
-        raise CalibrationError("calibrate got no batches: the iterable is empty (or a generator that was used up before)")
+        raise CalibrationError(
+            "calibrate got no batches: the iterable is empty (or a generator that was used up before)"
+        )
 
 
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
-    """Give every site its scale and zero point, and put the tree in the QUANTIZED phase: all sites, or none and an error.
+    """Give each site its scale and zero point, and put the tree in QUANTIZED phase: all sites, or an error and none.
 
     `unused` are globs over site paths that the caller knows no graph will use; they stay float. Raises
     CalibrationError that lists every site without data, with NaN or Inf, or with a degenerate range; PhaseError when
@@ -93,7 +95,9 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
             settled.append((site, verdict))
     if problems:
         total = len(problems) + len(settled)
-        raise CalibrationError(f"convert: {len(problems)} of {total} sites have no usable range\n" + "\n".join(problems))
+        raise CalibrationError(
+            f"convert: {len(problems)} of {total} sites have no usable range\n" + "\n".join(problems)
+        )
     for site, qparams in settled:
         site.settle(qparams)
     finish(tree)
@@ -156,5 +160,7 @@ def _used(sites: list[Site], unused: Sequence[str]) -> list[Site]:
         unused = (unused,)
     for pattern in unused:
         if not any(fnmatchcase(site.path, pattern) for site in sites):
-            raise CalibrationError(f"convert(unused=...): {pattern!r} matches no site; see policy.explain(q) for the paths")
+            raise CalibrationError(
+                f"convert(unused=...): {pattern!r} matches no site; see policy.explain(q) for the paths"
+            )
     return [s for s in sites if s.spec is not None and not any(fnmatchcase(s.path, pattern) for pattern in unused)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy: which sites get which number format, as an ordered list of rules that is data.
 
-It owns matching, the file form and the explanation of a choice. The named presets are recipes/; what a format is, is spec.py.
+It owns matching, the file form and the explanation of a choice. Presets are recipes/; what a format is, is spec.py.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, str) or not self.match:
-            raise SpecError(f"a rule needs a pattern over site paths such as '*' or '*.mlp.*:weight', got {self.match!r}")
+            raise SpecError(
+                f"a rule needs a pattern over site paths such as '*' or '*.mlp.*:weight', got {self.match!r}"
+            )
         if isinstance(self.role, str):
             try:
                 object.__setattr__(self, "role", Role.parse(self.role))
@@ -105,7 +107,8 @@ class Rule:
                 raise SpecError(f"rule {self.match!r}: {error}") from None
         if not isinstance(self.spec, QuantSpec | None) or not isinstance(self.observer, ObserverSpec):
             raise SpecError(
-                f"rule {self.match!r} needs a QuantSpec or None, and an ObserverSpec; got {self.spec!r}, {self.observer!r}"
+                f"rule {self.match!r} needs a QuantSpec or None, and an ObserverSpec; got {self.spec!r} and "
+                f"{self.observer!r}"
             )
 
     def matches(self, path: str, role: Role) -> bool:
@@ -243,8 +246,8 @@ class Policy:
             problems.append(f"  rule #{index} {rule}: {_near(rule, sites)}")
         if problems:
             raise PolicyError(
-                f"policy {self.name!r}: {len(problems)} of {len(self.rules)} rules match no site of this model; correct "
-                f"the pattern or role, or mark the rule optional\n" + "\n".join(problems)
+                f"policy {self.name!r}: {len(problems)} of {len(self.rules)} rules match no site of this model; "
+                f"correct the pattern or role, or mark the rule optional\n" + "\n".join(problems)
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,7 +258,9 @@ class Policy:
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
         """Inverse of `to_dict`. `extends: PRESET` puts the preset's rules first. Raises SpecError or PolicyError."""
-        _check_keys(data, {"format", "version", "name", "description", "extends", "rules"}, {"format", "version"}, "a policy")
+        _check_keys(
+            data, {"format", "version", "name", "description", "extends", "rules"}, {"format", "version"}, "a policy"
+        )
         if data["format"] != FORMAT or data["version"] != VERSION:
             raise SpecError(
                 f"expected format {FORMAT!r} version {VERSION}, got {data['format']!r} version {data['version']!r}; "

@@ -135,14 +135,20 @@ class Site(nn.Module):
         if observer.elements == 0:
             if self.role.is_constant:
                 return "its constant was never seen; the wrapper must pass it through const()"
-            return "saw no calibration data; run calibrate() with batches that reach it, or name it in convert(unused=...)"
+            return (
+                "saw no calibration data; run calibrate() with batches that reach it, or name it in convert(unused=...)"
+            )
         if observer.non_finite:
             where = "its constant holds" if self.role.is_constant else "saw"
-            return f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
+            return (
+                f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
+            )
         lo, hi = observer.range()
         zero = (lo == 0) & (hi == 0)
         if bool(zero.all()) and not self.role.is_constant:
-            return "saw only zeros, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+            return (
+                "saw only zeros, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+            )
         spec = self._spec()
         scale, zero_point = ops.choose_qparams(lo, hi, spec.qmin, spec.qmax, spec.symmetric)
         scale = torch.where(zero, torch.ones_like(scale), scale)

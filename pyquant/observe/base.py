@@ -122,7 +122,7 @@ def channels_of(x: Tensor, spec: QuantSpec) -> tuple[Tensor, int | None, Sequenc
                 raise SpecError(f"{spec}: the group size must divide dimension {axis} of {tuple(x.shape)}")
             shape = list(x.shape)
             shape[axis] //= size
-            grouped = x.unflatten(axis, (shape[axis], size)).movedim(axis + 1, -1)
+            grouped = x.reshape(*shape[: axis + 1], size, *shape[axis + 1 :]).movedim(axis + 1, -1)
             return grouped.reshape(-1, size), 0, shape
     raise AssertionError(f"unknown granularity {spec.granularity!r}")
 

@@ -40,7 +40,9 @@ class HistogramObserver(Observer):
 
     def _merge(self, other: dict[str, Tensor], batches: int) -> None:
         """Exact when both have the same bins; else each bin's count goes where its middle falls in the joint range."""
-        edges = torch.stack((torch.minimum(self.edges[0], other["edges"][0]), torch.maximum(self.edges[1], other["edges"][1])))
+        edges = torch.stack(
+            (torch.minimum(self.edges[0], other["edges"][0]), torch.maximum(self.edges[1], other["edges"][1]))
+        )
         self.counts = _rebin(self.counts, self.edges, edges) + _rebin(other["counts"], other["edges"], edges)
         self.edges = edges
 

@@ -23,6 +23,8 @@ from pyquant.spec import PerGroup
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import ExportAdapter, Profile
 
+__all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
+
 
 @dataclass(frozen=True)
 class WrapContext:
@@ -48,7 +50,9 @@ class WrapContext:
             observer = rule.observer
             return Site(path, role, rule.spec, observer=observer.kind, params=observer.params, state=self.state)
         except SpecError as error:
-            raise PolicyError(f"rule #{choice.index} {rule} does not fit the {role.value} site {path!r}: {error}") from error
+            raise PolicyError(
+                f"rule #{choice.index} {rule} does not fit the {role.value} site {path!r}: {error}"
+            ) from error
 
 
 class QModule(nn.Module):
@@ -60,7 +64,7 @@ class QModule(nn.Module):
     the weight) whose scales make the bias' scale.
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
-    it needs, the same objects. It never keeps `fp` itself.
+    it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
     """
 
     CHILDREN: ClassVar[tuple[str, ...]] = ()
@@ -68,16 +72,16 @@ class QModule(nn.Module):
     SITES: ClassVar[Mapping[str, Role]] = {}
     BIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
-    def __init__(self, fp: nn.Module, ctx: WrapContext) -> None:
+    def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__()
-        self.fp_type = type(fp)
+        self.fp_type = None if fp is None else type(fp)
         self.path = ctx.path
         self.config: Any = getattr(fp, "config", None)
         self._state = ctx.state
         self._context = ctx
         self._bias_cache: dict[str, TensorCache] = {}
         self.sites = nn.ModuleDict()
-        for name, role in self.SITES.items():
+        for name, role in self.site_roles(fp).items():
             self.add_site(name, role)
         for name in self.CHILDREN:
             setattr(self, name, self._wrap_child(fp, name))
@@ -85,7 +89,12 @@ class QModule(nn.Module):
             self.register_buffer(f"{name}_scale", None, persistent=False)
         self.training = False
 
-    def _wrap_child(self, fp: nn.Module, name: str) -> nn.Module | None:
+    @classmethod
+    def site_roles(cls, fp: Any) -> Mapping[str, Role]:
+        """The sites for this `fp`; where they depend on it (a norm without a gain), some of SITES are left out."""
+        return cls.SITES
+
+    def _wrap_child(self, fp: nn.Module | None, name: str) -> nn.Module | None:
         child = getattr(fp, name, None)
         ctx = self._context.child(name)
         if child is None:
@@ -143,7 +152,10 @@ class QModule(nn.Module):
         for name, (input_site, weight_site) in self.BIASES.items():
             x, w = self.site(input_site).qparams, self.site(weight_site).qparams
             exists = (
-                x is not None and w is not None and x.spec.dtype.bits >= 8 and not isinstance(w.spec.granularity, PerGroup)
+                x is not None
+                and w is not None
+                and x.spec.dtype.bits >= 8
+                and not isinstance(w.spec.granularity, PerGroup)
             )
             scale = x.scale.to(w.scale.device) * w.scale if exists and x is not None and w is not None else None
             self._buffers[f"{name}_scale"] = scale
@@ -211,7 +223,10 @@ class QModule(nn.Module):
         )
 
     def as_export_module(self, profile: Profile) -> nn.Module:
-        """This wrapper as a static graph. Wrappers with data-dependent parts override it. Raises PhaseError before convert."""
+        """This wrapper as a static graph. Wrappers with data-dependent parts override it.
+
+        Raises PhaseError before convert.
+        """
         self.require(Phase.QUANTIZED, "export")
         return ExportAdapter(self, profile, type(self).__name__.removeprefix("Quant").lower())
 
@@ -220,27 +235,32 @@ class QModule(nn.Module):
 
         Torch writes into parameters in place; here each gets a new Parameter, tied ones one storage again.
         """
-        memo: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def once(t: Tensor) -> Tensor:
-            if id(t) not in memo:
-                memo[id(t)] = (t, fn(t))
-            return memo[id(t)][1]
-
-        owner: Callable[[Tensor], Tensor] = fn if getattr(fn, "remembers", False) else once
-        owner.remembers = True  # type: ignore[attr-defined]
+        fn = fn if isinstance(fn, _Once) else _Once(fn)
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         scales = {f"{name}_scale": self._buffers.pop(f"{name}_scale", None) for name in self.BIASES}
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
-            super()._apply(owner, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(before)
             self._buffers.update({key: t if t is None else t.to(fn(t).device) for key, t in scales.items()})
         return self
 
     def extra_repr(self) -> str:
-        return f"fp={self.fp_type.__name__}"
+        return f"fp={self.fp_type.__name__}" if self.fp_type else ""
+
+
+class _Once:
+    """A function of tensors that gives the same result, not an equal one, for the same tensor."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self._fn = fn
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, t: Tensor) -> Tensor:
+        if id(t) not in self._seen:
+            self._seen[id(t)] = (t, self._fn(t))
+        return self._seen[id(t)][1]
 
 
 def set_phase(q: QModule, phase: Phase) -> None:

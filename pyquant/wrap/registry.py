@@ -66,7 +66,7 @@ def qualified(cls: type) -> str:
 
 
 def find(name: str) -> type[nn.Module] | None:
-    """The registered class of a qualified name, loading the wrappers of its transformers family; None if there is none."""
+    """The registered class of a qualified name, after loading its transformers family; None if there is none."""
     load_family(name.partition(":")[0])
     return next((cls for cls in _WRAPPERS if qualified(cls) == name), None)
 
@@ -106,6 +106,6 @@ def _unknown(cls: type[nn.Module], path: str) -> str:
         )
     where = f"module {path!r}" if path else "the model"
     return (
-        f"{where} is a {qualified(cls)}, which has no wrapper. Write one (a QModule with pyquant.register), or take one "
-        f"that exists: {', '.join(sorted(known)) or 'none'}.{hint}"
+        f"{where} is a {qualified(cls)}, which has no wrapper. Write one (a QModule with pyquant.register), or use "
+        f"one that exists: {', '.join(sorted(known)) or 'none'}.{hint}"
     )
