@@ -35,6 +35,10 @@ class CalibrationError(PyquantError, ValueError):
     """Calibration data that cannot give qparams: none, NaN or Inf, or degenerate."""
 
 
+class InputError(PyquantError, ValueError):
+    """A tensor given to a model's forward that contradicts the model or the other inputs."""
+
+
 class ProfileError(PyquantError, ValueError):
     """An export profile that contradicts the model."""
 

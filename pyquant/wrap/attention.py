@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention core that models share: scores, mask, softmax, weighted sum, with grouped-query heads.
+
+It owns these sites and the form of a mask. Projections, norms, rotary and the KV cache belong to the model's wrapper.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import InputError
+from pyquant.site import exporting
+from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.dtype import as_dtype, as_float32
+
+# What is added to a masked logit. Finite, because -inf has no grid; far below any logit, so that exp() of it is 0 in
+# float32; and within float16. Models' own masks use the dtype's minimum, which would leave the grid one useful value.
+FILL = -1e4
+
+
+class AdditiveMask(NamedTuple):
+    """0 where a query may look, FILL where it may not: (batch, 1 or heads, 1 or queries, keys)."""
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor | AdditiveMask | None, dtype: torch.dtype) -> AdditiveMask | None:
+        """From any mask that HF passes around; None when nothing is masked, and then no mask operator exists.
+
+        (batch, keys) or 4-D; bool or integer, true where a query may look; or 4-D floating point, added as it is
+        (but not below FILL). Raises InputError for another rank.
+        """
+        if mask is None or isinstance(mask, AdditiveMask):
+            return mask
+        if mask.dim() not in (2, 4) or (mask.dim() == 2 and mask.is_floating_point()):
+            raise InputError(
+                f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; expected (batch, keys) of bool or "
+                "integer, true where a key is valid, or (batch, 1 or heads, 1 or queries, keys)"
+            )
+        if mask.is_floating_point():
+            values = mask.clamp(min=FILL).to(dtype)
+        else:
+            values = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, FILL)
+        if values.dim() == 2:
+            values = values[:, None, None, :]
+        return cls(values) if exporting() or bool((values != 0).any()) else None
+
+
+class AttentionCore(QModule):
+    """softmax(query @ key^T * scaling + mask) @ value; key and value have as many heads as the query, or fewer.
+
+    Grouped heads are folded into the rows of one batched product, so that keys and values are never repeated.
+
+    `masked_logits` saturates: its range is that of the logits that are not masked plus a margin below them, so every
+    masked logit ends on the lower end of the grid, wherever FILL is. Unpadded calibration data teaches it too: a
+    padded profile needs no padded batch.
+    """
+
+    SITES = {
+        "logits": Role.ACTIVATION,
+        "mask": Role.CONSTANT,
+        "masked_logits": Role.ACTIVATION,
+        "probs": Role.SOFTMAX,
+        "attn_out": Role.ACTIVATION,
+    }
+
+    def __init__(self, ctx: WrapContext, *, scaling: float = 1.0) -> None:
+        super().__init__(None, ctx)
+        self.scaling = scaling
+        if scaling != 1.0:
+            self.add_site("scaled_logits", Role.ACTIVATION)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AdditiveMask | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """query (B, H, Sq, D), key and value (B, Hkv, Sk, D) -> output (B, H, Sq, D), probabilities (B, H, Sq, Sk)."""
+        batch, heads, queries, _ = query.shape
+        kv_heads, keys = key.shape[1], key.shape[2]
+        rows = heads // kv_heads * queries  # a KV head serves the queries of all heads of its group
+
+        grouped_query = _reshape(query, (batch, kv_heads, rows, query.shape[-1]))
+        logits = self.q("logits", torch.matmul(grouped_query, key.transpose(-1, -2)))
+        if self.scaling != 1.0:
+            logits = self.q("scaled_logits", logits * self.scaling)
+        if mask is None:
+            self._foresee_mask(logits)
+        else:
+            logits = self._add_mask(logits, mask.values, (batch, heads, queries, keys))
+        probs = self.q("probs", as_dtype(torch.softmax(as_float32(logits), dim=-1), query.dtype))
+        grouped_probs = _reshape(probs, (batch, kv_heads, rows, keys))
+        out = self.q("attn_out", torch.matmul(grouped_probs, value))
+        return (
+            _reshape(out, (batch, heads, queries, value.shape[-1])),
+            _reshape(probs, (batch, heads, queries, keys)),
+        )
+
+    def _add_mask(self, logits: Tensor, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        if mask.shape[1] != 1 or mask.shape[2] != 1:  # it tells heads or queries apart: undo the folding of heads
+            logits = _reshape(logits, shape)
+        if self.phase is not Phase.CALIBRATE:
+            return self.q("masked_logits", logits + self.q("mask", mask))
+        masked = logits + self.q("mask", mask, observed=_mask_range(logits))
+        dropped = mask < FILL / 2
+        lowest = masked.masked_fill(dropped, torch.inf).amin()
+        highest = masked.masked_fill(dropped, -torch.inf).amax()
+        return self.q("masked_logits", masked, observed=self._saturating_range(lowest, highest))
+
+    def _foresee_mask(self, logits: Tensor) -> None:
+        """What `_add_mask` would have observed, had there been a mask that dropped nothing."""
+        if self.phase is Phase.CALIBRATE:
+            self.q("mask", _mask_range(logits))
+            self.q("masked_logits", logits, observed=self._saturating_range(logits.amin(), logits.amax()))
+
+    def _saturating_range(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        """The two ends only: an observer that leaves out outliers must not cut the margin off.
+
+        A masked logit ends at least `margin` below its row's largest, so its weight is at most exp(-margin). Half an
+        LSB of a probability is 1/510 at 8 bits and 1/65534 at 16. exp(-16) = 1.1e-7 and exp(-24) = 3.8e-11 are so far
+        below that even the sum over 16,000 masked keys stays under it (2e-3 and 6e-7).
+        """
+        spec = self.site("masked_logits").spec
+        margin = 24.0 if spec is None or spec.dtype.bits > 8 else 16.0
+        return torch.stack([as_float32(lowest) - margin, as_float32(highest)])
+
+
+def _mask_range(like: Tensor) -> Tensor:
+    """All values that a mask has, whichever of them a batch happens to show."""
+    return torch.tensor([FILL, 0.0], dtype=like.dtype, device=like.device)
+
+
+def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` itself if it has `shape`, so that ungrouped heads export without a RESHAPE."""
+    return x if x.shape == shape else x.reshape(shape)

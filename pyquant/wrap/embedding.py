@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookup tables: GATHER from a quantized table.
+
+It owns the format of the table and of the rows that leave it. Which rows are asked for is the model's business.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyquant.errors import UnknownModuleError
+from pyquant.wrap.base import QModule, Role, WrapContext
+from pyquant.wrap.registry import register
+
+
+@register(nn.Embedding)
+class QuantEmbedding(QModule):
+    """`nn.Embedding`: ids (...) int -> (..., embedding_dim).
+
+    The rows carry the table's own grid; `act_out` brings them to the grid of the activations, so that a 4-bit or
+    per-row table is a matter of storage only.
+    """
+
+    SITES = {"weight": Role.EMBEDDING, "act_out": Role.ACTIVATION}
+
+    def __init__(self, fp: nn.Embedding, ctx: WrapContext) -> None:
+        if fp.max_norm is not None:
+            raise UnknownModuleError(
+                f"{ctx.path or 'the model'}: nn.Embedding(max_norm={fp.max_norm}) rewrites its table on each lookup, "
+                "which a quantized table cannot do; renormalize the table once and set max_norm to None"
+            )
+        super().__init__(fp, ctx)
+        self.weight = fp.weight
+        self.num_embeddings, self.embedding_dim = fp.num_embeddings, fp.embedding_dim
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.q("act_out", F.embedding(ids, self.const("weight", self.weight)))
