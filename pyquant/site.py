@@ -25,7 +25,8 @@ __all__ = ["Phase", "Role", "Site", "TensorCache", "TreeState", "exporting"]
 
 Clip = tuple[float | None, float | None]
 _CLOCK = itertools.count(1)
-_TINY = torch.finfo(torch.float32).tiny
+_TINY = torch.finfo(torch.float32).tiny  # a smaller scale is not a normal float
+_MASKED = 1e30  # no activation is that large; the finfo.min of an additive mask is
 
 
 @dataclass
@@ -143,21 +144,17 @@ class Site(nn.Module):
             return (
                 f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
             )
-        lo, hi = observer.range()
-        zero = (lo == 0) & (hi == 0)
-        if bool(zero.all()) and not self.role.is_constant:
+        lo, hi = (t.double() for t in observer.range())
+        low, high = float(lo.min()), float(hi.max())
+        if max(-low, high) >= _MASKED:
             return (
-                "saw only zeros, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+                f"has the range [{low:.6g}, {high:.6g}], which only mask values make; the wrapper must observe the "
+                f"unmasked values alone (q(..., observed=...))"
             )
-        spec = self._spec()
-        scale, zero_point = ops.choose_qparams(lo, hi, spec.qmin, spec.qmax, spec.symmetric)
-        scale = torch.where(zero, torch.ones_like(scale), scale)
-        if not bool((torch.isfinite(scale) & (scale >= _TINY)).all()):
-            return (
-                f"has a degenerate range [{float(lo.min()):.6g}, {float(hi.max()):.6g}]: its scale is not a normal "
-                f"float32; calibrate with other data, or leave it float by a rule"
-            )
-        return QParams(spec, scale, zero_point)
+        if not self.role.is_constant and max(-low, high) / (observer.spec.qmax - observer.spec.qmin) < _TINY:
+            seen = "only zeros" if low == high == 0 else f"only values in [{low:.6g}, {high:.6g}]"
+            return f"saw {seen}, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+        return observer.qparams()
 
     def settle(self, qparams: QParams) -> None:
         """Store the numbers and let the statistics go."""

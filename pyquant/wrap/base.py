@@ -139,9 +139,9 @@ class QModule(nn.Module):
             return value
         bits = self._bias_bits(name)
         if exporting() or (self.training and torch.is_grad_enabled()):
-            return ops.fake_quantize_bias(value, scale, bits)
+            return _bias_on_grid(value, scale, bits)
         cache = self._bias_cache.setdefault(name, TensorCache())
-        return cache.get((value, scale), lambda: ops.fake_quantize_bias(value, scale, bits))
+        return cache.get((value, scale), lambda: _bias_on_grid(value, scale, bits))
 
     def _bias_bits(self, name: str) -> int:
         spec = self.site(self.BIASES[name][0]).spec
@@ -218,8 +218,8 @@ class QModule(nn.Module):
             Phase.FLOAT: "use pyquant.wrap.phase(q, Phase.FLOAT)",
         }
         raise PhaseError(
-            f"{verb} before the tree is ready: {type(self).__name__} is in phase {self.phase.name}, expected {phase.name}; "
-            f"{steps[phase]}"
+            f"{verb} before the tree is ready: {type(self).__name__} is in phase {self.phase.name}, expected "
+            f"{phase.name}; {steps[phase]}"
         )
 
     def as_export_module(self, profile: Profile) -> nn.Module:
@@ -261,6 +261,12 @@ class _Once:
         if id(t) not in self._seen:
             self._seen[id(t)] = (t, self._fn(t))
         return self._seen[id(t)][1]
+
+
+def _bias_on_grid(value: Tensor, scale: Tensor, bits: int) -> Tensor:
+    if value.dtype == torch.float32:  # no cast nodes in the graph
+        return ops.fake_quantize_bias(value, scale, bits)
+    return ops.fake_quantize_bias(value.float(), scale, bits).to(value.dtype)
 
 
 def set_phase(q: QModule, phase: Phase) -> None:

@@ -72,12 +72,18 @@ def find(name: str) -> type[nn.Module] | None:
 
 
 def load_family(module: str) -> None:
-    """Import pyquant.models.<family> for a class that lives in transformers.models.<family>, if we have that room."""
+    """Import the room with the wrappers for classes of `module`, if we have one; so that nobody must know its name.
+
+    transformers.models.<family> is pyquant.models.<family>; transformers.activations is wrap.hf_activations.
+    """
     parts = module.split(".")
-    if parts[:2] == ["transformers", "models"] and len(parts) > 2:
+    home = None
+    if module == "transformers.activations":
+        home = "pyquant.wrap.hf_activations"
+    elif parts[:2] == ["transformers", "models"] and len(parts) > 2 and importlib.util.find_spec("pyquant.models"):
         home = f"pyquant.models.{parts[2]}"
-        if importlib.util.find_spec("pyquant.models") and importlib.util.find_spec(home):
-            importlib.import_module(home)
+    if home and importlib.util.find_spec(home):
+        importlib.import_module(home)
 
 
 def wrapper_of(cls: type[nn.Module], path: str = "") -> type[QModule]:
