@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns the taking of a trace: one global forward hook that records each call of a model's modules and always goes away.
+Leaves how values are described to `values.py`, and what a trace can do to `record.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from pyquant.trace.record import Call, Trace, TraceError, refuse_existing
+from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
+from pyquant.trace.values import TensorValue, Tree, describe, describe_tensor
+
+Patterns = str | Iterable[str]
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    inputs: object = None,
+    modules: Patterns | None = None,
+    *,
+    tensors: Patterns = (),
+    folder: str | Path | None = None,
+) -> Iterator[Trace]:
+    """Records the calls of `model` and of all modules below it while the `with` block runs.
+
+        with capture(model, {"input_ids": ids}, tensors="*.mlp") as trace:
+            ...
+
+    inputs: a mapping (keyword arguments), a tuple or list (positional) or one tensor: the model is called with them
+        once, without gradients, before the block runs. None: only the block calls the model.
+    modules: globs of module names; only their calls are recorded. None: all.
+    tensors: globs of module names; the full tensors of their calls are kept, of all others only statistics.
+    folder: where kept tensors go instead of RAM, and `trace.json` when the block ends without an error.
+
+    A call is recorded when it returns, so children come before parents, and a call that raises is not recorded.
+    Modules outside of `model` are not, nor is anything while torch.export or torch.compile traces (there are no
+    values then). Raises TraceError for a glob that matches no module and for a folder that holds a trace already.
+    """
+    # A module that has two paths is recorded under the first: a call does not say by which path it came.
+    names = {id(module): name for name, module in model.named_modules()}
+    recorded = set(names.values()) if modules is None else _select(names.values(), modules, "modules")
+    kept = _select(names.values(), tensors, "tensors")
+    if folder is not None:
+        refuse_existing(Path(folder))
+    store: TensorStore = MemoryStore() if folder is None else DiskStore(Path(folder) / "tensors")
+    trace = Trace(type(model).__name__, store=store)
+    describer = _Describer(store)
+    repeats: Counter[str] = Counter()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        name = names.get(id(module))
+        if name is None or name not in recorded or torch.compiler.is_compiling():
+            return
+        keep = describer.keep if name in kept else describer.summarize
+        said, named = describe(args, keep), describe(kwargs, keep)
+        assert isinstance(said, Tree), f"positional arguments are a tuple: {args = }"
+        assert isinstance(named, Tree), f"keyword arguments are a dict: {kwargs = }"
+        trace.calls.append(Call(name, type(module).__name__, repeats[name], said, named, describe(output, keep)))
+        repeats[name] += 1
+
+    handle = register_module_forward_hook(hook, with_kwargs=True)
+    try:
+        if inputs is not None:
+            _call(model, inputs)
+        yield trace
+    finally:
+        handle.remove()
+    if folder is not None:
+        trace.save_calls(Path(folder))
+
+
+@torch.no_grad()
+def _call(model: nn.Module, inputs: object) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        model(*inputs)
+    elif isinstance(inputs, Tensor):
+        model(inputs)
+    else:
+        raise TraceError(f"inputs are a mapping, a tuple, a list or a tensor, not {type(inputs).__name__}")
+
+
+def _select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:
+    """The names that match at least one glob; TraceError for a glob that matches none."""
+    names = list(names)
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise TraceError(
+                f"{argument}={pattern!r} matches none of the {len(names)} modules; names look like "
+                f"{', '.join(map(repr, near))}"
+            )
+        chosen.update(matched)
+    return chosen
+
+
+class _Describer:
+    """Describes each tensor once: what one module returns, the next one takes.
+
+    A tensor is known again by identity and version, so that one that was changed in place is described anew.
+    """
+
+    def __init__(self, store: TensorStore) -> None:
+        self._store = store
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, TensorValue]] = {}
+
+    def summarize(self, x: Tensor) -> TensorValue:
+        """Type, dtype, shape and statistics."""
+        value = self._describe(x)
+        return value if value.key is None else replace(value, key=None)
+
+    def keep(self, x: Tensor) -> TensorValue:
+        """The same, and the tensor itself goes to the store, if it is not there already."""
+        value = self._describe(x)
+        if value.key is None and x.device.type != "meta":
+            value = replace(value, key=self._store.put(x))
+            self._remember(x, value)
+        return value
+
+    def _describe(self, x: Tensor) -> TensorValue:
+        if x.is_inference():  # has no version, so it cannot be known again
+            return describe_tensor(x)
+        reference, version, value = self._known.get(id(x), (None, -1, None))
+        if reference is None or value is None or reference() is not x or version != x._version:
+            value = describe_tensor(x)
+            self._remember(x, value)
+        return value
+
+    def _remember(self, x: Tensor, value: TensorValue) -> None:
+        if x.is_inference():
+            return
+        identity = id(x)
+        reference = weakref.ref(x, lambda _: self._known.pop(identity, None))
+        self._known[identity] = (reference, x._version, value)

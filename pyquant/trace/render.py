@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns traces and comparisons as text for people: an indented record of each call, and the side-by-side table.
+Leaves where the text goes to the caller.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyquant.trace.compare import Comparison, Entry
+from pyquant.trace.record import PARTS, Call, Trace
+from pyquant.trace.values import Leaf, TensorValue, Tree, Value
+
+WIDE = 400
+
+
+def render_trace(trace: Trace, calls: Iterable[Call] | None = None) -> str:
+    """Each call (all of them, or the ones given) as its title and the indented structure of its values."""
+    lines: list[str] = []
+    for call in trace if calls is None else calls:
+        lines.append(f"{call.title}: {call.type}")
+        for part in PARTS:
+            value = getattr(call, part)
+            if part == "output" or len(value):
+                lines += _lines(part, value, "  ")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def render_comparison(comparison: Comparison, entries: Iterable[Entry] | None = None, width: int = WIDE) -> str:
+    """The side-by-side table (of all entries, or the ones given), then a summary, the problems, and what is unpaired.
+
+    A cell is never cut: what does not fit in `width` columns is folded onto more lines.
+    """
+    shown = list(comparison if entries is None else entries)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("module", overflow="fold")
+    table.add_column("value", overflow="fold")
+    table.add_column(f"a: {comparison.model_a}", overflow="fold")
+    table.add_column(f"b: {comparison.model_b}", overflow="fold")
+    for name in ("mean(a-b)", "min", "max", "std", "PEIR", "SQNR dB", "cosine"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for entry in shown:
+        d = entry.difference
+        numbers = [None] * 7 if d is None else [d.mean, d.min, d.max, d.std, d.peir, d.sqnr, d.cosine]
+        cells = [_title(entry), entry.path, entry.a, entry.b, *map(_number, numbers), entry.status]
+        table.add_row(*(Text(cell) for cell in cells))
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, legacy_windows=False)
+    console.print(table)
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    return text + "\n\n" + "\n".join(_summary(comparison, shown)) + "\n"
+
+
+def _summary(comparison: Comparison, shown: list[Entry]) -> Iterator[str]:
+    worst = next(iter(comparison.worst(1)), None)
+    counts = dict.fromkeys(("equal", "differs", "same", "not kept", "error"), 0)
+    for entry in comparison:
+        counts[entry.status] += 1
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    yield f"{len(comparison)} values compared ({said or 'none'})" + (
+        f", {len(shown)} shown" if len(shown) != len(comparison) else ""
+    )
+    if worst is not None and worst.difference is not None:
+        yield f"largest PEIR {_number(worst.difference.peir)} at {_title(worst)} {worst.path}"
+    for entry in comparison.errors:
+        yield f"error: {_title(entry)} {entry.path}: {entry.problem}"
+    for side, names in (("a", comparison.only_a), ("b", comparison.only_b)):
+        if names:
+            yield f"only in {side}: {', '.join(name or '(model)' for name in names)}"
+
+
+def _lines(name: str, value: Value, indent: str) -> Iterator[str]:
+    if isinstance(value, Tree):
+        yield f"{indent}{name}: {value.type}" + (f" of {len(value)}" if value.kind == "sequence" else "")
+        for key, item in value.items:
+            yield from _lines(key, item, indent + "  ")
+    elif isinstance(value, Leaf):
+        known = value.value is not None
+        yield f"{indent}{name}: " + (f"{value.type} {value.value!r}" if known else value.type)
+    else:
+        yield f"{indent}{name}: {_tensor(value)}"
+
+
+def _tensor(value: TensorValue) -> str:
+    text = f"{value.type} {value.dtype} {value.shape}"
+    found = value.statistics
+    if found is None:
+        return text + " (no data)"
+    if found.mean is not None:
+        names = ("mean", "min", "max", "std")
+        text += "".join(f" {name}={_number(getattr(found, name))}" for name in names)
+    return text + (f" nonfinite={found.nonfinite}" if found.nonfinite else "")
+
+
+def _title(entry: Entry) -> str:
+    return (entry.module or "(model)") + (f" #{entry.repeat + 1}" if entry.repeat else "")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

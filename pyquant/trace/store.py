@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns the full tensors that a trace keeps, in memory or one safetensors file each on disk.
+Leaves which tensors are kept to `capture.py`, and what they mean to `record.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class TensorStore(Protocol):
+    """Keeps copies of tensors under keys that it gives out."""
+
+    def put(self, x: Tensor) -> str:
+        """Keeps a copy of `x` as it is now; returns its key."""
+        ...
+
+    def get(self, key: str) -> Tensor:
+        """The tensor of a key, on the CPU; KeyError when there is none."""
+        ...
+
+
+def _copy(x: Tensor) -> Tensor:
+    """A dense CPU tensor with memory of its own, so that later in-place changes of `x` do not reach it."""
+    x = x.detach()
+    if x.layout != torch.strided:
+        x = x.to_dense()
+    if x.is_quantized:
+        x = x.dequantize()
+    return x.resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
+
+
+class MemoryStore:
+    """Tensors in RAM."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def put(self, x: Tensor) -> str:
+        key = f"{len(self._tensors):06d}"
+        self._tensors[key] = _copy(x)
+        return key
+
+    def get(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+
+class DiskStore:
+    """Tensors in `folder`, each in a file of its own that is read when asked for, so that RAM holds one at a time."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._count = 0
+
+    def put(self, x: Tensor) -> str:
+        key = f"{self._count:06d}"
+        self.write(key, x)
+        self._count += 1
+        return key
+
+    def write(self, key: str, x: Tensor) -> None:
+        """Keeps a copy of `x` under a key of the caller's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({"tensor": _copy(x)}, self._path(key))
+
+    def get(self, key: str) -> Tensor:
+        path = self._path(key)
+        if not path.is_file():
+            raise KeyError(key)
+        return load_file(path)["tensor"]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
