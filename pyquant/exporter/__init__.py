@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exporter: from a converted model to Circle graphs and bundles of them.
+
+It reads the graph that torch.export traces, and knows neither wrappers nor models.
+"""
+
+from __future__ import annotations
+
+from pyquant.exporter.bundle import export_bundle
+from pyquant.exporter.export import export
+from pyquant.exporter.profile import ExportProfile, TensorSpec
+from pyquant.exporter.program import CircleProgram
+
+__all__ = ["CircleProgram", "ExportProfile", "TensorSpec", "export", "export_bundle"]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph under construction: tensors, operators, constants and their names, appended in execution order.
+
+It knows nothing of grids or of ATen; what to append is context.py's and lower/'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyquant import ops
+from pyquant.errors import ExportError
+from pyquant.exporter.plan import DTYPES, Graph, Op, Quant, Tensor, Where
+from pyquant.exporter.values import Const, Ref
+
+_NO_SITE = "it is a constant without a site; declare one (const(name, value)) in its wrapper"
+
+
+class Builder:
+    """Collects a plan.Graph. Names are unique and depend on the graph alone."""
+
+    def __init__(self, reserved: Sequence[str]) -> None:
+        self.tensors: list[Tensor] = []
+        self.operators: list[Op] = []
+        self.constants: list[torch.Tensor] = []
+        self._names: dict[str, int] = dict.fromkeys(reserved, 1)
+        self._placed: dict[int, tuple[Const, int]] = {}  # id(Const) -> (the Const, kept alive; its tensor)
+
+    def unique(self, name: str) -> str:
+        """`name`, or `name_2`, `name_3` ... when it is taken."""
+        count = self._names.get(name, 0) + 1
+        self._names[name] = count
+        return name if count == 1 else self.unique(f"{name}_{count}")
+
+    def add(self, tensor: Tensor) -> Ref:
+        self.tensors.append(tensor)
+        return Ref(len(self.tensors) - 1)
+
+    def update(self, ref: Ref, **changes: Any) -> None:
+        """Change fields of a tensor that exists (its name or origin)."""
+        self.tensors[ref.index] = replace(self.tensors[ref.index], **changes)
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Ref | Const | None],
+        options: Mapping[str, Any] | None,
+        *,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        where: Where,
+        quant: Quant | None = None,
+        note: str = "",
+    ) -> Ref:
+        """Append one operator with one output, and return the output."""
+        indices = tuple(-1 if value is None else self.place(value).index for value in inputs)
+        assert quant is None or quant.dtype == dtype, f"{op}: {dtype} on a grid of {quant}"
+        out = self.add(Tensor(self.unique(name), dtype, shape, quant, where=where, note=note))
+        self.operators.append(Op(op, indices, (out.index,), dict(options or {}), where))
+        return out
+
+    def place(self, value: Ref | Const) -> Ref:
+        """The tensor of a value; a constant becomes one on first use."""
+        if isinstance(value, Ref):
+            return value
+        if id(value) not in self._placed:
+            data, dtype = _payload(value)
+            note = _NO_SITE if value.quant is None and value.floating else ""
+            self.constants.append(data)
+            tensor = Tensor(
+                self.unique(value.name),
+                dtype,
+                value.shape,
+                value.quant,
+                constant=len(self.constants) - 1,
+                where=value.where,
+                note=note,
+            )
+            self._placed[id(value)] = (value, self.add(tensor).index)
+        return Ref(self._placed[id(value)][1])
+
+    def graph(self, name: str, inputs: Sequence[Ref], outputs: Sequence[Ref], metadata: Mapping[str, str]) -> Graph:
+        return Graph(
+            name,
+            tuple(self.tensors),
+            tuple(self.operators),
+            tuple(ref.index for ref in inputs),
+            tuple(ref.index for ref in outputs),
+            tuple(self.constants),
+            dict(metadata),
+        )
+
+
+def _payload(const: Const) -> tuple[torch.Tensor, str]:
+    """The bytes of a constant as the file holds them, and their plan type."""
+    if const.quant is not None:
+        dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
+        return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)
+    if const.dtype not in DTYPES:
+        raise ExportError(f"constant '{const.name}' is {const.dtype} at {const.where}; Circle has {', '.join(DTYPES.values())}")
+    return const.value().detach().cpu().contiguous(), DTYPES[const.dtype]

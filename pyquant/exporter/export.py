@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""export(): from a converted model and a profile to a CircleProgram.
+
+It owns the questions asked before and after: is the model converted, is every tensor quantized that should be. The work
+is trace.py, lower/ and passes/.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyquant import __version__
+from pyquant.errors import ExportError, PhaseError, ProfileError
+from pyquant.exporter.coverage import require_quantized
+from pyquant.exporter.lower import lower
+from pyquant.exporter.passes import run_passes
+from pyquant.exporter.program import CircleProgram
+from pyquant.exporter.registry import is_fake_quantize
+from pyquant.exporter.trace import Traced, trace
+
+TARGETS = ("circle", "luci", "onert")
+
+
+def export(
+    q: nn.Module, profile: Any = None, *, name: str | None = None, target: str = "circle", allow_float: bool = False
+) -> CircleProgram:
+    """One static graph of a converted model.
+
+    `profile` goes to `q.as_export_module(profile)`. The graph may hold float tensors only when the policy left sites
+    float, or with `allow_float`, which also exports a tree in its float phase. `q` and the profile stay unchanged.
+    Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no Circle
+    form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
+    _require_converted(q, allow_float)
+    adapter = _adapter(q, profile)
+    traced = trace(adapter, name)
+    graph = run_passes(lower(traced, {"pyquant": __version__}))
+    if not (allow_float or _float_by_policy(q, traced)):
+        require_quantized(graph)
+    program = CircleProgram(graph, traced, adapter, profile)
+    if target != "circle" and (faults := program.check(target)):
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
+    return program
+
+
+def sites(q: nn.Module) -> list[Any]:
+    """Every quantization site below `q`: the modules that have a `spec` and a `phase`."""
+    return [module for module in q.modules() if hasattr(module, "spec") and hasattr(module, "phase")]
+
+
+def _require_converted(q: nn.Module, allow_float: bool) -> None:
+    for site in sites(q):
+        phase = getattr(site.phase, "name", str(site.phase))
+        if phase == "QUANTIZED" or (phase == "FLOAT" and allow_float):
+            continue
+        path = getattr(site, "path", "?")
+        hint = "" if phase == "CALIBRATE" else ", or export(..., allow_float=True) for a float graph"
+        raise PhaseError(f"export needs a converted model, but site '{path}' is in phase {phase}; run pyquant.convert(q){hint}")
+
+
+def _float_by_policy(q: nn.Module, traced: Traced) -> bool:
+    """True when the policy left some site float, or nothing is quantized at all."""
+    said = getattr(q, "fully_quantized", None)
+    if said is not None:
+        return not said
+    specs = [site.spec for site in sites(q)]
+    if specs:
+        return any(spec is None for spec in specs)
+    return not any(is_fake_quantize(node) for node in traced.nodes)
+
+
+def _adapter(q: nn.Module, profile: Any) -> nn.Module:
+    if not isinstance(q, nn.Module):
+        raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
+    if hasattr(q, "as_export_module"):
+        if profile is None:
+            raise ProfileError(
+                f"{type(q).__name__} needs a profile: an ExportProfile, or the model's own (such as gemma4.VisionProfile)"
+            )
+        adapter = q.as_export_module(profile)
+        assert isinstance(adapter, nn.Module), f"as_export_module gave {type(adapter).__name__}"
+        return adapter
+    if hasattr(q, "input_specs") and profile is None:
+        return q
+    raise ExportError(
+        f"{type(q).__name__} is neither a quantized model (as_export_module) nor an export adapter (input_specs, "
+        "output_names); run pyquant.prepare, calibrate and convert first"
+    )

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constant folding: every node that depends on parameters, buffers and numbers alone becomes a lazy Const.
+
+A moved quantized constant keeps its integers and its qparams. What a Const becomes in the file is context.py.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from pyquant import ops
+from pyquant.errors import ExportError
+from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BIAS, STORAGE, bias_quant, quant_of
+from pyquant.exporter.plan import Quant
+from pyquant.exporter.trace import Traced, static_shape, where
+from pyquant.exporter.values import Const, dequantize_from
+
+Folded = dict[Node, Any]  # node -> Const, or a list of them
+
+_GROWING = {"aten.expand.default", "aten.repeat.default", "aten.repeat_interleave.self_int"}
+_MAX_GROWTH = 4096  # elements up to which an expanded constant is stored expanded
+_IN_PLACE_ALIASES = {"aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
+
+
+def fold(traced: Traced, moves: Callable[[str], bool]) -> Folded:
+    """All constant nodes of a graph. `moves(target)` tells which operators only move values."""
+    folded: Folded = {}
+    for node in traced.nodes:
+        if node.op == "placeholder" and node.name in traced.lifted:
+            path, tensor = traced.lifted[node.name]
+            folded[node] = Const(path, tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
+        elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
+            made = _fold_call(node, folded, moves)
+            if made is not None:
+                folded[node] = made
+    return folded
+
+
+def _fold_call(node: Node, folded: Folded, moves: Callable[[str], bool]) -> Any:
+    target = str(node.target)
+    if node.target is operator.getitem:
+        return folded[_node(node.args[0])][node.args[1]]
+    if target in _IN_PLACE_ALIASES:
+        return folded[_node(node.args[0])]
+    if target == FAKE_QUANTIZE:
+        return _fold_fake_quantize(node, folded)
+    if target == FAKE_QUANTIZE_BIAS:
+        return _fold_bias(node, folded)
+    if not target.startswith("aten.") or node.target._schema.is_mutable:  # type: ignore[union-attr]
+        return None
+    if target in _GROWING and _numel(node) > max(_numel(_node(node.args[0])), _MAX_GROWTH):
+        return None
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return _call(node, folded, moves(target), None)
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+        return [_call(node, folded, moves(target), index) for index in range(len(value))]
+    return None
+
+
+def _call(node: Node, folded: Folded, is_move: bool, part: int | None) -> Const:
+    fake = node.meta["val"] if part is None else node.meta["val"][part]
+    data = folded[_node(node.args[0])] if is_move and isinstance(node.args[0], Node) else None
+    shape, here = static_shape(fake, node), where(node)
+    name = f"{here.module}.{node.name}" if here.module else node.name
+
+    def real() -> Tensor:
+        return _run(node, folded, part)
+
+    if isinstance(data, Const) and data.quant is not None:
+        quant = _moved_quant(node, data, part)
+        return Const(
+            data.name, shape, fake.dtype, real, here, quant, lambda: _run(node, folded, part, {node.args[0]: data.ints()})
+        )
+    return Const(name, shape, fake.dtype, real, here)
+
+
+def _run(node: Node, folded: Folded, part: int | None, instead: dict[Any, Tensor] | None = None) -> Tensor:
+    """Run one node on its constants; `instead` replaces some of them (integers for real values)."""
+    given = instead or {}
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: given[n] if n in given else folded[n].value())
+    with torch.no_grad():
+        out = node.target(*args, **kwargs)  # type: ignore[operator]
+    result = out if part is None else out[part]
+    assert isinstance(result, Tensor), f"{node.target} gave no tensor"
+    return result
+
+
+def _moved_quant(node: Node, data: Const, part: int | None) -> Quant:
+    """The qparams of a moved constant. Per channel, the move is watched on the channel numbers themselves."""
+    quant = data.quant
+    assert quant is not None
+    if quant.axis is None:
+        return quant
+    view = [1] * len(data.shape)
+    view[quant.axis] = -1
+    channels = torch.arange(data.shape[quant.axis], dtype=torch.int32).view(view).expand(data.shape)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: channels if n is node.args[0] else n)
+    moved = node.target(*args, **kwargs)  # type: ignore[operator]
+    moved = moved if part is None else moved[part]
+    for axis in range(moved.dim()):
+        line = moved[tuple(slice(None) if d == axis else slice(0, 1) for d in range(moved.dim()))]
+        if torch.equal(line.expand_as(moved), moved):
+            index = line.reshape(-1).tolist()
+            scale, zero_point = tuple(quant.scale[i] for i in index), tuple(quant.zero_point[i] for i in index)
+            return Quant(quant.dtype, scale, zero_point, axis, quant.qmin, quant.qmax)
+    raise ExportError(
+        f"{node.target} mixes the channels of '{data.name}', which is quantized per channel (axis {quant.axis}), at "
+        f"{where(node)}; reshape it before its site, or quantize it per tensor"
+    )
+
+
+def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
+    source, scale, zero_point, axis, group, qmin, qmax = schema_args(node)
+    data = folded[source]
+    quant = quant_of(folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node)
+    if data.quant == quant:
+        return data  # type: ignore[no-any-return]
+    const = Const(data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), where(node), quant)
+    const.make_ints = lambda: _quantize(data.value(), quant, folded[scale].value(), folded[zero_point].value())
+    return const
+
+
+def _quantize(value: Tensor, quant: Quant, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return ops.quantize(value.float(), scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
+
+
+def _fold_bias(node: Node, folded: Folded) -> Const:
+    source, scale, bits = schema_args(node)
+    data, scale_value = folded[source], folded[scale].value()
+    quant = bias_quant(scale_value, bits)
+    return Const(
+        data.name,
+        data.shape,
+        data.dtype,
+        lambda: ops.fake_quantize_bias(data.value(), scale_value, bits),
+        where(node),
+        quant,
+        lambda: ops.quantize_bias(data.value(), scale_value, bits).to(STORAGE[quant.dtype]),
+    )
+
+
+def schema_args(node: Node) -> list[Any]:
+    """All arguments in schema order, keywords included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(argument.name, argument.default_value) for argument in schema.arguments]
+
+
+def _node(value: Any) -> Node:
+    assert isinstance(value, Node), f"a node was expected, got {value!r}"
+    return value
+
+
+def _numel(node: Node) -> int:
+    value = node.meta["val"]
+    return int(value.numel()) if isinstance(value, Tensor) else 0

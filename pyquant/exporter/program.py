@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CircleProgram: one graph with its constants, ready to be checked and written.
+
+It owns the file. How the graph came to be is export.py, what it computes is verify/.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyquant import circle, ops
+from pyquant.exporter.coverage import float_tensors
+from pyquant.exporter.plan import Graph, Tensor
+from pyquant.exporter.trace import Traced
+
+
+@dataclass(frozen=True, eq=False)
+class CircleProgram:
+    """What export() returns: the Circle graph, and the program and adapter that it was read from."""
+
+    graph: Graph
+    traced: Traced = field(repr=False)
+    adapter: nn.Module = field(repr=False)
+    profile: Any = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @property
+    def exported(self) -> torch.export.ExportedProgram:
+        """The traced program: the same operations as the eager model, with fake_quantize nodes."""
+        return self.traced.program
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Graph inputs in call order: name, shape, dtype and quant."""
+        return tuple(self.graph.tensors[index] for index in self.graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Graph outputs in return order: name, shape, dtype and quant."""
+        return tuple(self.graph.tensors[index] for index in self.graph.outputs)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the constants; the file adds its header. `save` returns the size of the file."""
+        return self.graph.constant_bytes
+
+    def missing_qparams(self) -> list[str]:
+        """Names of the float tensors; empty under a fully quantized policy."""
+        return [tensor.name for tensor in float_tensors(self.graph)]
+
+    def check(self, target: str = "circle") -> list[Any]:
+        """Faults of the plan for a target (circle, luci, onert), without writing a file; empty when it fits."""
+        sizes = {str(i): c.numel() * c.element_size() for i, c in enumerate(self.graph.constants)}
+        return list(circle.check_plan(self.graph.to_json(), sizes, target))
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the file: whole or not at all, same program same bytes. Returns its size in bytes.
+
+        Raises CircleError when the folder does not exist or the disk is full; a file that was there stays as it was.
+        """
+        return int(ops.circle_write(self.graph.to_json(), list(self.graph.constants), os.fspath(path)))
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes, by way of a temporary file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "program.circle"
+            self.save(path)
+            return path.read_bytes()
+
+    def __str__(self) -> str:
+        ends = [f"{t.name}: {t.dtype}{list(t.shape)}" for t in (*self.inputs, *self.outputs)]
+        count = len(self.inputs)
+        return f"{self.name}({', '.join(ends[:count])}) -> {', '.join(ends[count:])}, {len(self.graph.operators)} operators"

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an adapter module to an exported program: one static graph, and where each of its nodes came from.
+
+It owns the call of torch.export and the checks of the interface. What the nodes become is lower/.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+
+from pyquant.errors import ExportError, ProfileError
+from pyquant.exporter.plan import Where
+from pyquant.exporter.profile import TensorSpec, check_interface
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n?\s*([^\n]*)')
+_PLUMBING = ("/torch/", "/pyquant/ops/", "/pyquant/site.py", "/pyquant/wrap/base.py")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported program with names: which nodes are the user's inputs, and which hold parameters or constants."""
+
+    name: str
+    program: torch.export.ExportedProgram
+    inputs: Mapping[str, str]  # fx placeholder -> the user's name, in call order
+    outputs: tuple[str, ...]
+    lifted: Mapping[str, tuple[str, torch.Tensor]]  # fx placeholder -> (path in the adapter, tensor)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.program.graph.nodes)
+
+
+def trace(adapter: nn.Module, name: str | None = None) -> Traced:
+    """Export `adapter` (which says its `input_specs` and `output_names`) as it stands, without decompositions.
+
+    Raises ProfileError when the adapter's interface contradicts itself, ExportError when it has no static graph.
+    """
+    specs, outputs = _interface(adapter)
+    device = next((t.device for t in [*adapter.parameters(), *adapter.buffers()]), torch.device("cpu"))
+    examples = tuple(spec.example(device) for spec in specs.values())
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own internals; nothing a caller could act on
+            program = torch.export.export(adapter, examples, strict=False)
+    except Exception as error:  # torch.export raises whatever the model's forward raises, and types of its own
+        signature = ", ".join(f"{key}: {spec}" for key, spec in specs.items())
+        raise ExportError(
+            f"{type(adapter).__name__}({signature}) has no static graph: torch.export says\n{error}\n"
+            "Static export needs shapes and branches that do not depend on data; precompute them in as_export_module()."
+        ) from error
+    return _named(program, specs, outputs, name or getattr(adapter, "name", None) or type(adapter).__name__)
+
+
+def _interface(adapter: nn.Module) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:
+    specs, outputs = getattr(adapter, "input_specs", None), getattr(adapter, "output_names", None)
+    if not isinstance(specs, Mapping) or outputs is None:
+        raise ProfileError(
+            f"{type(adapter).__name__} is no export adapter: it needs input_specs (name -> TensorSpec) and output_names; "
+            "return one from as_export_module(profile)"
+        )
+    check_interface(specs, tuple(outputs))
+    return dict(specs), tuple(outputs)
+
+
+def _named(
+    program: torch.export.ExportedProgram, specs: dict[str, TensorSpec], outputs: tuple[str, ...], name: str
+) -> Traced:
+    signature = program.graph_signature
+    lifted: dict[str, tuple[str, torch.Tensor]] = {}
+    user: list[str] = []
+    for spec in signature.input_specs:
+        node, path = str(getattr(spec.arg, "name", "")), str(spec.target)
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            held = program.state_dict.get(path, program.constants.get(path))
+            assert isinstance(held, torch.Tensor), f"torch.export lost {path}"
+            lifted[node] = (path, held.detach())
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            held = program.constants[path]
+            assert isinstance(held, torch.Tensor), f"torch.export lost {path}"
+            lifted[node] = (path, held.detach())
+        elif spec.kind is InputKind.USER_INPUT:
+            user.append(node)
+        else:
+            raise ExportError(f"graph input {node!r} is a {spec.kind.name}; only tensors can be inputs of a Circle graph")
+    for out in signature.output_specs:
+        if out.kind is not OutputKind.USER_OUTPUT:
+            raise ExportError(
+                f"the model changes {out.target!r} in place ({out.kind.name}); a static graph has no state, "
+                "so return the new value as an output"
+            )
+    if len(user) != len(specs):
+        raise ProfileError(f"the adapter names {len(specs)} inputs {list(specs)}, but its graph takes {len(user)}")
+    if len(signature.output_specs) != len(outputs):
+        raise ProfileError(
+            f"the adapter names {len(outputs)} outputs {list(outputs)}, but returns {len(signature.output_specs)} tensors"
+        )
+    return Traced(name, program, dict(zip(user, specs, strict=True)), outputs, lifted)
+
+
+def where(node: Node) -> Where:
+    """Module path and source line of a node: the innermost frame outside torch and our own plumbing."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = str(list(stack.values())[-1][0]).removeprefix("module.") if stack else ""  # the default adapter's own level
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if not any(part in frame[0] for part in _PLUMBING)] or frames
+    if not own:
+        return Where(module)
+    path, number, _, code = own[-1]
+    return Where(module, f"{path}:{number}: {code.strip()}")
+
+
+def static_shape(value: Any, node: Node) -> tuple[int, ...]:
+    """The integer shape of a fake tensor; ExportError when a size depends on data."""
+    if not all(isinstance(size, int) for size in value.shape):
+        raise ExportError(
+            f"node '{node.name}' ({node.target}) has the data-dependent shape {tuple(value.shape)} at {where(node)}; "
+            "a Circle graph is static: take the size from the profile"
+        )
+    return tuple(value.shape)

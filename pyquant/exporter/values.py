@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an fx node stands for while it is lowered: a tensor of the graph (Ref), or a constant that may not be needed (Const).
+
+It owns the laziness of constants. When one becomes a tensor of the file is context.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyquant import ops
+from pyquant.exporter.grid import STORAGE, scales
+from pyquant.exporter.plan import Quant, Where
+
+_KEEP = 1 << 16  # elements up to which a computed value is kept rather than computed again
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the graph under construction."""
+
+    index: int
+
+
+@dataclass(eq=False)
+class Const:
+    """A value known at export time.
+
+    `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
+    quantized. Both are computed when asked for, so that a float copy of a large weight never outlives its use.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+    where: Where
+    quant: Quant | None = None
+    make_ints: Callable[[], Tensor] | None = None
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def value(self) -> Tensor:
+        """The eager value, on its grid when quantized."""
+        return self._keep("value", self.make)
+
+    def ints(self) -> Tensor:
+        """The integers of a quantized constant, one per element (4 bit too)."""
+        assert self.quant is not None, f"{self.name} is not quantized"
+        return self._keep("ints", self.make_ints or self._quantized)
+
+    def item(self) -> float:
+        """The number of a one-element constant."""
+        return float(self.value().reshape(()).item())
+
+    def _quantized(self) -> Tensor:
+        assert self.quant is not None
+        return quantize_to(self.value(), self.quant)
+
+    def _keep(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        if key in self._kept:
+            return self._kept[key]
+        made = make()
+        if made.numel() <= _KEEP:
+            self._kept[key] = made
+        return made
+
+
+Value = Ref | Const | float | int | bool | None
+
+
+def quantize_to(value: Tensor, quant: Quant) -> Tensor:
+    """The integers of `value` on `quant`, one per element (4 bit too)."""
+    scale, zero_point = (t.to(value.device) for t in scales(quant))
+    return ops.quantize(
+        value.detach().float(), scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype]
+    )
+
+
+def dequantize_from(ints: Tensor, quant: Quant) -> Tensor:
+    """The real values of integers on `quant`."""
+    scale, zero_point = (t.to(ints.device) for t in scales(quant))
+    return ops.dequantize(ints, scale, zero_point, quant.axis, 0)
