@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant import observe, ops
-from pyquant.errors import CalibrationError, PhaseError
+from pyquant.errors import InputError, PhaseError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
 from pyquant.spec import QuantSpec
@@ -26,6 +26,7 @@ __all__ = ["Phase", "Role", "Site", "TensorCache", "TreeState", "exporting"]
 Clip = tuple[float | None, float | None]
 _CLOCK = itertools.count(1)
 _TINY = torch.finfo(torch.float32).tiny  # a smaller scale is not a normal float
+_OBSERVED = (torch.float32, torch.bfloat16, torch.float16)
 _MASKED = 1e30  # no activation is that large; the finfo.min of an additive mask is
 
 
@@ -91,7 +92,7 @@ class Site(nn.Module):
         `observed` is what the range is taken from, where that is not `x` itself (masked logits). Never changes `x`.
         """
         if not x.is_floating_point():
-            raise CalibrationError(
+            raise InputError(
                 f"site {self.path!r} got a tensor of {x.dtype}, expected floating point; "
                 f"integers and masks (token ids, indices, bool) do not pass through a site"
             )
@@ -124,6 +125,9 @@ class Site(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Take `x` into the statistics."""
         assert self.observer is not None, f"float site {self.path!r} has nothing to observe"
+        if x.dtype not in _OBSERVED:
+            names = ", ".join(str(dtype) for dtype in _OBSERVED)
+            raise InputError(f"site {self.path!r} got a tensor of {x.dtype}, expected one of {names}; cast the model")
         self.observer.update(x)
         self.last_seen = next(_CLOCK)
 

@@ -163,7 +163,8 @@ class QModule(nn.Module):
     def constants(self) -> Mapping[str, Tensor]:
         """Site name -> value of every constant that exists without running the model; prepare scans them.
 
-        The default finds the sites of a constant role that share their name with a parameter or buffer.
+        The default finds the sites of a constant role that share their name with a parameter or buffer. A parameter or
+        buffer listed here is used through its site only: of a quantized one, checkpoints keep just the integers.
         """
         found = {}
         for name, site in self.own_sites():
@@ -202,6 +203,11 @@ class QModule(nn.Module):
     def phase(self) -> Phase:
         """The phase that the whole tree is in."""
         return self._state.phase
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that the tree was prepared with."""
+        return self._context.policy
 
     @property
     def state(self) -> TreeState:

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quantized model as a folder: model.safetensors, quantization.json, and config.json of a Hugging Face model.
+
+It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. How files
+appear whole is files.py; .circle files are exporter/.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pyquant import files, lifecycle, ops, wrap
+from pyquant.errors import CheckpointError, PhaseError, PyquantError, SpecError
+from pyquant.policy import Policy
+from pyquant.qparams import QParams
+from pyquant.site import Site
+from pyquant.wrap import QModule, WrapContext, registry
+
+__all__ = ["load_quantized", "save_quantized"]
+
+FORMAT, VERSION = "pyquant-checkpoint", 1
+INDEX, WEIGHTS, CONFIG = "quantization.json", "model.safetensors", "config.json"
+_STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
+
+logger = logging.getLogger(__name__)
+
+
+def save_quantized(q: QModule, path: str | Path) -> None:
+    """Write the converted tree `q` to the folder `path`.
+
+    A weight that its site alone uses is stored as integers (4 bit: packed, low nibble first), every other tensor as it
+    is, tied ones once. The folder appears whole or not at all; over an existing one each file is replaced at once and
+    files of others stay. Raises PhaseError before convert, CheckpointError when it cannot be written.
+    """
+    if not isinstance(q, QModule) or not q.state.converted:
+        raise PhaseError("save_quantized takes a converted tree: prepare, calibrate and convert it first")
+    if q.path:
+        raise PhaseError(f"save_quantized takes the tree that prepare returned, got its part {q.path!r}")
+    assert q.fp_type is not None
+    tensors: dict[str, Tensor] = {}
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_by": {name: _version(name) for name in ("pyquant-circle", "torch", "transformers")},
+        "root": registry.qualified(q.fp_type),
+        "policy": q.policy.to_dict(),
+        "sites": {site.path: _describe(site) for site in q.all_sites()},
+        "tensors": _store(q, tensors),
+    }
+    for site in q.all_sites():
+        if site.scale is not None and site.zero_point is not None:
+            tensors[f"{site.path}.scale"], tensors[f"{site.path}.zero_point"] = site.scale, site.zero_point
+    try:
+        with files.folder(Path(path), last=INDEX) as new:
+            save_file({name: _plain(t) for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
+            if hasattr(q.config, "to_json_string"):
+                (new / CONFIG).write_text(q.config.to_json_string(), encoding="utf-8")
+            index["sha256"] = {file.name: files.sha256(file) for file in sorted(new.iterdir())}
+            (new / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
+
+
+def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
+    """The converted tree that `save_quantized` wrote to the folder `path`, with bit-identical outputs.
+
+    `fp` is a float model of the same class and configuration, with any weights (or none: on the meta device); it is not
+    changed. Without it the class is built from config.json, which takes a transformers model that has a wrapper.
+    Raises CheckpointError for a folder that is incomplete, corrupt, newer than this pyquant, or of another model.
+    """
+    folder = Path(path)
+    index = _read_index(folder)
+    try:
+        policy = Policy.from_dict(index["policy"])
+        if fp is None:
+            fp = _build(folder, index["root"])
+        elif registry.qualified(type(fp)) != index["root"]:
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
+                f"of the class that was quantized"
+            )
+        q = wrap.wrap(fp, WrapContext("", policy))
+        _check_sites(q, index["sites"], folder)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            _restore(q, index, _Reader(file, folder))
+    except (KeyError, TypeError, AttributeError, SpecError, SafetensorError) as error:
+        if isinstance(error, PyquantError) and not isinstance(error, SpecError):
+            raise
+        raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {type(error).__name__}: {error}") from error
+    lifecycle.finish(q)
+    return q.eval()
+
+
+# --- storing ---
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A constant of the tree and the site that it passes through."""
+
+    value: Tensor
+    site: Site
+
+
+def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Fill `tensors` with what goes into the file; returns name -> how it is stored, for the index."""
+    uses: dict[tuple[Any, ...], list[Site]] = {}
+    for module in q.all_qmodules():
+        for name, value in module.constants().items():
+            uses.setdefault(_identity(value), []).append(module.site(name))
+    entries: dict[str, Any] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in _named_tensors(q):
+        identity = _identity(value)
+        if value.numel() and identity in first:
+            entries[name] = {"kind": "alias", "of": first[identity]}
+            continue
+        first[identity] = name
+        entry = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        integers = _integers(value, uses.get(identity, []))
+        if integers is None:
+            entries[name], tensors[name] = {"kind": "float", **entry}, value
+        else:
+            site, tensors[name] = integers
+            entries[name] = {"kind": "integer", "site": site.path, **entry}
+    return entries
+
+
+def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
+    """The integers of a constant, if they say all: every use is on one grid, and going back and forth loses nothing.
+
+    A bf16 weight on a 16-bit grid, for one, cannot hold its own grid points; it stays as it is.
+    """
+    grids = [site.qparams for site in sites]
+    if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
+        return None
+    grid = grids[0]
+    integers = _quantize(value, grid)
+    if not torch.equal(_quantize(_dequantize(integers, grid, value.dtype), grid), integers):
+        logger.info("%s is stored as %s: that type cannot hold its grid", sites[0].path, value.dtype)
+        return None
+    return sites[0], ops.pack_int4(integers) if grid.spec.dtype.bits == 4 else integers
+
+
+def _quantize(value: Tensor, grid: QParams) -> Tensor:
+    spec = grid.spec
+    storage = _STORAGE[spec.dtype.name]
+    scale, zero_point = grid.scale, grid.zero_point
+    return ops.quantize(value.detach(), scale, zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage)
+
+
+def _dequantize(integers: Tensor, grid: QParams, dtype: torch.dtype) -> Tensor:
+    return ops.dequantize(integers, grid.scale, grid.zero_point, grid.axis, grid.group).to(dtype)
+
+
+def _describe(site: Site) -> dict[str, Any]:
+    spec = None if site.spec is None else site.spec.to_dict()
+    return {"role": site.role.value, "spec": spec, "quantized": site.scale is not None}
+
+
+def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer of the wrappers, non-persistent ones too: nothing is left to be derived again."""
+    skip = {id(t) for site in q.all_sites() for t in (site.scale, site.zero_point)}
+    skip |= {id(t) for m in q.all_qmodules() for name in m.BIASES if (t := m._buffers[f"{name}_scale"]) is not None}
+    yield from q.named_parameters(remove_duplicate=False)
+    for name, value in q.named_buffers(remove_duplicate=False):
+        if id(value) not in skip:
+            yield name, value
+
+
+def _identity(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype, str(t.device)
+
+
+def _plain(t: Tensor) -> Tensor:
+    """On the CPU, contiguous, alone in its storage: what safetensors takes."""
+    t = t.detach().cpu().contiguous()
+    return t if t.untyped_storage().nbytes() == t.numel() * t.element_size() else t.clone()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+# --- restoring ---
+
+
+class _Reader:
+    """Tensors of the file by name; a missing one is a CheckpointError."""
+
+    def __init__(self, file: Any, folder: Path) -> None:
+        self._file, self._folder, self._names = file, folder, set(file.keys())
+
+    def get(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise CheckpointError(f"checkpoint {str(self._folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(folder)!r} is no quantized model: {INDEX} cannot be read ({error.strerror}); save_quantized "
+            f"writes one"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {INDEX} is not valid JSON ({error})") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise CheckpointError(f"{str(folder / INDEX)!r} is no {FORMAT} file")
+    if index.get("version") != VERSION:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has format version {index.get('version')!r}, this pyquant reads {VERSION}; "
+            f"it was made by {index.get('made_by')}: use that version or save it again"
+        )
+    for name, expected in index.get("sha256", {}).items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"checkpoint {str(folder)!r} lacks the file {name!r}; copy the whole folder")
+        if files.sha256(folder / name) != expected:
+            raise CheckpointError(
+                f"checkpoint {str(folder)!r} is corrupt: the checksum of {name!r} is not the one in {INDEX}; copy or "
+                f"save it again"
+            )
+    return index
+
+
+def _build(folder: Path, root: str) -> nn.Module:
+    """The recorded class with weights that mean nothing. Only a registered class is ever built."""
+    cls = registry.find(root)
+    config_class = getattr(cls, "config_class", None)
+    if cls is None or config_class is None or not (folder / CONFIG).is_file():
+        why = "has no wrapper here" if cls is None else "is not a transformers class with a config.json in the folder"
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} is of a {root}, which {why}; pass a model of that class: "
+            f"load_quantized(path, fp)"
+        )
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
+        return cls(config_class.from_json_file(folder / CONFIG))
+
+
+def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
+    here = {site.path: _describe(site) for site in q.all_sites()}
+    for path in sorted({*here, *recorded}):
+        ours, theirs = here.get(path), recorded.get(path)
+        if ours is None or theirs is None or (ours["role"], ours["spec"]) != (theirs["role"], theirs["spec"]):
+            raise CheckpointError(
+                f"checkpoint {str(folder)!r} does not fit this model at site {path!r}: there "
+                f"{theirs or 'no such site'}, here {ours or 'no such site'}; use the configuration and the pyquant version "
+                f"that it was saved with"
+            )
+
+
+def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
+    for site in q.all_sites():
+        if index["sites"][site.path]["quantized"]:
+            assert site.spec is not None
+            scale, zero_point = reader.get(f"{site.path}.scale"), reader.get(f"{site.path}.zero_point")
+            site.settle(QParams(site.spec, scale, zero_point))
+    grids = {site.path: site.qparams for site in q.all_sites()}
+    entries, here = index["tensors"], dict(_named_tensors(q))
+    if set(entries) != set(here):
+        odd = sorted(set(entries) ^ set(here))
+        raise CheckpointError(
+            f"checkpoint and model differ in the tensors {odd[:5]}; use the configuration and the pyquant version that "
+            f"it was saved with"
+        )
+    done: dict[str, Tensor] = {}
+    for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
+        entry = entries[name]
+        value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, reader)
+        if value.shape != here[name].shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {tuple(value.shape)} in the checkpoint and {tuple(here[name].shape)} in "
+                f"the model; pass a model of the configuration that was quantized"
+            )
+        done[name] = _assign(q, name, value, here[name])
+
+
+def _read(name: str, entry: Mapping[str, Any], grids: Mapping[str, QParams | None], reader: _Reader) -> Tensor:
+    stored, shape, dtype = reader.get(name), entry["shape"], getattr(torch, entry["dtype"])
+    if entry["kind"] == "float":
+        return stored
+    grid = grids[entry["site"]]
+    assert grid is not None
+    if grid.spec.dtype.bits == 4:
+        numel = torch.Size(shape).numel()
+        stored = ops.unpack_int4(stored, numel, grid.spec.dtype.signed).reshape(shape)
+    return _dequantize(stored, grid, dtype)
+
+
+def _assign(q: QModule, name: str, value: Tensor, old: Tensor) -> Tensor:
+    """Put `value` where the tree has `old`; never into `old`, which is the float model's."""
+    owner, _, leaf = name.rpartition(".")
+    module = q.get_submodule(owner)
+    if isinstance(old, nn.Parameter):
+        value = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=old.requires_grad)
+        module._parameters[leaf] = value
+    else:
+        module._buffers[leaf] = value
+    return value
