@@ -86,21 +86,23 @@ def _ratio(peak: float, interval: float) -> float:
     return peak / interval if interval > 0 else math.inf
 
 
-def _norm(x: Tensor) -> float:
-    """Euclidean length, without overflow for elements as large as a mask's fill."""
+def _split(x: Tensor) -> tuple[float, float]:
+    """Euclidean length as a product of two factors, which overflows for no element."""
     peak = float(x.abs().max())
-    return peak * float(torch.linalg.vector_norm(x / peak)) if peak > 0 else 0.0
+    return peak, float(torch.linalg.vector_norm(x / peak)) if peak > 0 else 0.0
 
 
 def _decibel(signal: Tensor, noise: Tensor) -> float:
-    loud, quiet = _norm(signal), _norm(noise)
+    (loud, many), (quiet, few) = _split(signal), _split(noise)
     if quiet == 0:
         return math.inf
-    return 20 * math.log10(loud / quiet) if loud > 0 else -math.inf
+    if loud == 0:
+        return -math.inf
+    return 20 * (math.log10(loud) - math.log10(quiet) + math.log10(many / few))
 
 
 def _cosine(x: Tensor, y: Tensor) -> float:
-    length_x, length_y = _norm(x), _norm(y)
-    if length_x == 0 or length_y == 0:
-        return 1.0 if length_x == length_y else 0.0
-    return max(-1.0, min(1.0, float(torch.dot(x / length_x, y / length_y))))
+    (peak_x, rest_x), (peak_y, rest_y) = _split(x), _split(y)
+    if peak_x == 0 or peak_y == 0:
+        return 1.0 if peak_x == peak_y else 0.0
+    return max(-1.0, min(1.0, float(torch.dot(x / peak_x, y / peak_y)) / (rest_x * rest_y)))

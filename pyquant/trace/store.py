@@ -30,8 +30,6 @@ def _copy(x: Tensor) -> Tensor:
     x = x.detach()
     if x.layout != torch.strided:
         x = x.to_dense()
-    if x.is_quantized:
-        x = x.dequantize()
     return x.resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
 
 

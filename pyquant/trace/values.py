@@ -91,8 +91,6 @@ def as_real(x: Tensor) -> Tensor:
     """The elements of any tensor as a dense one that does arithmetic: float32 or float64, complex as pairs."""
     if x.layout != torch.strided:
         x = x.to_dense()
-    if x.is_quantized:
-        x = x.dequantize()
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
     if x.dtype in (torch.float32, torch.float64):
@@ -130,9 +128,10 @@ def _mean_std(x: Tensor, low: float, high: float) -> tuple[float, float]:
     if low == high:
         return low, 0.0
     mean = float(x.sum()) / x.numel()
-    power = float(torch.linalg.vector_norm(x)) ** 2 / x.numel()
-    if mean**2 < power / 2:
-        return mean, math.sqrt(power - mean**2)
+    length = float(torch.linalg.vector_norm(x))
+    power = length * length / x.numel()  # not **, which raises on overflow where this gives infinity
+    if mean * mean < power / 2:
+        return mean, math.sqrt(power - mean * mean)
     # The difference would cancel: shift first, at the price of a copy.
     return mean, float(torch.linalg.vector_norm(x - mean)) / math.sqrt(x.numel())
 
