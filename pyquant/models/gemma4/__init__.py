@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gemma4 vision: every module of transformers' vision tower as a wrapper, static export profiles, calibration batches.
+
+It owns what is particular to Gemma4; importing it registers the wrappers. Shared pieces are pyquant.wrap.
+"""
+
+from __future__ import annotations
+
+from pyquant.models.gemma4.batches import image_batches, patchify
+from pyquant.models.gemma4.layers import (
+    QuantGemma4ClippableLinear,
+    QuantGemma4RMSNorm,
+    QuantGemma4VisionAttention,
+    QuantGemma4VisionEncoderLayer,
+    QuantGemma4VisionMLP,
+)
+from pyquant.models.gemma4.model import QuantGemma4VisionEncoder, QuantGemma4VisionModel
+from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
+from pyquant.models.gemma4.profiles import VisionProfile
+
+__all__ = [
+    "QuantGemma4ClippableLinear",
+    "QuantGemma4RMSNorm",
+    "QuantGemma4VisionAttention",
+    "QuantGemma4VisionEncoder",
+    "QuantGemma4VisionEncoderLayer",
+    "QuantGemma4VisionMLP",
+    "QuantGemma4VisionModel",
+    "QuantGemma4VisionPatchEmbedder",
+    "QuantGemma4VisionPooler",
+    "VisionProfile",
+    "image_batches",
+    "patchify",
+]
