@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the passes of the checker in order, and holds the small helpers that they share.
+#include "circle/check/check.h"
+
+#include <cstring>
+
+#include "circle/json.h"
+
+namespace pyquant::circle {
+namespace {
+
+std::string operand_text(const Model& model, const std::vector<int32_t>& list, size_t i, const char* side) {
+  std::string text = std::string(side) + " " + std::to_string(i);
+  const Tensor* t = operand(model, list, i);
+  if (!t) return text + " (none)";
+  return text + " '" + t->name + "' (" + name_of(t->dtype) + " " + shape_text(t->shape) + ")";
+}
+
+}  // namespace
+
+std::optional<Target> target_by_name(std::string_view name) {
+  if (name == "circle") return Target::Circle;
+  if (name == "luci") return Target::Luci;
+  if (name == "onert") return Target::Onert;
+  return std::nullopt;
+}
+
+const char* target_names() { return "circle, luci, onert"; }
+
+std::vector<int64_t> constant_ints(const Model& model, const Operator& op, size_t i) {
+  std::vector<int64_t> values;
+  if (!is_constant_input(model, op, i)) return values;
+  const Tensor& t = *input(model, op, i);
+  const Bytes bytes = model.buffers[t.buffer].bytes;
+  const size_t width = t.dtype == DType::INT32 ? 4 : t.dtype == DType::INT64 ? 8 : 0;
+  if (width == 0 || !bytes.data) return values;
+  for (size_t at = 0; at + width <= bytes.size; at += width) {
+    int32_t narrow = 0;
+    int64_t wide = 0;
+    if (width == 4) {
+      std::memcpy(&narrow, bytes.data + at, width);
+      wide = narrow;
+    } else {
+      std::memcpy(&wide, bytes.data + at, width);
+    }
+    values.push_back(wide);
+  }
+  return values;
+}
+
+std::string input_text(const Model& model, const Operator& op, size_t i) {
+  return operand_text(model, op.inputs, i, "input");
+}
+
+std::string output_text(const Model& model, const Operator& op, size_t i) {
+  return operand_text(model, op.outputs, i, "output");
+}
+
+std::string qparams_text(const Tensor& t) {
+  if (!t.quant || t.quant->scale.empty() || t.quant->zero_point.empty()) return "no qparams";
+  std::string text = "scale ";
+  json::append_float(text, t.quant->scale[0]);
+  text += ", zero_point " + std::to_string(t.quant->zero_point[0]);
+  if (t.quant->scale.size() > 1) text += " (first of " + std::to_string(t.quant->scale.size()) + ")";
+  return text;
+}
+
+bool same_qparams(const Tensor& a, const Tensor& b) {
+  if (!a.quant || !b.quant) return a.quant.has_value() == b.quant.has_value();
+  return a.quant->scale == b.quant->scale && a.quant->zero_point == b.quant->zero_point;
+}
+
+std::vector<Fault> check(const Model& model, Target target) {
+  Faults faults;
+  check_structure(model, faults);
+  check_operators(model, faults);
+  check_dtypes(model, faults);
+  check_options(model, faults);
+  check_shapes(model, faults);
+  check_qparams(model, faults);
+  check_dataflow(model, faults);
+  if (target == Target::Luci) check_luci(model, faults);
+  if (target == Target::Onert) check_onert(model, faults);
+  return faults.take();
+}
+
+}  // namespace pyquant::circle

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the passes of the checker share: where faults go, and safe looks at operands that may not exist.
+// Each pass is one file and one idea; check.cc runs them in order.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pyquant/circle.h"
+
+namespace pyquant::circle {
+
+/// Collects faults; a hopeless file does not collect without end.
+class Faults {
+ public:
+  static constexpr size_t kMost = 1000;
+
+  void add(Code code, std::string where, std::string message) {
+    if (list_.size() < kMost) list_.push_back({code, std::move(message), std::move(where)});
+  }
+  std::vector<Fault> take() { return std::move(list_); }
+  size_t size() const { return list_.size(); }
+
+ private:
+  std::vector<Fault> list_;
+};
+
+/// Input or output i of an operator; nullptr when it is -1, absent or dangling.
+inline const Tensor* operand(const Model& model, const std::vector<int32_t>& list, size_t i) {
+  return i < list.size() && model.has_tensor(list[i]) ? &model.tensors[static_cast<size_t>(list[i])] : nullptr;
+}
+inline const Tensor* input(const Model& model, const Operator& op, size_t i) {
+  return operand(model, op.inputs, i);
+}
+inline const Tensor* output(const Model& model, const Operator& op, size_t i) {
+  return operand(model, op.outputs, i);
+}
+inline bool is_constant_input(const Model& model, const Operator& op, size_t i) {
+  return input(model, op, i) && model.is_constant(static_cast<size_t>(op.inputs[i]));
+}
+/// An option of an operator whose options were read; `fallback` otherwise.
+template <typename T>
+T option(const Operator& op, std::string_view name, T fallback) {
+  const int i = op.op ? op.op->option(name) : -1;
+  if (i < 0 || static_cast<size_t>(i) >= op.options.size()) return fallback;
+  return std::get<T>(op.options[static_cast<size_t>(i)]);
+}
+/// The values of an int32 or int64 constant; empty when it is not one (or its bytes are not known yet).
+std::vector<int64_t> constant_ints(const Model& model, const Operator& op, size_t i);
+inline bool is_dynamic(const Tensor& t) {
+  for (int32_t dim : t.shape_signature) {
+    if (dim < 0) return true;
+  }
+  return false;
+}
+/// "input 1 'w' (int8 [3, 4])"
+std::string input_text(const Model& model, const Operator& op, size_t i);
+std::string output_text(const Model& model, const Operator& op, size_t i);
+/// "scale 0.5, zero_point 3" of a per-tensor tensor, for messages.
+std::string qparams_text(const Tensor& t);
+bool same_qparams(const Tensor& a, const Tensor& b);
+
+void check_structure(const Model& model, Faults& faults);
+void check_operators(const Model& model, Faults& faults);
+void check_dtypes(const Model& model, Faults& faults);
+void check_options(const Model& model, Faults& faults);
+void check_shapes(const Model& model, Faults& faults);
+void check_qparams(const Model& model, Faults& faults);
+void check_dataflow(const Model& model, Faults& faults);
+void check_luci(const Model& model, Faults& faults);
+void check_onert(const Model& model, Faults& faults);
+
+}  // namespace pyquant::circle

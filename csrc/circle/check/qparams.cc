@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pass 6: quantization parameters: scales finite and positive, zero points in range, axis and count, present where needed.
+#include <cmath>
+
+#include "circle/check/check.h"
+#include "circle/schema.h"
+
+namespace pyquant::circle {
+namespace {
+
+std::string number(float value) {
+  if (std::isnan(value)) return "NaN";
+  if (std::isinf(value)) return value > 0 ? "infinity" : "-infinity";
+  return std::to_string(value);
+}
+
+void check_values(const Tensor& t, const std::string& where, Faults& faults) {
+  const QParams& q = *t.quant;
+  const DTypeInfo& type = *info(t.dtype);
+  for (size_t i = 0; i < q.scale.size(); ++i) {
+    const std::string place = where + ".scale[" + std::to_string(i) + "]";
+    if (!std::isfinite(q.scale[i])) {
+      faults.add(Code::E_SCALE_NOT_FINITE, place, "is " + number(q.scale[i]) + ", expected a finite number");
+      break;
+    }
+    if (!(q.scale[i] > 0)) {
+      faults.add(Code::E_SCALE_NOT_POSITIVE, place, "is " + number(q.scale[i]) + ", expected more than 0");
+      break;
+    }
+  }
+  for (size_t i = 0; i < q.zero_point.size(); ++i) {
+    if (q.zero_point[i] >= type.lowest && q.zero_point[i] <= type.highest) continue;
+    faults.add(Code::E_ZERO_POINT_RANGE, where + ".zero_point[" + std::to_string(i) + "]",
+               "is " + std::to_string(q.zero_point[i]) + ", expected " + std::to_string(type.lowest) + " to " +
+                   std::to_string(type.highest) + " for " + type.name);
+    break;
+  }
+}
+
+void check_axis(const Tensor& t, const std::string& where, Faults& faults) {
+  const QParams& q = *t.quant;
+  const auto rank = static_cast<int64_t>(t.shape.size());
+  if (q.axis < 0 || q.axis >= std::max<int64_t>(rank, 1)) {
+    faults.add(Code::E_AXIS_RANGE, where,
+               "quantized_dimension is " + std::to_string(q.axis) + ", the tensor is " + shape_text(t.shape));
+    return;
+  }
+  if (q.scale.size() <= 1) return;
+  const int64_t dim = rank == 0 ? 1 : t.shape[static_cast<size_t>(q.axis)];
+  if (static_cast<int64_t>(q.scale.size()) != dim) {
+    faults.add(Code::E_AXIS_COUNT, where,
+               "has " + std::to_string(q.scale.size()) + " scales, expected 1 or " + std::to_string(dim) +
+                   ", dimension " + std::to_string(q.axis) + " of " + shape_text(t.shape));
+  }
+}
+
+void check_tensor(const Model& model, size_t index, Faults& faults) {
+  const Tensor& t = model.tensors[index];
+  if (!t.quant) return;
+  const std::string where = tensor_place(model, static_cast<int64_t>(index));
+  if (t.quant->details != 0) {
+    faults.add(Code::E_QPARAMS_DETAILS, where,
+               "uses " + schema_details_name(t.quant->details) + ", expected scale and zero_point");
+    return;
+  }
+  if (!is_quantized(t.dtype) && !is_index(t.dtype)) {
+    faults.add(Code::E_QPARAMS_DTYPE, where, "is " + name_of(t.dtype) + " and has qparams, expected an integer type");
+    return;
+  }
+  if (t.quant->scale.empty() || t.quant->scale.size() != t.quant->zero_point.size()) {
+    faults.add(Code::E_SCALE_COUNT, where,
+               "has " + std::to_string(t.quant->scale.size()) + " scales and " +
+                   std::to_string(t.quant->zero_point.size()) + " zero points, expected one for one");
+  }
+  check_values(t, where, faults);
+  check_axis(t, where, faults);
+}
+
+// Moves and casts may carry plain integers; whatever computes on an 8-bit tensor must know its scale.
+void check_present(const Model& model, size_t index, std::vector<bool>& told, Faults& faults) {
+  const Operator& op = model.operators[index];
+  if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert) return;
+  if (std::string_view(op.op->name) == "CAST") return;
+  const auto look = [&](int32_t t, char role, const std::string& operand) {
+    if (!model.has_tensor(t) || told[static_cast<size_t>(t)]) return;
+    const Tensor& tensor = model.tensors[static_cast<size_t>(t)];
+    const Tensor* data = input(model, op, 0);
+    const bool integer_bias = role == 'b' && data && is_quantized(data->dtype);
+    if ((!is_quantized(tensor.dtype) && !integer_bias) || tensor.quant) return;
+    told[static_cast<size_t>(t)] = true;
+    faults.add(Code::E_QPARAMS_MISSING, operator_place(model, index),
+               operand + " has no qparams, and " + op.op->name + " computes with it");
+  };
+  for (size_t i = 0; i < op.inputs.size(); ++i) look(op.inputs[i], op.op->input(i).role, input_text(model, op, i));
+  for (size_t i = 0; i < op.outputs.size(); ++i) {
+    look(op.outputs[i], op.op->output(i).role, output_text(model, op, i));
+  }
+}
+
+}  // namespace
+
+void check_qparams(const Model& model, Faults& faults) {
+  for (size_t i = 0; i < model.tensors.size(); ++i) check_tensor(model, i, faults);
+  std::vector<bool> told(model.tensors.size(), false);
+  for (size_t i = 0; i < model.operators.size(); ++i) {
+    if (model.operators[i].op) check_present(model, i, told, faults);
+  }
+}
+
+}  // namespace pyquant::circle

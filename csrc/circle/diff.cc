@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// What differs between two models, one line each: tensors are matched by name, operators by the tensor they produce.
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "circle/check/check.h"
+#include "circle/describe.h"
+#include "pyquant/circle.h"
+
+namespace pyquant::circle {
+namespace {
+
+class Diff {
+ public:
+  Diff(const Model& a, const Model& b) : a_(a), b_(b) {}
+
+  std::vector<std::string> lines() {
+    text("name", a_.name, b_.name);
+    text("description", a_.description, b_.description);
+    text("inputs", names(a_, a_.inputs), names(b_, b_.inputs));
+    text("outputs", names(a_, a_.outputs), names(b_, b_.outputs));
+    text("metadata", metadata(a_), metadata(b_));
+    text("signatures", signatures(a_), signatures(b_));
+    tensors();
+    operators();
+    return std::move(lines_);
+  }
+
+ private:
+  void text(const std::string& what, const std::string& a, const std::string& b) {
+    if (a != b) lines_.push_back(what + ": " + (a.empty() ? "none" : a) + " -> " + (b.empty() ? "none" : b));
+  }
+
+  static std::string names(const Model& model, const std::vector<int32_t>& list) {
+    std::string out;
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (i) out += ", ";
+      out += list[i] == -1              ? "-"
+             : model.has_tensor(list[i]) ? model.tensors[static_cast<size_t>(list[i])].name
+                                         : "?" + std::to_string(list[i]);
+    }
+    return out;
+  }
+
+  static std::string metadata(const Model& model) {
+    std::string out;
+    for (const Metadata& entry : model.metadata) {
+      const Bytes bytes = entry.buffer < model.buffers.size() ? model.buffers[entry.buffer].bytes : Bytes{};
+      out += entry.name + "=" + std::string(reinterpret_cast<const char*>(bytes.data), bytes.size) + " ";
+    }
+    return out;
+  }
+
+  static std::string signatures(const Model& model) {
+    std::string out;
+    const auto add = [&](const std::vector<NamedIndex>& entries) {
+      for (const auto& [name, index] : entries) {
+        out += name + "=" + names(model, {static_cast<int32_t>(index)}) + " ";
+      }
+    };
+    for (const Signature& signature : model.signatures) {
+      out += signature.key + "(";
+      add(signature.inputs);
+      out += "-> ";
+      add(signature.outputs);
+      out += ") ";
+    }
+    return out;
+  }
+
+  // Names that stand several times are told apart by their order.
+  static std::map<std::string, size_t> by_name(const Model& model) {
+    std::map<std::string, size_t> index;
+    std::map<std::string, int> seen;
+    for (size_t i = 0; i < model.tensors.size(); ++i) {
+      const int n = ++seen[model.tensors[i].name];
+      index[model.tensors[i].name + (n > 1 ? "#" + std::to_string(n) : "")] = i;
+    }
+    return index;
+  }
+
+  void tensors() {
+    const auto left = by_name(a_), right = by_name(b_);
+    for (const auto& [name, i] : left) {
+      const auto found = right.find(name);
+      if (found == right.end()) {
+        lines_.push_back("tensor '" + name + "': only in the first");
+      } else {
+        tensor("tensor '" + name + "' ", i, found->second);
+      }
+    }
+    for (const auto& [name, i] : right) {
+      if (!left.count(name)) lines_.push_back("tensor '" + name + "': only in the second");
+    }
+  }
+
+  void tensor(const std::string& what, size_t i, size_t k) {
+    const Tensor& a = a_.tensors[i];
+    const Tensor& b = b_.tensors[k];
+    text(what + "dtype", name_of(a.dtype), name_of(b.dtype));
+    text(what + "shape", shape_text(a.shape), shape_text(b.shape));
+    text(what + "shape_signature", shape_text(a.shape_signature), shape_text(b.shape_signature));
+    if (!same_qparams(a, b) || (a.quant && b.quant && a.quant->axis != b.quant->axis)) {
+      lines_.push_back(what + "qparams: " + qparams(a) + " -> " + qparams(b));
+    }
+    const bool first = a_.is_constant(i), second = b_.is_constant(k);
+    if (first != second) {
+      lines_.push_back(what + "is a constant only in the " + (first ? "first" : "second"));
+    } else if (first) {
+      bytes(what, a_.buffers[a.buffer].bytes, b_.buffers[b.buffer].bytes);
+    }
+  }
+
+  static std::string qparams(const Tensor& t) {
+    std::string out = qparams_text(t);
+    if (t.quant && t.quant->scale.size() > 1) out += " on axis " + std::to_string(t.quant->axis);
+    return out;
+  }
+
+  void bytes(const std::string& what, Bytes a, Bytes b) {
+    if (a.size != b.size) {
+      lines_.push_back(what + "data: " + std::to_string(a.size) + " bytes -> " + std::to_string(b.size) + " bytes");
+    } else if (a.size > 0 && std::memcmp(a.data, b.data, a.size) != 0) {
+      size_t count = 0;
+      for (size_t i = 0; i < a.size; ++i) count += a.data[i] != b.data[i];
+      lines_.push_back(what + "data: " + std::to_string(count) + " of " + std::to_string(a.size) + " bytes differ");
+    }
+  }
+
+  static std::string key(const Model& model, size_t i) {
+    const Tensor* t = output(model, model.operators[i], 0);
+    return t ? t->name : "#" + std::to_string(i);
+  }
+
+  static std::string options(const Operator& op) {
+    std::string out;
+    for (size_t i = 0; i < op.options.size(); ++i) {
+      const Field& field = op.op->options->fields[i];
+      out += (i ? ", " : "") + std::string(field.name) + "=" + option_text(field, op.options[i]);
+    }
+    return out;
+  }
+
+  void operators() {
+    std::map<std::string, size_t> right;
+    for (size_t i = 0; i < b_.operators.size(); ++i) right.try_emplace(key(b_, i), i);
+    std::vector<size_t> order;
+    for (size_t i = 0; i < a_.operators.size(); ++i) {
+      const auto found = right.find(key(a_, i));
+      const std::string what = "operator " + op_name(a_.operators[i]) + " of '" + key(a_, i) + "'";
+      if (found == right.end()) {
+        lines_.push_back(what + ": only in the first");
+        continue;
+      }
+      order.push_back(found->second);
+      const Operator& a = a_.operators[i];
+      const Operator& b = b_.operators[found->second];
+      text(what, op_name(a), op_name(b));
+      text(what + " inputs", names(a_, a.inputs), names(b_, b.inputs));
+      text(what + " outputs", names(a_, a.outputs), names(b_, b.outputs));
+      text(what + " options", options(a), options(b));
+      right.erase(found);
+    }
+    for (const auto& [name, i] : right) {
+      lines_.push_back("operator " + op_name(b_.operators[i]) + " of '" + name + "': only in the second");
+    }
+    if (!std::is_sorted(order.begin(), order.end())) lines_.push_back("operators: in another order");
+  }
+
+  const Model& a_;
+  const Model& b_;
+  std::vector<std::string> lines_;
+};
+
+}  // namespace
+
+std::vector<std::string> diff(const Model& a, const Model& b) { return Diff(a, b).lines(); }
+
+}  // namespace pyquant::circle

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// POSIX files behind file.h.
+#include "circle/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace pyquant::circle {
+namespace {
+
+constexpr size_t kChunk = size_t{8} << 20;
+
+std::string reason() { return std::strerror(errno); }
+
+bool is_folder(const std::string& path) {
+  struct stat entry {};
+  return ::stat(path.c_str(), &entry) == 0 && S_ISDIR(entry.st_mode);
+}
+
+}  // namespace
+
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    return Fault{Code::E_OPEN, "cannot open for reading (" + reason() + "); check the path", path};
+  }
+  struct stat entry {};
+  if (::fstat(descriptor, &entry) != 0 || !S_ISREG(entry.st_mode)) {
+    ::close(descriptor);
+    return Fault{Code::E_OPEN, "not a regular file; a file is expected", path};
+  }
+  const auto size = static_cast<size_t>(entry.st_size);
+  void* data = nullptr;
+  if (size > 0) {
+    data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (data == MAP_FAILED) {
+      const std::string why = reason();
+      ::close(descriptor);
+      return Fault{Code::E_OPEN, "cannot map " + std::to_string(size) + " bytes (" + why + ")", path};
+    }
+  }
+  ::close(descriptor);
+  return std::shared_ptr<const Mapping>(new Mapping(data, size));
+}
+
+Mapping::~Mapping() {
+  if (size_ > 0) ::munmap(data_, size_);
+}
+
+Result<std::unique_ptr<AtomicFile>> AtomicFile::create(const std::string& path) {
+  std::unique_ptr<AtomicFile> file(new AtomicFile(path, folder_of(path)));
+  if (!is_folder(file->folder_)) {
+    return Fault{Code::E_NO_FOLDER, "folder '" + file->folder_ + "' does not exist; create it first", path};
+  }
+  if (is_folder(path)) {
+    return Fault{Code::E_CREATE, "is a folder; name a file in it", path};
+  }
+  // A symbolic link keeps standing: the file that it names is the one replaced.
+  if (char* real = ::realpath(path.c_str(), nullptr)) {
+    file->path_ = real;
+    file->folder_ = folder_of(file->path_);
+    std::free(real);
+  }
+  for (int attempt = 0; file->descriptor_ < 0 && attempt < 1000; ++attempt) {
+    file->temporary_ = file->path_ + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
+    file->descriptor_ = ::open(file->temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file->descriptor_ < 0 && errno != EEXIST) break;
+  }
+  if (file->descriptor_ < 0) {
+    const std::string why = reason();
+    file->temporary_.clear();
+    return Fault{Code::E_CREATE,
+                 "cannot create a file in '" + file->folder_ + "' (" + why + "); check its permissions", path};
+  }
+  struct stat old {};
+  if (::stat(file->path_.c_str(), &old) == 0 && ::fchmod(file->descriptor_, old.st_mode & 07777) != 0) {
+    return file->failure("keeping the old file's mode");
+  }
+  return file;
+}
+
+AtomicFile::~AtomicFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+Fault AtomicFile::failure(const char* step) const {
+  const int error = errno;
+  std::string message = std::string(step) + " failed after " + std::to_string(written_) + " bytes (" +
+                        std::strerror(error) + "); ";
+  message += error == ENOSPC || error == EDQUOT ? "free some space" : "check the disk and its limits";
+  return {Code::E_WRITE, message + "; what stood there before is intact", path_};
+}
+
+Status AtomicFile::write(Bytes bytes) {
+  while (bytes.size > 0) {
+    const ssize_t count = ::write(descriptor_, bytes.data, std::min(bytes.size, kChunk));
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      return failure("writing");
+    }
+    bytes.data += count;
+    bytes.size -= static_cast<size_t>(count);
+    written_ += static_cast<uint64_t>(count);
+  }
+  return {};
+}
+
+Status AtomicFile::commit() {
+  if (::fsync(descriptor_) != 0) return failure("syncing");
+  const int closed = ::close(descriptor_);
+  descriptor_ = -1;
+  if (closed != 0) return failure("closing");
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return Fault{Code::E_RENAME,
+                 "cannot rename the finished file into place (" + reason() +
+                     "); what stood there before is intact",
+                 path_};
+  }
+  temporary_.clear();
+  // The name itself must survive a crash too. A folder that cannot be synced (some network disks) is no failure.
+  const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) {
+    ::fsync(folder);
+    ::close(folder);
+  }
+  return {};
+}
+
+}  // namespace pyquant::circle

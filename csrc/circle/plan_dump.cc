@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model to plan text and named weights, such that writing them again gives the same bytes for files that we wrote.
+// What a plan cannot say is refused, never left out.
+#include <cmath>
+#include <set>
+
+#include "circle/describe.h"
+#include "circle/plan.h"
+
+namespace pyquant::circle {
+namespace {
+
+Fault cannot(const std::string& where, const std::string& what) {
+  return {Code::E_NOT_PLANNABLE, what + ", which a plan cannot say", where};
+}
+
+Status check_plannable(const Model& model) {
+  if (model.subgraphs != 1) return cannot("model", "has " + std::to_string(model.subgraphs) + " subgraphs");
+  if (model.signatures.size() > 1) return cannot("model", "has more than one signature");
+  if (!is_utf8(model.name) || !is_utf8(model.description)) return cannot("model", "has a text that is not UTF-8");
+  std::set<std::string> metadata;
+  for (const Metadata& entry : model.metadata) {
+    const std::string where = "metadata '" + entry.name + "'";
+    if (entry.buffer >= model.buffers.size()) return cannot(where, "names a buffer that does not exist");
+    const Bytes bytes = model.buffers[entry.buffer].bytes;
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data), bytes.size);
+    if (!is_utf8(entry.name) || !is_utf8(text)) return cannot(where, "is not UTF-8 text");
+    if (!metadata.insert(entry.name).second) return cannot(where, "stands twice");
+  }
+  for (const Signature& signature : model.signatures) {
+    for (const auto* entries : {&signature.inputs, &signature.outputs}) {
+      std::set<std::string> names;
+      for (const auto& [name, index] : *entries) {
+        if (!is_utf8(name) || !names.insert(name).second) {
+          return cannot("signature '" + signature.key + "'", "has names that stand twice or are not UTF-8");
+        }
+      }
+    }
+    if (!is_utf8(signature.key) || signature.subgraph != 0) {
+      return cannot("signature", "has a key that is not UTF-8, or another subgraph");
+    }
+  }
+  return {};
+}
+
+Status check_tensor(const Model& model, size_t index) {
+  const Tensor& t = model.tensors[index];
+  const std::string where = tensor_place(model, static_cast<int64_t>(index));
+  if (!is_utf8(t.name)) return cannot(where, "has a name that is not UTF-8");
+  if (t.is_variable || t.is_sparse) return cannot(where, "is variable, sparse or compressed");
+  const DTypeInfo* type = info(t.dtype);
+  if (!type) return cannot(where, "has dtype " + name_of(t.dtype));
+  if (t.buffer >= model.buffers.size()) return cannot(where, "names a buffer that does not exist");
+  if (model.is_constant(index) && !safetensors_dtype(t.dtype)) return cannot(where, "is a constant of " + name_of(t.dtype));
+  const auto bytes = byte_size(t.dtype, t.shape);
+  if (model.is_constant(index) && bytes != static_cast<int64_t>(model.buffers[t.buffer].bytes.size)) {
+    return cannot(where, "has a buffer of the wrong size");
+  }
+  if (!t.quant) return {};
+  if (t.quant->details != 0) return cannot(where, "has custom, MX or blockwise quantization");
+  for (float scale : t.quant->scale) {
+    if (!std::isfinite(scale)) return cannot(where, "has a scale that is not finite");
+  }
+  return {};
+}
+
+Status check_operator(const Model& model, size_t index) {
+  const Operator& op = model.operators[index];
+  const std::string where = operator_place(model, index);
+  if (!op.op) return cannot(where, "is not in ops.def");
+  const OptionsTable& table = *op.op->options;
+  if (op.options_type != table.value || (table.value != 0 && !op.has_options)) {
+    return cannot(where, "has no options, or those of another operator");
+  }
+  for (size_t i = 0; i < op.options.size(); ++i) {
+    const Field& field = table.fields[i];
+    if (const float* number = std::get_if<float>(&op.options[i]); number && !std::isfinite(*number)) {
+      return cannot(where, std::string("has an option ") + field.name + " that is not finite");
+    }
+    const bool is_enum = !enum_names(field.kind).empty();
+    if (is_enum && option_json(field, op.options[i])[0] != '"') {
+      return cannot(where, std::string("has an option ") + field.name + " that the schema does not have");
+    }
+  }
+  return {};
+}
+
+WeightsEntry weights_entry(const Model& model, const Tensor& t, std::string name) {
+  WeightsEntry entry;
+  entry.name = std::move(name);
+  entry.dtype = safetensors_dtype(t.dtype);
+  entry.bytes = model.buffers[t.buffer].bytes;
+  if (info(t.dtype)->block_elements > 1) {
+    entry.shape = {static_cast<int64_t>(entry.bytes.size)};
+  } else {
+    entry.shape.assign(t.shape.begin(), t.shape.end());
+  }
+  return entry;
+}
+
+}  // namespace
+
+Result<PlanText> dump_plan(const Model& model) {
+  PYQUANT_TRY(check_plannable(model));
+  PlanText plan;
+  std::string& out = plan.json;
+  out = "{\"format\": \"pyquant-plan\", \"version\": 1,\n \"name\": " + quoted(model.name) +
+        ",\n \"description\": " + quoted(model.description);
+  for (size_t i = 0; i < model.metadata.size(); ++i) {
+    const Bytes bytes = model.buffers[model.metadata[i].buffer].bytes;
+    out += (i ? ", " : ",\n \"metadata\": {") + quoted(model.metadata[i].name) + ": " +
+           quoted({reinterpret_cast<const char*>(bytes.data), bytes.size});
+    if (i + 1 == model.metadata.size()) out += "}";
+  }
+  out += ",\n \"tensors\": [";
+  std::vector<std::string> constant(model.buffers.size());
+  std::set<std::string> taken = {"__metadata__"};
+  for (size_t i = 0; i < model.tensors.size(); ++i) {
+    PYQUANT_TRY(check_tensor(model, i));
+    const Tensor& t = model.tensors[i];
+    out += (i ? ",\n  " : "\n  ") + tensor_json_open(t);
+    if (model.is_constant(i)) {
+      std::string& name = constant[t.buffer];
+      if (name.empty()) {
+        // The first tensor of a buffer names it; tensors may share a name, constants may not.
+        name = t.name.empty() ? "constant" : t.name;
+        for (int n = 2; taken.count(name); ++n) name = t.name + "#" + std::to_string(n);
+        taken.insert(name);
+        plan.weights.push_back(weights_entry(model, t, name));
+      }
+      out += ", \"constant\": " + quoted(name);
+    }
+    out += "}";
+  }
+  out += "],\n \"operators\": [";
+  for (size_t i = 0; i < model.operators.size(); ++i) {
+    PYQUANT_TRY(check_operator(model, i));
+    out += (i ? ",\n  " : "\n  ") + operator_json(model.operators[i]);
+  }
+  out += "],\n \"inputs\": " + ints_json(model.inputs) + ",\n \"outputs\": " + ints_json(model.outputs);
+  for (const Signature& signature : model.signatures) {
+    out += ",\n \"signature\": {\"key\": " + quoted(signature.key) + ", \"inputs\": " + named_json(signature.inputs) +
+           ", \"outputs\": " + named_json(signature.outputs) + "}";
+  }
+  out += "}\n";
+  return plan;
+}
+
+}  // namespace pyquant::circle

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// What went wrong, as values: Fault (code, message, where), Status and Result<T>; the native core throws nothing.
+// Translating a Fault into a Python exception or an exit code is left to the bindings and the command line.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+
+namespace pyquant {
+
+enum class Code : uint16_t {
+#define PYQUANT_FAULT(code, meaning) code,
+#include "pyquant/faults.def"
+#undef PYQUANT_FAULT
+};
+
+struct CodeInfo {
+  const char* name;
+  const char* meaning;
+};
+
+inline constexpr CodeInfo kCodes[] = {
+#define PYQUANT_FAULT(code, meaning) {#code, meaning},
+#include "pyquant/faults.def"
+#undef PYQUANT_FAULT
+};
+
+/// The stable spelling of a code, such as "E_SCALE_NOT_FINITE".
+inline const char* code_name(Code code) { return kCodes[static_cast<uint16_t>(code)].name; }
+
+/// One thing that is wrong: what was seen and expected, where, and the next step.
+struct Fault {
+  Code code;
+  std::string message;
+  std::string where;
+
+  /// "E_CODE: where: message", one line.
+  std::string text() const {
+    std::string line = code_name(code);
+    line += ": ";
+    if (!where.empty()) line += where + ": ";
+    return line + message;
+  }
+};
+
+/// Success, or one Fault.
+class [[nodiscard]] Status {
+ public:
+  Status() = default;
+  Status(Fault fault) : fault_(std::move(fault)) {}  // NOLINT: `return Fault{...}` is the point
+
+  bool ok() const { return !fault_; }
+  const Fault& fault() const { return *fault_; }
+
+ private:
+  std::optional<Fault> fault_;
+};
+
+/// A value, or one Fault.
+template <typename T>
+class [[nodiscard]] Result {
+ public:
+  Result(T value) : state_(std::move(value)) {}      // NOLINT
+  Result(Fault fault) : state_(std::move(fault)) {}  // NOLINT
+
+  bool ok() const { return state_.index() == 0; }
+  const Fault& fault() const { return *std::get_if<1>(&state_); }
+  T& value() & { return *std::get_if<0>(&state_); }
+  const T& value() const& { return *std::get_if<0>(&state_); }
+  T&& value() && { return std::move(*std::get_if<0>(&state_)); }
+
+ private:
+  std::variant<T, Fault> state_;
+};
+
+}  // namespace pyquant
+
+#define PYQUANT_CONCAT_(a, b) a##b
+#define PYQUANT_CONCAT(a, b) PYQUANT_CONCAT_(a, b)
+
+/// Leaves the enclosing function with the Fault of `expression`, if it has one.
+#define PYQUANT_TRY(expression)                                           \
+  do {                                                                    \
+    if (auto pyquant_status = (expression); !pyquant_status.ok()) {       \
+      return pyquant_status.fault();                                      \
+    }                                                                     \
+  } while (false)
+
+/// The same for a Result<T>; otherwise `declaration` becomes its value.
+#define PYQUANT_TRY_ASSIGN(declaration, expression)                                  \
+  auto PYQUANT_CONCAT(pyquant_result_, __LINE__) = (expression);                     \
+  if (!PYQUANT_CONCAT(pyquant_result_, __LINE__).ok()) {                             \
+    return PYQUANT_CONCAT(pyquant_result_, __LINE__).fault();                        \
+  }                                                                                  \
+  declaration = std::move(PYQUANT_CONCAT(pyquant_result_, __LINE__)).value()

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Circle files in Python: read, check, inspect, compare, write. Parsing and judging are native (`pyquant._circle`, no torch).
+
+Only `write` needs torch, and loads it when called; what a plan says is left to pyquant.exporter.
+"""
+
+from __future__ import annotations
+
+from pyquant.circle.files import check, check_plan, diff, inspect, read, write
+from pyquant.circle.operators import Operand, OperatorInfo, Option, operators
+from pyquant.circle.types import Fault, Model, Operator, Tensor, codes
+
+__all__ = [
+    "Fault",
+    "Model",
+    "Operand",
+    "Operator",
+    "OperatorInfo",
+    "Option",
+    "Tensor",
+    "check",
+    "check_plan",
+    "codes",
+    "diff",
+    "inspect",
+    "operators",
+    "read",
+    "write",
+]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one does with Circle files and plans: read, check, inspect, diff, write.
+
+The work is native; here are paths, types and the one error, CircleError, whose text starts with the fault's code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from pyquant.circle._native import native
+from pyquant.circle.types import Fault, Model
+
+if TYPE_CHECKING:
+    import torch
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = PathLike | bytes | Model
+Target: TypeAlias = Literal["circle", "luci", "onert"]
+
+
+def read(source: Source) -> Model:
+    """Reads a file (mapped, constants are not copied) or bytes. Raises CircleError when it is no Circle flatbuffer.
+
+    What it holds may still be wrong; `check` says so. A file must not be changed while its Model lives.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, bytes):
+        return native.read_bytes(source)
+    return native.read(os.fspath(source))
+
+
+def _faults(native_faults: Iterable[tuple[str, str, str]]) -> list[Fault]:
+    return [Fault(code, message, where) for code, message, where in native_faults]
+
+
+def check(source: Source, target: Target = "circle") -> list[Fault]:
+    """Everything that is wrong with a file for `target`; empty when nothing is. Raises CircleError when it cannot be read.
+
+    circle: the format, and what TICO's reference runtime runs. luci: also ONE's rules for quantized models.
+    onert: also what onert 0.1.0 refuses, crashes on, or silently gets wrong.
+    """
+    return _faults(read(source).check(target))
+
+
+def check_plan(plan: str, sizes: Sequence[int], target: Target = "circle") -> list[Fault]:
+    """The same for plan text whose constant k has sizes[k] bytes. Raises CircleError when it is no plan."""
+    return _faults(native.check_plan(plan, sizes, target))
+
+
+def inspect(source: Source, *, json: bool = False, title: str | None = None) -> str:
+    """What a file holds, as text for people or as JSON."""
+    if title is None:
+        title = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "model"
+    return read(source).inspect(title, json)
+
+
+def diff(a: Source, b: Source) -> list[str]:
+    """One line for each difference between two files; empty when they say the same."""
+    return read(a).diff(read(b))
+
+
+def write(plan: str, constants: Sequence[torch.Tensor], path: PathLike) -> int:
+    """Checks and writes plan text with its constants, whole or not at all; returns the bytes written.
+
+    See `pyquant.ops.circle_write`, which this calls. Raises CircleError.
+    """
+    from pyquant.ops.circle_write import circle_write
+
+    return circle_write(plan, constants, path)

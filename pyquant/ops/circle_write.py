@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""circle_write: a plan and its constants to a .circle file, streamed from the tensors' own memory.
+
+It owns the typed function and the Meta kernel; what a plan says is the exporter's, how a file is checked and laid out is csrc/circle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import CircleError, OpArgumentError
+from pyquant.ops._native import native
+
+_circle_write: Callable[..., int] = native("circle_write")
+_MARK = "[pyquant] "
+
+
+def circle_write(plan: str, constants: Sequence[Tensor], path: str | os.PathLike[str]) -> int:
+    """Checks `plan` (JSON text), writes the file whole or not at all, and returns its size in bytes.
+
+    `constants[k]` is the tensor that the plan calls constant k, its bytes as they stand in the file (4-bit integers
+    packed, as uint8). Tensors are not copied when they are contiguous and on the CPU.
+    Raises CircleError, whose text starts with the code of the fault; what stood at `path` before is then intact.
+    """
+    for i, tensor in enumerate(constants):
+        if not isinstance(tensor, Tensor):
+            raise OpArgumentError(f"circle_write: constants[{i}] is {type(tensor).__name__}; expected a torch.Tensor")
+    with torch.no_grad():
+        dense = [tensor.detach().cpu().contiguous() for tensor in constants]
+    try:
+        return int(_circle_write(plan, dense, os.fspath(path)))
+    except RuntimeError as error:
+        _, mark, text = str(error).partition(_MARK)
+        if not mark:
+            raise
+        raise CircleError(text.split("\n")[0]) from None
+
+
+@torch.library.register_fake("pyquant::circle_write")
+def _circle_write_meta(plan: str, constants: list[Tensor], path: str) -> int:
+    return 0
