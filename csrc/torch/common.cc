@@ -2,6 +2,7 @@
 #include "torch/common.h"
 
 #include <cmath>
+#include <vector>
 
 namespace pyquant::torch_ops {
 
@@ -59,6 +60,11 @@ void check_grid(const char* op, int64_t qmin, int64_t qmax) {
                 "] is not one; expected -32768 <= qmin < qmax <= 65535");
 }
 
+void check_search_grid(const char* op, int64_t qmin, int64_t qmax, bool symmetric) {
+  check_grid(op, qmin, qmax);
+  PYQUANT_CHECK(!symmetric || qmax > 0, op, ": a symmetric grid needs a positive qmax, got ", qmax);
+}
+
 int64_t Granularity::scales(const Tensor& x) const {
   int64_t n = 1;
   if (axis < 0) return n;
@@ -83,6 +89,12 @@ Granularity granularity(const char* op, const Tensor& x, Axis axis, int64_t grou
   PYQUANT_CHECK(channels % group == 0, op, ": group ", group, " does not divide dimension ", a, " of x of shape ",
                 shape_text(x));
   return {kernels::ScaleMap::per_group(outer, channels / group, group, inner), rank, a, group};
+}
+
+Tensor empty_scales(const Tensor& x, const Granularity& g) {
+  std::vector<int64_t> shape(g.rank);
+  for (int64_t d = 0; d < g.rank; ++d) shape[d] = g.scale_size(x, g.group ? d : g.axis);
+  return torch::stable::new_empty(x, shape, ScalarType::Float);
 }
 
 Scales::Scales(const char* op, const Tensor& x, const Tensor& scale_, const Tensor& zero_point_, Axis axis,

@@ -35,6 +35,8 @@ void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType e
 /// Contiguous, for tensors that are updated in place.
 void check_state(const char* op, const char* name, const Tensor& t, ScalarType expected, int64_t numel);
 void check_grid(const char* op, int64_t qmin, int64_t qmax);
+/// check_grid, and that a symmetric one has positive values.
+void check_search_grid(const char* op, int64_t qmin, int64_t qmax, bool symmetric);
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
@@ -53,6 +55,9 @@ struct Granularity {
 };
 /// Raises for an axis out of range and for a group that does not divide.
 Granularity granularity(const char* op, const Tensor& x, Axis axis, int64_t group);
+
+/// A float32 tensor of the scales' shape.
+Tensor empty_scales(const Tensor& x, const Granularity& g);
 
 /// Checks scale and zero_point against x and the grid (also their values), and holds them contiguous.
 struct Scales {

@@ -1,43 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // minmax and the observers that keep it: observe_minmax_, observe_ema_.
-#include <limits>
-#include <mutex>
 #include <vector>
 
-#include "torch/common.h"
+#include "torch/widen.h"
 
 namespace pyquant::torch_ops {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-
-// Widens lo, hi to x; returns how many values are not finite. Threads own the scales that they update, except per tensor.
-template <class T>
-int64_t widen(const T* x, const kernels::ScaleMap& map, float* lo, float* hi) {
-  if (map.numel() == 0) return 0;
-  const int own = kernels::independent_dim(map), dim = own < 0 ? 2 : own;
-  const int64_t per_index = map.numel() / map.dims[dim];
-  const int64_t grain = std::max<int64_t>(kGrain / per_index, dim == 2 ? 64 : 1);
-  std::mutex mutex;
-  int64_t nonfinite = 0;
-  parallel(map.dims[dim], grain, [&](int64_t begin, int64_t end) {
-    kernels::Box box{{0, 0, 0}, {map.dims[0], map.dims[1], map.dims[2]}};
-    box.begin[dim] = begin;
-    box.end[dim] = end;
-    float part_lo = kInf, part_hi = -kInf;
-    const int64_t bad = kernels::minmax(x, map, box, own < 0 ? &part_lo : lo, own < 0 ? &part_hi : hi);
-    const std::lock_guard<std::mutex> lock(mutex);
-    nonfinite += bad;
-    if (own < 0) {
-      *lo = std::min(*lo, part_lo);
-      *hi = std::max(*hi, part_hi);
-    }
-  });
-  return nonfinite;
-}
-
 int64_t widen(const char* op, const Tensor& x, const kernels::ScaleMap& map, float* lo, float* hi) {
-  return with_float(op, x, [&](auto type) { return widen(in<decltype(type)>(x), map, lo, hi); });
+  return with_float(op, x, [&](auto type) { return widen_range(in<decltype(type)>(x), map, lo, hi); });
 }
 
 struct State {
@@ -92,11 +63,8 @@ void observe_ema_(const Tensor& lo, const Tensor& hi, const Tensor& count, const
 std::tuple<Tensor, Tensor> minmax(const Tensor& x_, Axis axis, int64_t group) {
   check_cpu("minmax", "x", x_);
   const Granularity g = granularity("minmax", x_, axis, group);
-  std::vector<int64_t> shape(g.rank);
-  for (int64_t d = 0; d < g.rank; ++d) shape[d] = g.scale_size(x_, g.group ? d : g.axis);
   const Tensor x = dense(x_);
-  Tensor lo = torch::stable::new_empty(x, shape, ScalarType::Float);
-  Tensor hi = torch::stable::new_empty(x, shape, ScalarType::Float);
+  Tensor lo = empty_scales(x, g), hi = empty_scales(x, g);
   float *low = out<float>(lo), *high = out<float>(hi);
   const int64_t n = lo.numel();
   std::fill(low, low + n, kInf);

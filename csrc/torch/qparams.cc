@@ -12,8 +12,7 @@ std::tuple<Tensor, Tensor> choose_qparams(const Tensor& lo_, const Tensor& hi_, 
   const char* op = "choose_qparams";
   check_dtype(op, "lo", lo_, ScalarType::Float);
   check_dtype(op, "hi", hi_, ScalarType::Float);
-  check_grid(op, qmin, qmax);
-  PYQUANT_CHECK(!symmetric || qmax > 0, op, ": a symmetric grid needs a positive qmax, got ", qmax);
+  check_search_grid(op, qmin, qmax, symmetric);
   PYQUANT_CHECK(shape_text(lo_) == shape_text(hi_), op, ": lo has shape ", shape_text(lo_), ", hi has shape ",
                 shape_text(hi_), "; expected one shape");
   const Tensor lo = dense(lo_), hi = dense(hi_);

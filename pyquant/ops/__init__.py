@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native operators as typed functions: observe, choose qparams, fake-quantize, quantize, pack.
 
-Each calls one operator of the namespace `torch.ops.pyquant`, which torch.export keeps as one node. The same in plain torch operations is `reference`.
+Each calls one operator of the namespace `torch.ops.pyquant`, which torch.export keeps as one node. The same in plain
+torch operations, for devices other than the CPU, is in reference.py.
 """
 
 from __future__ import annotations
 
+from pyquant.ops import backends as backends
+from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
+from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
+from pyquant.ops.int4 import pack_int4, unpack_int4
 from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
 from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bias
 from pyquant.ops.quantize import dequantize, quantize
+from pyquant.ops.range_search import mse_range
 
 __all__ = [
     "choose_qparams",
+    "circle_write",
     "dequantize",
     "fake_quantize",
     "fake_quantize_bias",
+    "histogram_mse_range",
+    "histogram_percentile",
+    "merge_histogram_",
     "minmax",
+    "mse_range",
     "observe_ema_",
+    "observe_histogram_",
     "observe_minmax_",
+    "pack_int4",
     "quantize",
     "quantize_bias",
+    "unpack_int4",
 ]

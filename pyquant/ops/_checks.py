@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks in Python, for Meta kernels and for the reference; the CPU kernels make the same checks in C++.
 
-It owns the messages of shapes, dtypes and grids. Values of scales are checked where they can be read without waiting for a device.
+It owns the messages of shapes, dtypes and grids. Values of scales are checked where they can be read without waiting
+for a device.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ def check_grid(op: str, qmin: int, qmax: int) -> None:
         raise OpArgumentError(f"{op}: the grid [{qmin}, {qmax}] is not one; expected -32768 <= qmin < qmax <= 65535")
 
 
+def check_search_grid(op: str, qmin: int, qmax: int, symmetric: bool) -> None:
+    check_grid(op, qmin, qmax)
+    if symmetric and qmax <= 0:
+        raise OpArgumentError(f"{op}: a symmetric grid needs a positive qmax, got {qmax}")
+
+
 def check_bits(op: str, bits: int) -> None:
     if bits not in (32, 64):
         raise OpArgumentError(f"{op}: bits is {bits}; expected 32 (8-bit input) or 64 (16-bit input)")
 
 
 def scale_shape(op: str, x: Tensor, axis: int | None, group: int) -> list[int]:
-    """The shape that scales of x have: () per tensor, (C,) per channel, x's shape with `axis` divided by `group` otherwise."""
+    """The shape of x's scales: () per tensor, (C,) per channel, x's shape with `axis` divided by `group` otherwise."""
     if axis is None:
         if group != 0:
             raise OpArgumentError(f"{op}: group is {group} and axis is None; groups need the axis that they divide")
@@ -57,15 +64,20 @@ def scale_shape(op: str, x: Tensor, axis: int | None, group: int) -> list[int]:
 
 
 def check_scales(op: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int) -> None:
-    """dtype and shape of scale and zero_point; their values too, where reading them costs nothing (real CPU tensors)."""
+    """dtype, device and shape of scale and zero_point."""
     check_dtype(op, "scale", scale, torch.float32)
     check_dtype(op, "zero_point", zero_point, torch.int32)
     expected = scale_shape(op, x, axis, group)
     for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+        if tensor.device != x.device:
+            raise OpArgumentError(
+                f"{op}: {name} is on {tensor.device}, x is on {x.device}; move all tensors to one device"
+            )
         if not _same_shape(tensor.shape, expected):
             raise OpArgumentError(
-                f"{op}: {name} has shape {tuple(tensor.shape)}, which does not fit x of shape {tuple(x.shape)} with axis {axis} "
-                f"and group {group}; expected () per tensor, (x.size(axis),) per channel, x's shape with axis divided by group otherwise"
+                f"{op}: {name} has shape {tuple(tensor.shape)}, which does not fit x of shape {tuple(x.shape)} with "
+                f"axis {axis} and group {group}; expected () per tensor, (x.size(axis),) per channel, x's shape with "
+                "axis divided by group otherwise"
             )
 
 
@@ -75,20 +87,16 @@ def check_state(op: str, name: str, tensor: Tensor, dtype: torch.dtype, numel: i
         raise OpArgumentError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {numel} elements")
 
 
-def check_scale_values(op: str, scale: Tensor) -> None:
-    """Raises unless every scale is finite and positive. Reads values: for real CPU tensors only, elsewhere it returns at once."""
+def check_values(
+    op: str, scale: Tensor, zero_point: Tensor | None = None, qmin: int = -32768, qmax: int = 65535
+) -> None:
+    """Raises unless scales are finite and positive and zero points on the grid. Only on CPU, where reading is free."""
     if scale.device.type != "cpu":
         return
     for index, value in enumerate(scale.flatten().tolist()):
         if not (value > 0 and math.isfinite(value)):
             raise OpArgumentError(f"{op}: scale number {index} is {value:g}; every scale must be finite and positive")
-
-
-def check_zero_point_values(op: str, zero_point: Tensor, qmin: int, qmax: int) -> None:
-    """Raises unless every zero point lies on the grid. Reads values, as check_scale_values does."""
-    if zero_point.device.type != "cpu":
-        return
-    for index, value in enumerate(zero_point.flatten().tolist()):
+    for index, value in enumerate([] if zero_point is None else zero_point.flatten().tolist()):
         if not qmin <= value <= qmax:
             raise OpArgumentError(
                 f"{op}: zero_point number {index} is {value}; it must lie on the grid [{qmin}, {qmax}]"

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the native operators, or says how to build them; there is no fallback on CPU.
 
-It owns the way from an operator's name to its callable and from a native error to OpArgumentError; what each operator does is in its own module.
+It owns the way from an operator's name to its callable, and from a native error to OpArgumentError. What each operator
+does is in its own module.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -28,7 +29,8 @@ def _load() -> None:
     built = int(torch.ops.pyquant._abi()) if hasattr(torch.ops.pyquant, "_abi") else 0
     if built != ABI:
         raise ImportError(
-            f"pyquant's native operators are stale: pyquant/_C.abi3.so has version {built}, the Python code expects {ABI}; {_HOW}"
+            f"pyquant's native operators are stale: pyquant/_C.abi3.so has version {built}, "
+            f"the Python code expects {ABI}; {_HOW}"
         )
 
 
@@ -42,6 +44,14 @@ def native(name: str) -> Callable[..., Any]:
     except AttributeError:
         raise ImportError(f"pyquant/_C.abi3.so is stale: it has no operator {name!r}; {_HOW}") from None
     return op
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def meta(name: str) -> Callable[[Function], Function]:
+    """Decorator: the Meta kernel of an operator (shapes and dtypes, no data), for torch.export and torch.compile."""
+    return cast("Callable[[Function], Function]", torch.library.register_fake(f"pyquant::{name}"))
 
 
 def op_error(error: RuntimeError) -> Exception:

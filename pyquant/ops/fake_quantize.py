@@ -7,13 +7,13 @@ It owns the differentiable face of the operator and its Meta kernel; integers th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pyquant.ops import _checks
-from pyquant.ops._native import native, op_error
+from pyquant.ops._native import meta, native, op_error
 
 _fake_quantize: Callable[..., Tensor] = native("fake_quantize")
 _backward: Callable[..., Tensor] = native("fake_quantize_backward")
@@ -24,13 +24,14 @@ def fake_quantize(
 ) -> Tensor:
     """`(clamp(round_half_away(x / scale) + zero_point, qmin, qmax) - zero_point) * scale`, computed in float32.
 
-    x: float32, bfloat16 or float16, any shape. The result is contiguous and has x's shape and dtype. scale (float32) and zero_point (int32)
-    are () per tensor, (C,) per channel of `axis`, or x's shape with `axis` divided by `group`. NaN becomes the value of qmin,
-    infinities saturate, no result is -0. The gradient passes where x is representable (rounds onto the grid without clamping) and is 0 elsewhere.
-    Raises OpArgumentError for a wrong dtype, shape, axis, group or grid, and (on CPU) for a scale that is not finite and positive.
+    x: float32, bfloat16 or float16, any shape. The result is contiguous and has x's shape and dtype. scale (float32)
+    and zero_point (int32) are () per tensor, (C,) per channel of `axis`, or x's shape with `axis` divided by `group`.
+    NaN becomes the value of qmin, infinities saturate, no result is -0. The gradient passes where x is representable
+    (rounds onto the grid without clamping) and is 0 elsewhere. Raises OpArgumentError for a wrong dtype, shape, axis,
+    group or grid, and (on CPU) for a scale that is not finite and positive or a zero point off the grid.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        straight_through: Tensor = _StraightThrough.apply(x, scale, zero_point, axis, group, qmin, qmax)
+        straight_through: Tensor = _straight_through(x, scale, zero_point, axis, group, qmin, qmax)
         return straight_through
     try:
         return _fake_quantize(x, scale, zero_point, axis, group, qmin, qmax)
@@ -42,7 +43,7 @@ class _StraightThrough(torch.autograd.Function):
     """Outside the operator on purpose: a registered autograd formula costs 7 us on every call, no_grad included."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
@@ -53,12 +54,15 @@ class _StraightThrough(torch.autograd.Function):
             raise op_error(error) from None
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
         return _backward(grad, x, scale, zero_point, *ctx.rest), None, None, None, None, None, None
 
 
-@torch.library.register_fake("pyquant::fake_quantize")
+_straight_through = cast("Callable[..., Tensor]", _StraightThrough.apply)
+
+
+@meta("fake_quantize")
 def _fake_quantize_meta(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
 ) -> Tensor:
@@ -68,7 +72,7 @@ def _fake_quantize_meta(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("pyquant::fake_quantize_backward")
+@meta("fake_quantize_backward")
 def _backward_meta(
     grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
 ) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest and largest value of a tensor: at once (minmax), or kept over batches (observe_minmax_, observe_ema_).
+"""The smallest and largest value of a tensor: at once (minmax) or kept over batches (observe_minmax_, observe_ema_).
 
 It owns the typed functions and their Meta kernels; what becomes of a range is qparams.py.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import native, op_error
+from pyquant.ops._native import meta, native, op_error
 
 _observe_minmax: Callable[..., None] = native("observe_minmax_")
 _observe_ema: Callable[..., None] = native("observe_ema_")
@@ -23,8 +23,8 @@ _minmax: Callable[..., tuple[Tensor, Tensor]] = native("minmax")
 def observe_minmax_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | None = None) -> None:
     """Widens [lo, hi] to the finite values of x, in one pass.
 
-    lo, hi: float32, () per tensor or (C,) per channel of `axis`; start at +inf and -inf. count: int64 (2,), elements seen
-    and non-finite elements seen; both grow. x: float32, bfloat16 or float16. NaN and Inf are counted and skipped.
+    lo, hi: float32, () per tensor or (C,) per channel of `axis`; start at +inf and -inf. count: int64 (2,), elements
+    seen and non-finite elements seen; both grow. x: float32, bfloat16 or float16. NaN and Inf are counted and skipped.
     """
     try:
         _observe_minmax(lo, hi, count, x, axis)
@@ -35,7 +35,8 @@ def observe_minmax_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int 
 def observe_ema_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | None, momentum: float) -> None:
     """Moves [lo, hi] toward the range of x: `lo = momentum * lo + (1 - momentum) * batch_lo`, in float32.
 
-    The first batch with a finite value sets the range (per channel); a batch without one leaves it. Otherwise as `observe_minmax_`.
+    The first batch with a finite value sets the range (per channel); a batch without one leaves it. Otherwise as
+    `observe_minmax_`.
     """
     try:
         _observe_ema(lo, hi, count, x, axis, momentum)
@@ -44,7 +45,10 @@ def observe_ema_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | N
 
 
 def minmax(x: Tensor, axis: int | None = None, group: int = 0) -> tuple[Tensor, Tensor]:
-    """(lo, hi) of the finite values of x, float32, of the shape of the scales: (), (C,), or grouped. (+inf, -inf) where there is none."""
+    """(lo, hi) of the finite values of x, float32, in the shape of the scales: (), (C,) or grouped.
+
+    (+inf, -inf) where there is none.
+    """
     try:
         return _minmax(x, axis, group)
     except RuntimeError as error:
@@ -67,18 +71,18 @@ def check_momentum(op: str, momentum: float) -> None:
         raise OpArgumentError(f"{op}: momentum is {momentum:g}; expected 0 <= momentum < 1")
 
 
-@torch.library.register_fake("pyquant::observe_minmax_")
+@meta("observe_minmax_")
 def _observe_minmax_meta(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | None) -> None:
     check_observer("observe_minmax_", lo, hi, count, x, axis)
 
 
-@torch.library.register_fake("pyquant::observe_ema_")
+@meta("observe_ema_")
 def _observe_ema_meta(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | None, momentum: float) -> None:
     check_momentum("observe_ema_", momentum)
     check_observer("observe_ema_", lo, hi, count, x, axis)
 
 
-@torch.library.register_fake("pyquant::minmax")
+@meta("minmax")
 def _minmax_meta(x: Tensor, axis: int | None, group: int) -> tuple[Tensor, Tensor]:
     _checks.check_dtype("minmax", "x", x, *_checks.FLOATS)
     shape = _checks.scale_shape("minmax", x, axis, group)

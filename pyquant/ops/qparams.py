@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """choose_qparams: from a range to a scale and a zero point; and the integers of a bias.
 
-It owns the typed functions and their Meta kernels; how a range is found is minmax.py and ranges.py.
+It owns the typed functions and their Meta kernels; how a range is found is minmax.py, histogram.py and range_search.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import native, op_error
+from pyquant.ops._native import meta, native, op_error
 
 _choose_qparams: Callable[..., tuple[Tensor, Tensor]] = native("choose_qparams")
 _quantize_bias: Callable[..., Tensor] = native("quantize_bias")
@@ -23,9 +23,10 @@ _fake_quantize_bias: Callable[..., Tensor] = native("fake_quantize_bias")
 def choose_qparams(lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(scale float32, zero_point int32) of the ranges [lo, hi] (float32, any one shape).
 
-    Asymmetric: the range is widened to contain 0, `scale = (hi - lo) / (qmax - qmin)`, `zero_point = clamp(round_half_away(qmin - lo / scale))`.
-    Symmetric: `scale = max(|lo|, |hi|) / qmax`, zero_point 0. Computed in float64. All zeros, or a range too small for a normal float32 scale,
-    gives scale 1. NaN, Inf or lo > hi (an observer without data) gives scale NaN, which QParams refuses.
+    Asymmetric: the range is widened to contain 0, `scale = (hi - lo) / (qmax - qmin)`,
+    `zero_point = clamp(round_half_away(qmin - lo / scale))`. Symmetric: `scale = max(|lo|, |hi|) / qmax`, zero_point 0.
+    Computed in float64. All zeros, or a range too small for a normal float32 scale, gives scale 1. NaN, Inf or lo > hi
+    (an observer without data) gives scale NaN, which QParams refuses.
     """
     try:
         return _choose_qparams(lo, hi, qmin, qmax, symmetric)
@@ -34,9 +35,9 @@ def choose_qparams(lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool
 
 
 def quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """`clamp(round_half_away(bias / scale))` as int64, within a signed integer of `bits` (32 or 64); float64 arithmetic.
+    """`clamp(round_half_away(bias / scale))` as int64, within a signed integer of `bits` (32 or 64).
 
-    bias: float32; scale: float32, () or bias's shape. NaN becomes the smallest integer.
+    Computed in float64. bias: float32; scale: float32, () or bias's shape. NaN becomes the smallest integer.
     """
     try:
         return _quantize_bias(bias, scale, bits)
@@ -55,9 +56,7 @@ def fake_quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
 def check_ranges(op: str, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> None:
     _checks.check_dtype(op, "lo", lo, torch.float32)
     _checks.check_dtype(op, "hi", hi, torch.float32)
-    _checks.check_grid(op, qmin, qmax)
-    if symmetric and qmax <= 0:
-        raise OpArgumentError(f"{op}: a symmetric grid needs a positive qmax, got {qmax}")
+    _checks.check_search_grid(op, qmin, qmax, symmetric)
     if lo.shape != hi.shape:
         raise OpArgumentError(
             f"{op}: lo has shape {tuple(lo.shape)}, hi has shape {tuple(hi.shape)}; expected one shape"
@@ -74,19 +73,19 @@ def check_bias(op: str, bias: Tensor, scale: Tensor, bits: int) -> None:
         )
 
 
-@torch.library.register_fake("pyquant::choose_qparams")
+@meta("choose_qparams")
 def _choose_qparams_meta(lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     check_ranges("choose_qparams", lo, hi, qmin, qmax, symmetric)
     return lo.new_empty(lo.shape), lo.new_empty(lo.shape, dtype=torch.int32)
 
 
-@torch.library.register_fake("pyquant::quantize_bias")
+@meta("quantize_bias")
 def _quantize_bias_meta(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     check_bias("quantize_bias", bias, scale, bits)
     return bias.new_empty(bias.shape, dtype=torch.int64)
 
 
-@torch.library.register_fake("pyquant::fake_quantize_bias")
+@meta("fake_quantize_bias")
 def _fake_quantize_bias_meta(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     check_bias("fake_quantize_bias", bias, scale, bits)
     return bias.new_empty(bias.shape)

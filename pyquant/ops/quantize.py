@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """quantize and dequantize: floats to the integers of a grid and back.
 
-It owns the typed functions and their Meta kernels; the simulation of both in one step is fake_quantize.py, two integers in a byte are int4.py.
+It owns the typed functions and their Meta kernels. The simulation of both in one step is fake_quantize.py; two integers
+in a byte are int4.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import native, op_error
+from pyquant.ops._native import meta, native, op_error
 
 _quantize: Callable[..., Tensor] = native("quantize")
 _dequantize: Callable[..., Tensor] = native("dequantize")
@@ -29,9 +30,10 @@ def quantize(
     qmax: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`clamp(round_half_away(x / scale) + zero_point, qmin, qmax)` as int8, uint8 or int16 (4-bit integers: one per element).
+    """`clamp(round_half_away(x / scale) + zero_point, qmin, qmax)` as int8, uint8 or int16.
 
-    Arguments and errors as in `fake_quantize`; `dtype` must hold the grid. NaN becomes qmin.
+    4-bit integers come one per element. NaN becomes qmin. Arguments and errors as in `fake_quantize`; `dtype` must
+    hold the grid.
     """
     try:
         return _quantize(x, scale, zero_point, axis, group, qmin, qmax, dtype)
@@ -47,7 +49,7 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, g
         raise op_error(error) from None
 
 
-@torch.library.register_fake("pyquant::quantize")
+@meta("quantize")
 def _quantize_meta(
     x: Tensor,
     scale: Tensor,
@@ -65,7 +67,7 @@ def _quantize_meta(
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("pyquant::dequantize")
+@meta("dequantize")
 def _dequantize_meta(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int) -> Tensor:
     _checks.check_dtype("dequantize", "q", q, *_checks.INTEGERS)
     _checks.check_scales("dequantize", q, scale, zero_point, axis, group)

@@ -3,6 +3,7 @@
 // Splitting work among threads is the caller's business: each kernel takes the part it shall do.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "pyquant/qparams.h"
@@ -74,5 +75,63 @@ void dequantize(const Q* q, float* x, const ScaleMap& map, const float* scale, c
 /// -0 counts as +0. Start at lo = +inf, hi = -inf.
 template <class T>
 int64_t minmax(const T* x, const ScaleMap& map, const Box& box, float* lo, float* hi);
+
+// --- histogram: bins of width 2^exponent at multiples of it, so that bins merge exactly in pairs. Where the bins lie depends
+// on the extent of all data only: the counts are the same in whatever order, batches and shards the data came.
+
+constexpr int64_t kMaxBins = 1 << 20;
+/// Values beyond it count as it.
+constexpr float kHistogramLimit = 0x1p120f;
+/// The exponent of the bins of data that is all zero: no grid takes so small a range for one.
+constexpr int kHistogramExponent = -126;
+
+/// Bin b holds [(first + b) * 2^exponent, (first + b + 1) * 2^exponent).
+struct Bins {
+  int exponent;
+  int64_t first;
+
+  float edge(int64_t b) const { return std::ldexp(static_cast<float>(first + b), exponent); }
+};
+/// The bins whose first and last edge are range[0], range[1]; false where range is not one (nothing seen yet).
+bool bins_of(const float* range, int64_t bins, Bins* out);
+/// Widens [lo, hi] by a value of the first and one of the last bin that is not empty.
+void widen_by_counts(const int64_t* counts, const Bins& where, int64_t bins, double* lo, double* hi);
+/// The narrowest bins, of width 2^least at least, that hold 0, lo and hi. kHistogramExponent is the least of all.
+Bins bins_for(double lo, double hi, int least, int64_t bins);
+/// Adds the counts of one histogram to another that holds it.
+void add_counts(const int64_t* from, const Bins& from_bins, int64_t bins, int64_t* to, const Bins& to_bins);
+/// Adds x to `tables` counters (1 or 4 of them, of bins + 1 each; the last takes what is not finite). n < 2^32.
+template <class T>
+void count_values(const T* x, int64_t n, const Bins& where, int64_t bins, uint32_t* counters, int tables);
+
+struct Range {
+  float lo;
+  float hi;
+};
+/// Where `lower` and `upper` percent of the counts lie, linear within a bin. NaN when all counts are 0.
+Range percentile_range(const int64_t* counts, const Bins& where, int64_t bins, double lower, double upper);
+/// The range whose grid has the least square error over the middles of the bins: hundredths of the occupied range, both ends
+/// together, then (asymmetric) hi alone, then lo alone; the widest of equals. NaN when all counts are 0.
+Range least_error_range(const int64_t* counts, const Bins& where, int64_t bins, Grid grid, bool symmetric);
+
+// --- search of a range over the values themselves, for weights.
+
+/// A candidate is the full range times (100 - c) / 100, c = 0 .. kCandidates - 1.
+constexpr int kCandidates = 80;
+/// Elements whose errors are summed before they are added to the sums of others, so that the sum does not depend on threads.
+constexpr int64_t kErrorChunk = 65536;
+Range candidate_range(float lo, float hi, int candidate);
+/// errors[c] = sum of squared errors of candidate c over x. n <= kErrorChunk.
+template <class T>
+void candidate_errors(const T* x, int64_t n, float lo, float hi, Grid grid, bool symmetric, double* errors);
+
+// --- two 4-bit integers in a byte: element 2i in the low half, 2i + 1 in the high half, 0 after an odd end.
+
+/// packed: (n + 1) / 2 bytes. Returns false when a value needs more than 4 bits (the low 4 are packed all the same).
+template <class Q>
+bool pack_int4(const Q* q, int64_t n, uint8_t* packed);
+/// Q = int8_t extends the sign. `q` starts at an even element.
+template <class Q>
+void unpack_int4(const uint8_t* packed, int64_t n, Q* q);
 
 }  // namespace pyquant::kernels

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The histogram and the range searches in plain torch operations; see reference.py.
+
+It owns sums in the order that the CPU kernels define, so that both choose the same candidate. What is small is computed
+on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import OpArgumentError
+from pyquant.ops import _checks
+from pyquant.ops.histogram import check_histogram, check_percentiles, check_same_bins
+from pyquant.ops.reference import choose_qparams, count_elements_, fake_quantize, minmax, split_groups, wide
+
+_LIMIT = 2.0**120
+_LEAST = -126
+_LANES = 32
+_BLOCK = 1024
+_CHUNK = 65536
+_CANDIDATES = 80
+
+
+class Bins:
+    """Bin b of n holds [(first + b) * 2^exponent, (first + b + 1) * 2^exponent)."""
+
+    def __init__(self, exponent: int, first: int) -> None:
+        self.exponent, self.first = exponent, first
+
+    def edge(self, bin: float) -> float:
+        return math.ldexp(self.first + bin, self.exponent)
+
+    @classmethod
+    def read(cls, op: str, range: Tensor, bins: int) -> Bins | None:
+        """The bins of a range; None before any data."""
+        lo, hi = range.tolist()
+        if not lo <= hi:
+            return None
+        fraction, exponent = math.frexp((hi - lo) / bins)
+        if lo <= 0.0 and math.isfinite(hi - lo) and fraction == 0.5:
+            found = cls(exponent - 1, math.floor(math.ldexp(lo, 1 - exponent)))
+            if found.edge(0) == lo and found.edge(bins) == hi:
+                return found
+        raise OpArgumentError(
+            f"{op}: range is [{lo:g}, {hi:g}], which no histogram of {bins} bins has; "
+            "start it at [inf, -inf] and leave it to this operator"
+        )
+
+    @classmethod
+    def narrowest(cls, lo: float, hi: float, least: int, bins: int) -> Bins:
+        lo, hi = max(min(lo, 0.0), -_LIMIT), min(max(hi, 0.0), _LIMIT)
+        exponent = least
+        while math.floor(math.ldexp(hi, -exponent)) - math.floor(math.ldexp(lo, -exponent)) >= bins:
+            exponent += 1
+        return cls(exponent, math.floor(math.ldexp(lo, -exponent)))
+
+
+def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) -> None:
+    op = "observe_histogram_"
+    _checks.check_dtype(op, "x", x, *_checks.FLOATS)
+    check_histogram(op, counts, range)
+    _checks.check_state(op, "count", count, torch.int64, 2)
+    lo, hi = (t.item() for t in minmax(x, None, 0))
+    old = Bins.read(op, range, counts.numel())
+    if lo <= hi:
+        where = _grow_(counts, range, old, lo, hi, _LEAST)
+        values = wide(x[torch.isfinite(x)]).clamp(-_LIMIT, _LIMIT)
+        index = torch.ldexp(values, torch.tensor(-where.exponent)).floor().long() - where.first
+        counts += torch.bincount(index, minlength=counts.numel()).to(counts.device)
+    count_elements_(count, x)
+
+
+def merge_histogram_(counts: Tensor, range: Tensor, other_counts: Tensor, other_range: Tensor) -> None:
+    op = "merge_histogram_"
+    check_histogram(op, counts, range)
+    check_histogram(op, other_counts, other_range)
+    check_same_bins(op, counts, other_counts)
+    old, other = Bins.read(op, range, counts.numel()), Bins.read(op, other_range, counts.numel())
+    if other is not None:
+        where = _grow_(counts, range, old, *_extent(other_counts, other), other.exponent)
+        counts += _moved(other_counts, other, where)
+
+
+def histogram_percentile(counts: Tensor, range: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
+    op = "histogram_percentile"
+    check_percentiles(op, lower, upper)
+    check_histogram(op, counts, range)
+    where, numbers = Bins.read(op, range, counts.numel()), counts.tolist()
+    total = sum(numbers)
+    if where is None or total == 0:
+        return range.new_full((), torch.nan), range.new_full((), torch.nan)
+
+    def value_at(percent: float) -> Tensor:
+        rank, below, bin = percent / 100.0 * total, 0, 0
+        while bin + 1 < len(numbers) and (below + numbers[bin] == 0 or below + numbers[bin] < rank):
+            below += numbers[bin]
+            bin += 1
+        return range.new_tensor(where.edge(bin + (rank - below) / numbers[bin]))
+
+    return value_at(lower), value_at(upper)
+
+
+def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    op = "histogram_mse_range"
+    _checks.check_search_grid(op, qmin, qmax, symmetric)
+    check_histogram(op, counts, range)
+    where = Bins.read(op, range, counts.numel())
+    occupied = counts.nonzero().flatten().tolist()
+    if where is None or not occupied:
+        return range.new_full((), torch.nan), range.new_full((), torch.nan)
+    weights = counts.cpu().double()
+    middles = torch.ldexp(torch.arange(counts.numel()) + (where.first + 0.5), torch.tensor(where.exponent))
+    full = torch.tensor([min(where.edge(occupied[0]), 0.0), max(where.edge(occupied[-1] + 1), 0.0)])
+    best, least = full, math.inf
+
+    def consider(lo: Tensor, hi: Tensor) -> None:
+        nonlocal best, least
+        scale, zero_point = choose_qparams(lo, hi, qmin, qmax, symmetric)
+        error = middles.double() - fake_quantize(middles, scale, zero_point, None, 0, qmin, qmax).double()
+        lanes = _in_lanes(weights * (error * error), 8)
+        sum_ = _sequential_sum(_sequential_sum(lanes.T)).item()
+        if sum_ < least:
+            best, least = torch.stack((lo, hi)), sum_
+
+    steps = (torch.arange(100, 0, -1).float() / 100.0).unbind()
+    for part in steps:
+        consider(full[0] * part, full[1] * part)
+    if not symmetric:
+        lo = best[0]
+        for part in steps:
+            consider(lo, full[1] * part)
+        hi = best[1]
+        for part in steps:
+            consider(full[0] * part, hi)
+    return best[0].to(range.device), best[1].to(range.device)
+
+
+def mse_range(x: Tensor, axis: int | None, group: int, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    op = "mse_range"
+    _checks.check_dtype(op, "x", x, *_checks.FLOATS)
+    _checks.check_search_grid(op, qmin, qmax, symmetric)
+    lo, hi = minmax(x, axis, group)
+    if x.numel() == 0:
+        return lo, hi
+    runs = _by_scale(x, axis, group).float()
+    low, high = lo.flatten(), hi.flatten()
+    some = low <= high
+    low, high = torch.where(some, low, 0.0), torch.where(some, high, 0.0)
+    best_lo, best_hi, least = low, high, torch.full_like(low, torch.inf, dtype=torch.float64, device="cpu")
+    for candidate in range(_CANDIDATES):
+        part = torch.tensor((100 - candidate), dtype=torch.float32, device=x.device) / 100.0
+        scale, zero_point = choose_qparams(low * part, high * part, qmin, qmax, symmetric)
+        error = _error(runs - fake_quantize(runs, scale, zero_point, 0, 0, qmin, qmax))
+        better = (error < least).to(x.device)
+        best_lo, best_hi = torch.where(better, low * part, best_lo), torch.where(better, high * part, best_hi)
+        least = torch.where(error < least, error, least)
+    best_lo, best_hi = torch.where(some, best_lo, torch.inf), torch.where(some, best_hi, -torch.inf)
+    return best_lo.reshape(lo.shape), best_hi.reshape(hi.shape)
+
+
+def _grow_(counts: Tensor, range: Tensor, old: Bins | None, lo: float, hi: float, least: int) -> Bins:
+    """Makes room for [lo, hi]; returns where the bins are now."""
+    if old is not None:
+        low, high = _extent(counts, old)
+        lo, hi, least = min(lo, low), max(hi, high), max(least, old.exponent)
+    where = Bins.narrowest(lo, hi, least, counts.numel())
+    if old is not None:
+        counts.copy_(_moved(counts, old, where))
+    range.copy_(range.new_tensor([where.edge(0), where.edge(counts.numel())]))
+    return where
+
+
+def _extent(counts: Tensor, where: Bins) -> tuple[float, float]:
+    """A value of the first and one of the last bin that is not empty."""
+    occupied = counts.nonzero().flatten().tolist()
+    if not occupied:
+        return math.inf, -math.inf
+    return where.edge(occupied[0]), where.edge(occupied[-1] + 0.5)
+
+
+def _moved(counts: Tensor, old: Bins, new: Bins) -> Tensor:
+    index = torch.arange(counts.numel(), device=counts.device) + old.first
+    index = (index >> min(new.exponent - old.exponent, 62)) - new.first
+    filled = counts != 0
+    return torch.zeros_like(counts).index_add_(0, index[filled], counts[filled])
+
+
+def _by_scale(x: Tensor, axis: int | None, group: int) -> Tensor:
+    """x as (scales, elements of each), scales in their order."""
+    if axis is None:
+        return x.reshape(1, -1)
+    at = axis % x.dim()
+    if group:
+        return split_groups(x, at, group).movedim(at + 1, -1).reshape(-1, group)
+    return x.movedim(at, 0).reshape(x.shape[at], -1)
+
+
+def _in_lanes(values: Tensor, lanes: int) -> Tensor:
+    """(..., n) as (..., steps, lanes), zeros at the end."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % lanes))
+    return padded.reshape([*padded.shape[:-1], padded.shape[-1] // lanes, lanes])
+
+
+def _sequential_sum(values: Tensor) -> Tensor:
+    """The sum along the last dimension, one after the other, from a float64 CPU tensor."""
+    return values.cumsum(-1)[..., -1]
+
+
+def _error(difference: Tensor) -> Tensor:
+    """Square error of each row, float64 on the CPU: 32 float32 lanes per block of 1024, then blocks, then chunks."""
+    squares = difference * difference
+    blocks = _in_lanes(squares, _BLOCK) if squares.shape[1] > _BLOCK else squares.unsqueeze(1)
+    steps = _in_lanes(blocks, _LANES)
+    lanes = torch.zeros_like(steps[..., 0, :])
+    for step in steps.unbind(-2):
+        lanes = lanes + step
+    sums = _sequential_sum(lanes.cpu().double())
+    return _sequential_sum(_sequential_sum(_in_lanes(sums, _CHUNK // _BLOCK)))
