@@ -32,7 +32,8 @@ class StaticAdapter(nn.Module):
         output: str,
         name: str,
     ) -> None:
-        module.require(Phase.QUANTIZED, "export")
+        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
+            module.require(Phase.QUANTIZED, "export")
         super().__init__()
         self.module = module
         self.tables = tables.to(next(module.parameters()).device)

@@ -18,7 +18,7 @@ from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile
 from pyquant.models.gemma4.tables import StaticTables, padding_of
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
-from pyquant.wrap.base import Clip, Phase, QModule, Role, WrapContext
+from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
 from pyquant.wrap.norm import QuantRMSNorm
 from pyquant.wrap.registry import register
@@ -172,7 +172,6 @@ class QuantGemma4VisionEncoderLayer(QModule):
 
 def _adapter(module: QModule, profile: VisionProfile, name: str) -> StaticAdapter:
     """A layer or its attention alone: the rotary tables come from HF's rotary module, built from the layer's config."""
-    module.require(Phase.QUANTIZED, "export")
     weight = next(module.parameters())
     rotary = hf_class("Gemma4VisionRotaryEmbedding")(module.config).to(weight.device)
     ids = profile.positions.to(weight.device)

@@ -23,7 +23,7 @@ from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantG
 from pyquant.models.gemma4.profiles import VisionProfile
 from pyquant.models.gemma4.tables import StaticTables, VisionTables, padding_of
 from pyquant.wrap.attention import AdditiveMask
-from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register
 from pyquant.wrap.rotary import RotaryTables
@@ -77,7 +77,6 @@ class QuantGemma4VisionEncoder(QModule):
 
     def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
         """inputs_embeds (B, P, V) -> last_hidden_state (B, P, V), with the positions and the padding of `profile`."""
-        self.require(Phase.QUANTIZED, "export")
         rotary, mask = self.static_tables(profile)
         spec = TensorSpec((*profile.shape, self.config.hidden_size), next(self.parameters()).dtype)
         return StaticAdapter(
@@ -165,7 +164,6 @@ class QuantGemma4VisionModel(QModule):
 
         Raises ProfileError when the profile contradicts the model: pools, position table.
         """
-        self.require(Phase.QUANTIZED, "export")
         pooling = self.pooler.static_pooling(profile, self.config.pooling_kernel_size)
         rotary, mask = self.encoder.static_tables(profile)
         tables = StaticTables(
