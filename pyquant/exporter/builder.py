@@ -14,7 +14,7 @@ import torch
 
 from pyquant import ops
 from pyquant.errors import ExportError
-from pyquant.exporter.plan import DTYPES, Graph, Op, Quant, Tensor, Where
+from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Op, Quant, Tensor, Where
 from pyquant.exporter.values import Const, Ref
 
 _NO_SITE = "it is a constant without a site; declare one (const(name, value)) in its wrapper"
@@ -60,7 +60,9 @@ class Builder:
         """Append one operator with one output, and return the output."""
         indices = tuple(-1 if value is None else self.place(value).index for value in inputs)
         assert quant is None or quant.dtype == dtype, f"{op}: {dtype} on a grid of {quant}"
-        out = self.add(Tensor(self.unique(name), dtype, shape, quant, where=where, note=note))
+        out = self.add(
+            Tensor(self.unique(name), dtype, shape, quant, where=where, note=note if dtype in FLOATS else "")
+        )
         self.operators.append(Op(op, indices, (out.index,), dict(options or {}), where))
         return out
 
@@ -102,5 +104,7 @@ def _payload(const: Const) -> tuple[torch.Tensor, str]:
         dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
         return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)
     if const.dtype not in DTYPES:
-        raise ExportError(f"constant '{const.name}' is {const.dtype} at {const.where}; Circle has {', '.join(DTYPES.values())}")
+        raise ExportError(
+            f"constant '{const.name}' is {const.dtype} at {const.where}; Circle has {', '.join(DTYPES.values())}"
+        )
     return const.value().detach().cpu().contiguous(), DTYPES[const.dtype]

@@ -35,7 +35,9 @@ def export_bundle(
     named = _named(profiles)
     folder = Path(out_dir)
     if not folder.parent.is_dir():
-        raise CircleError(f"cannot write a bundle to '{folder}': the folder '{folder.parent}' does not exist; create it first")
+        raise CircleError(
+            f"cannot write a bundle to '{folder}': the folder '{folder.parent}' does not exist; create it first"
+        )
     folder.mkdir(exist_ok=True)
     programs: dict[str, CircleProgram] = {}
     graphs: dict[str, Any] = {}
@@ -63,7 +65,9 @@ def _named(profiles: Any) -> dict[str, Any]:
         names = [str(getattr(profile, "name", None) or f"graph{index}") for index, profile in enumerate(several)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ProfileError(f"each graph of a bundle has a name of its own, but {twice} is used twice; pass a mapping")
+            raise ProfileError(
+                f"each graph of a bundle has a name of its own, but {twice} is used twice; pass a mapping"
+            )
         named = dict(zip(names, several, strict=True))
     if not named:
         raise ProfileError("a bundle needs at least one profile")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coverage contract: under a fully quantized policy no tensor of the graph is float.
 
-It finds float tensors and says where each comes from and why. Whether a policy is fully quantized is export.py's question.
+It finds float tensors and says where each comes from and why. Whether a policy is fully
+quantized is export.py's question.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 def require_quantized(graph: Graph) -> None:
     """Raise ExportError listing every float tensor: its operator, its source line, and the reason."""
-    left = float_tensors(graph)
+    left = {id(tensor) for tensor in float_tensors(graph)}
     if not left:
         return
     makers = {op_out: op.op for op in graph.operators for op_out in op.outputs}
-    readers = {index: f"constant read by {op.op}" for op in graph.operators for index in op.inputs}
+    readers = {index: op for op in reversed(graph.operators) for index in op.inputs}
     lines = []
     for index, tensor in enumerate(graph.tensors):
-        if tensor not in left:
+        if id(tensor) not in left:
             continue
-        role = "graph input" if index in graph.inputs else makers.get(index) or readers.get(index, "unused")
-        lines.append(f"  '{tensor.name}' ({role}, {tensor.where}): {tensor.note or 'it has no site'}")
+        role, where = makers.get(index, "graph input"), tensor.where
+        if tensor.constant is not None:
+            role, where = f"constant read by {readers[index].op}", readers[index].where
+        lines.append(f"  '{tensor.name}' ({role}, {where}): {tensor.note or 'it has no site'}")
     more = len(lines) - _SHOWN
     text = "\n".join(lines[:_SHOWN]) + (f"\n  ... and {more} more" if more > 0 else "")
     raise ExportError(

@@ -7,6 +7,7 @@ is trace.py, lower/ and passes/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -60,7 +61,9 @@ def _require_converted(q: nn.Module, allow_float: bool) -> None:
             continue
         path = getattr(site, "path", "?")
         hint = "" if phase == "CALIBRATE" else ", or export(..., allow_float=True) for a float graph"
-        raise PhaseError(f"export needs a converted model, but site '{path}' is in phase {phase}; run pyquant.convert(q){hint}")
+        raise PhaseError(
+            f"export needs a converted model, but site '{path}' is in phase {phase}; run pyquant.convert(q){hint}"
+        )
 
 
 def _float_by_policy(q: nn.Module, traced: Traced) -> bool:
@@ -80,11 +83,10 @@ def _adapter(q: nn.Module, profile: Any) -> nn.Module:
     if hasattr(q, "as_export_module"):
         if profile is None:
             raise ProfileError(
-                f"{type(q).__name__} needs a profile: an ExportProfile, or the model's own (such as gemma4.VisionProfile)"
+                f"{type(q).__name__} needs a profile: an ExportProfile, or the model's own such as gemma4.VisionProfile"
             )
-        adapter = q.as_export_module(profile)
-        assert isinstance(adapter, nn.Module), f"as_export_module gave {type(adapter).__name__}"
-        return adapter
+        make: Callable[[Any], nn.Module] = q.as_export_module  # type: ignore[assignment]
+        return make(profile)
     if hasattr(q, "input_specs") and profile is None:
         return q
     raise ExportError(

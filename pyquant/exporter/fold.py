@@ -77,7 +77,13 @@ def _call(node: Node, folded: Folded, is_move: bool, part: int | None) -> Const:
     if isinstance(data, Const) and data.quant is not None:
         quant = _moved_quant(node, data, part)
         return Const(
-            data.name, shape, fake.dtype, real, here, quant, lambda: _run(node, folded, part, {node.args[0]: data.ints()})
+            data.name,
+            shape,
+            fake.dtype,
+            real,
+            here,
+            quant,
+            lambda: _run(node, folded, part, {node.args[0]: data.ints()}),
         )
     return Const(name, shape, fake.dtype, real, here)
 

@@ -55,7 +55,9 @@ class ExportProfile:
 
     def __post_init__(self) -> None:
         if isinstance(self.outputs, str):
-            raise ProfileError(f"outputs is a tuple of names, got the string {self.outputs!r}; write ({self.outputs!r},)")
+            raise ProfileError(
+                f"outputs is a tuple of names, got the string {self.outputs!r}; write ({self.outputs!r},)"
+            )
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
         object.__setattr__(self, "outputs", tuple(self.outputs))
         check_interface(self.inputs, self.outputs)
@@ -69,7 +71,9 @@ def check_interface(inputs: Mapping[str, TensorSpec], outputs: tuple[str, ...]) 
     names = [*inputs, *outputs]
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            raise ProfileError(f"input and output names are Python identifiers (they become signature names), got {name!r}")
+            raise ProfileError(
+                f"input and output names are Python identifiers (they become signature names), got {name!r}"
+            )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ProfileError(f"a name stands for one input or output, but {', '.join(map(repr, twice))} is used twice")

@@ -80,4 +80,5 @@ class CircleProgram:
     def __str__(self) -> str:
         ends = [f"{t.name}: {t.dtype}{list(t.shape)}" for t in (*self.inputs, *self.outputs)]
         count = len(self.inputs)
-        return f"{self.name}({', '.join(ends[:count])}) -> {', '.join(ends[count:])}, {len(self.graph.operators)} operators"
+        before, after = ", ".join(ends[:count]), ", ".join(ends[count:])
+        return f"{self.name}({before}) -> {after}, {len(self.graph.operators)} operators"

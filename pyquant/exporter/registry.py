@@ -10,7 +10,7 @@ import enum
 import operator
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.fx import Node
 
@@ -35,6 +35,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}
+F = TypeVar("F", bound=Callable[..., Any])
 GETITEM = "getitem"
 
 _ADVICE = {
@@ -48,10 +49,10 @@ _ADVICE = {
 }
 
 
-def lowers(*targets: str, kind: Kind = Kind.COMPUTE) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def lowers(*targets: str, kind: Kind = Kind.COMPUTE) -> Callable[[F], F]:
     """Register a lowering function `f(cx, *args, **kwargs)`, called with the operator's own arguments."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: F) -> F:
         for target in targets:
             assert target not in RULES, f"{target} has a lowering already: {RULES[target].lower.__name__}"
             RULES[target] = Rule(target, function, kind)

@@ -65,7 +65,7 @@ def _interface(adapter: nn.Module) -> tuple[dict[str, TensorSpec], tuple[str, ..
     specs, outputs = getattr(adapter, "input_specs", None), getattr(adapter, "output_names", None)
     if not isinstance(specs, Mapping) or outputs is None:
         raise ProfileError(
-            f"{type(adapter).__name__} is no export adapter: it needs input_specs (name -> TensorSpec) and output_names; "
+            f"{type(adapter).__name__} is no export adapter: it needs input_specs (name: TensorSpec) and output_names; "
             "return one from as_export_module(profile)"
         )
     check_interface(specs, tuple(outputs))
@@ -91,7 +91,7 @@ def _named(
         elif spec.kind is InputKind.USER_INPUT:
             user.append(node)
         else:
-            raise ExportError(f"graph input {node!r} is a {spec.kind.name}; only tensors can be inputs of a Circle graph")
+            raise ExportError(f"graph input {node!r} is a {spec.kind.name}; only tensors can be inputs of a graph")
     for out in signature.output_specs:
         if out.kind is not OutputKind.USER_OUTPUT:
             raise ExportError(
@@ -102,7 +102,7 @@ def _named(
         raise ProfileError(f"the adapter names {len(specs)} inputs {list(specs)}, but its graph takes {len(user)}")
     if len(signature.output_specs) != len(outputs):
         raise ProfileError(
-            f"the adapter names {len(outputs)} outputs {list(outputs)}, but returns {len(signature.output_specs)} tensors"
+            f"the adapter names {len(outputs)} outputs {list(outputs)}, but returns {len(signature.output_specs)}"
         )
     return Traced(name, program, dict(zip(user, specs, strict=True)), outputs, lifted)
 
@@ -110,7 +110,7 @@ def _named(
 def where(node: Node) -> Where:
     """Module path and source line of a node: the innermost frame outside torch and our own plumbing."""
     stack = node.meta.get("nn_module_stack") or {}
-    module = str(list(stack.values())[-1][0]).removeprefix("module.") if stack else ""  # the default adapter's own level
+    module = str(list(stack.values())[-1][0]).removeprefix("module.") if stack else ""  # the default adapter's level
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not any(part in frame[0] for part in _PLUMBING)] or frames
     if not own:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an fx node stands for while it is lowered: a tensor of the graph (Ref), or a constant that may not be needed (Const).
+"""What an fx node stands for while it is lowered: a tensor of the graph (Ref), or a constant (Const).
 
 It owns the laziness of constants. When one becomes a tensor of the file is context.py.
 """

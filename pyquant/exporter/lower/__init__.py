@@ -53,7 +53,7 @@ def _input(cx: Context, name: str) -> Ref:
     fake = node.meta["val"]
     if fake.dtype not in DTYPES:
         raise ExportError(f"input '{name}' is {fake.dtype}; Circle has {', '.join(DTYPES.values())}")
-    note = cx.grids.notes.get(node, "nothing reads it") if fake.dtype.is_floating_point else ""
+    note = cx.grids.notes.get(node, "nothing reads it") if fake.dtype.is_floating_point and want is None else ""
     return cx.build.add(
         Tensor(
             name,
@@ -76,12 +76,12 @@ def _call(cx: Context, node: Node) -> Any:
 
 
 def _outputs(cx: Context, inputs: list[Ref], values: list[Node]) -> list[Ref]:
-    """Each output is a tensor of its own with the user's name; an input, constant or second use is copied by RESHAPE."""
+    """Each output is a tensor of its own with the user's name; inputs, constants and second uses are copied."""
     outputs: list[Ref] = []
     for node, name in zip(values, cx.traced.outputs, strict=True):
         value = cx.values.get(node)
         if not isinstance(value, Ref | Const):
-            raise ExportError(f"output '{name}' is {node!r}, which is no tensor; an adapter returns tensors")
+            raise ExportError(f"output '{name}' is {node!r}, no tensor; an adapter returns tensors")
         if isinstance(value, Const) or value in inputs or value in outputs:
             shape = cx.shape(value)
             value = cx.emit(

@@ -18,13 +18,15 @@ from pyquant.exporter.values import Ref, Value
 def softmax(cx: Context, x: Value, dim: int, dtype: torch.dtype | None = None) -> Ref:
     rank = len(cx.shape(x))
     if dim % max(rank, 1) != rank - 1:
-        raise cx.error(f"SOFTMAX runs over the last dimension, got dim {dim} of rank {rank}; transpose before and after")
+        raise cx.error(
+            f"SOFTMAX runs over the last dimension, got dim {dim} of rank {rank}; transpose before and after"
+        )
     return cx.compute("SOFTMAX", [x], {"beta": 1.0})
 
 
 @lowers("aten._softmax.default")
 def softmax_kernel(cx: Context, x: Value, dim: int, half_to_float: bool) -> Ref:
-    return softmax(cx, x, dim)  # type: ignore[no-any-return]
+    return softmax(cx, x, dim)
 
 
 @lowers("aten.gelu.default")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that do nothing to values in a static graph: clone, contiguous, detach, dropout in eval, casts to the same type.
+"""Operators that do nothing to values in a static graph: clone, contiguous, detach, dropout in eval, idle casts.
 
 Casts that do change the type become CAST, except between floats of a quantized value, whose type is its grid's.
 """

@@ -40,7 +40,9 @@ def mul(cx: Context, x: Value, y: Value) -> Ref:
 @lowers("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode")
 def div(cx: Context, x: Value, y: Value, *, rounding_mode: str | None = None) -> Ref:
     if rounding_mode is not None:
-        raise cx.error(f"rounding_mode={rounding_mode!r} has no Circle form here; do integer index arithmetic in the adapter")
+        raise cx.error(
+            f"rounding_mode={rounding_mode!r} has no Circle form here; do integer index arithmetic in the adapter"
+        )
     return cx.compute("DIV", [x, y], FUSED)
 
 

@@ -26,12 +26,12 @@ def compare(cx: Context, x: Value, y: Value) -> Ref:
     return cx.emit(op, cx.alike([x, y]))
 
 
-@lowers("aten.logical_and.default", "aten.bitwise_and.Tensor")
+@lowers("aten.logical_and.default", "aten.bitwise_and.Tensor", "aten.__and__.Tensor")
 def logical_and(cx: Context, x: Value, y: Value) -> Ref:
     return cx.emit("LOGICAL_AND", [_mask(cx, x), _mask(cx, y)])
 
 
-@lowers("aten.logical_or.default", "aten.bitwise_or.Tensor")
+@lowers("aten.logical_or.default", "aten.bitwise_or.Tensor", "aten.__or__.Tensor")
 def logical_or(cx: Context, x: Value, y: Value) -> Ref:
     return cx.emit("LOGICAL_OR", [_mask(cx, x), _mask(cx, y)])
 

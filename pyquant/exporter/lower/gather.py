@@ -49,5 +49,7 @@ def index_select(cx: Context, x: Ref | Const, dim: int, index: Ref | Const) -> R
 def index(cx: Context, x: Ref | Const, indices: Sequence[Ref | Const | None]) -> Ref:
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(given) != 1 or cx.dtype(given[0][1]) not in ("int32", "int64"):
-        raise cx.error("indexing takes one integer tensor (a GATHER); a mask or several tensors have no static Circle form")
+        raise cx.error(
+            "indexing takes one integer tensor (a GATHER); a mask or several tensors have no static Circle form"
+        )
     return gather(cx, x, given[0][1], given[0][0])

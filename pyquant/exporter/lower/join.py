@@ -26,12 +26,10 @@ def stack(cx: Context, parts: Sequence[Ref | Const], dim: int = 0) -> Value:
     """CONCATENATION of parts of size 1 (the reference runtime has no PACK)."""
     axis = dim % len(cx.out_shape)
     thin = tuple(1 if d == axis else size for d, size in enumerate(cx.out_shape))
-    return cat(cx, [reshape(cx, part, thin) for part in parts], axis)  # type: ignore[no-any-return]
+    return cat(cx, [reshape(cx, part, thin) for part in parts], axis)
 
 
-@lowers(
-    "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar", kind=Kind.JOIN
-)
+@lowers("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar", kind=Kind.JOIN)
 def where(cx: Context, condition: Ref | Const, x: Value, y: Value) -> Ref:
     return cx.join("SELECT_V2", [x, y], lead=[condition])
 

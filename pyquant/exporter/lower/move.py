@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators that move values without changing them: reshape, transpose, expand, repeat, slice, select, split.
 
-Every one keeps its input's type and grid. SPLIT_V is never written, because onert computes zeros for it; each part is a SLICE.
+Every one keeps its input's type and grid. SPLIT_V is never written, because onert computes zeros for it: each part
+is a SLICE.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def permute(cx: Context, x: Ref | Const, dims: Sequence[int]) -> Ref | Const:
 def transpose(cx: Context, x: Ref | Const, dim0: int, dim1: int) -> Ref | Const:
     order = list(range(len(cx.shape(x))))
     order[dim0], order[dim1] = order[dim1], order[dim0]
-    return permute(cx, x, order)  # type: ignore[no-any-return]
+    return permute(cx, x, order)
 
 
 @lowers("aten.t.default", "aten.numpy_T.default", "aten.mT.default", kind=Kind.MOVE)
@@ -86,7 +87,9 @@ def repeat(cx: Context, x: Ref | Const, repeats: Sequence[int]) -> Ref | Const:
     """Tiles, as a broadcast over new dimensions of size 1 (the reference runtime has no TILE)."""
     shape = (1,) * (len(repeats) - len(cx.shape(x))) + cx.shape(x)
     thin = [part for times, size in zip(repeats, shape, strict=True) for part in ((1, size) if times > 1 else (size,))]
-    wide = [part for times, size in zip(repeats, shape, strict=True) for part in ((times, size) if times > 1 else (size,))]
+    wide = [
+        part for times, size in zip(repeats, shape, strict=True) for part in ((times, size) if times > 1 else (size,))
+    ]
     return _through(cx, x, thin, wide)
 
 
@@ -135,9 +138,7 @@ def select(cx: Context, x: Ref | Const, dim: int, index: int) -> Ref | Const:
     return reshape(cx, slice_of(cx, x, dim, index % shape[dim], 1), cx.out_shape)
 
 
-@lowers(
-    "aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int", kind=Kind.MOVE
-)
+@lowers("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int", kind=Kind.MOVE)
 def split(cx: Context, x: Ref | Const, *args: Any, dim: int = 0) -> list[Value]:
     """The parts, whatever rule cut them: their sizes are those of the traced values."""
     unbind = str(cx.node.target) == "aten.unbind.int"

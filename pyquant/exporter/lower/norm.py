@@ -68,4 +68,6 @@ def _ones(cx: Context) -> Const:
 
 def _last_only(cx: Context, normalized_shape: Sequence[int]) -> None:
     if len(normalized_shape) != 1:
-        raise cx.error(f"only the last dimension can be normalized, got normalized_shape {list(normalized_shape)}; flatten first")
+        raise cx.error(
+            f"only the last dimension can be normalized, got normalized_shape {list(normalized_shape)}; flatten first"
+        )

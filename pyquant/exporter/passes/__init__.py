@@ -15,8 +15,8 @@ from pyquant.exporter.passes.transpose import merge_transposes
 from pyquant.exporter.plan import Graph
 
 PASSES = (
+    fold_matmul_transposes,  # before merging, which would hide a swap inside another permutation
     merge_transposes,
-    fold_matmul_transposes,
     merge_reshapes,
     remove_identities,
     remove_dead,

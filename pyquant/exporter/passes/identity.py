@@ -15,7 +15,11 @@ def remove_identities(graph: Graph) -> Graph:
     outputs = set(graph.outputs)
     return rewire(
         graph,
-        {op.outputs[0]: op.inputs[0] for op in graph.operators if op.outputs[0] not in outputs and _identity(graph, op)},
+        {
+            op.outputs[0]: op.inputs[0]
+            for op in graph.operators
+            if op.outputs[0] not in outputs and _identity(graph, op)
+        },
     )
 
 

@@ -45,4 +45,4 @@ def _size(constant: torch.Tensor) -> int:
 
 
 def _digest(constant: torch.Tensor) -> bytes:
-    return hashlib.blake2b(constant.reshape(-1).view(torch.uint8).numpy(), digest_size=16).digest()
+    return hashlib.blake2b(constant.reshape(-1).view(torch.uint8).numpy().data, digest_size=16).digest()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verification: run a written file in an independent runtime and say how far it is from the eager model.
+
+It owns the metrics and the tolerances of "Circle = eager". Exporting is the exporter's, the structure of a file is
+pyquant.circle's.
+"""
+
+from __future__ import annotations
+
+from pyquant.verify.compare import compare
+from pyquant.verify.metrics import cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
+from pyquant.verify.report import OpDiff, OutputDiff, Report
+from pyquant.verify.tolerance import fidelity
+
+__all__ = [
+    "OpDiff",
+    "OutputDiff",
+    "Report",
+    "compare",
+    "cosine",
+    "fidelity",
+    "lsb_error",
+    "max_abs_diff",
+    "mean_abs_diff",
+    "peir",
+    "sqnr_db",
+]

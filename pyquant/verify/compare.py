@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compare(): a Circle program against the eager model, end to end and operator by operator.
+
+Each operator is fed the eager model's own tensors, so that its difference is its own. Which differences are good enough
+is tolerance.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from pyquant import ops
+from pyquant.exporter.grid import scales
+from pyquant.exporter.plan import Tensor
+from pyquant.verify.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
+from pyquant.verify.report import OpDiff, OutputDiff, Report
+from pyquant.verify.runtimes.tico import Array, Inputs, TicoRuntime
+
+
+def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
+    """Run `prog` in TICO's reference runtime and the eager model on the same inputs.
+
+    prog: a CircleProgram. q: the model that it was exported from (None: as it was when exported). inputs: the graph's
+    tensors in order, or by name. Raises ImportError when tico is not installed.
+    """
+    given = _ordered(prog, inputs)
+    eager = eager_outputs(prog, q, given)
+    values, exported = _exported_values(prog, given)
+    runtime = TicoRuntime(prog)
+    circle = runtime.run(given)
+    outputs = [
+        _output_diff(tensor, eager[tensor.name], got, circle[tensor.name])
+        for tensor, got in zip(prog.outputs, exported, strict=True)
+    ]
+    operators, unchecked = _operators(prog, runtime, values)
+    return Report(prog.name, tuple(outputs), tuple(operators), unchecked)
+
+
+def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The eager model's outputs by the graph's output names."""
+    adapter = q.as_export_module(prog.profile) if hasattr(q, "as_export_module") else prog.adapter if q is None else q
+    with torch.no_grad():
+        out = adapter(*_ordered(prog, inputs))
+    flat = _flat(out)
+    return dict(zip((tensor.name for tensor in prog.outputs), flat, strict=True))
+
+
+def _exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
+    """What each fx node that a Circle tensor stands for holds, and the program's outputs."""
+    wanted = {tensor.origin for tensor in prog.graph.tensors if tensor.origin is not None}
+    recorder = _Recorder(prog.exported.graph_module, wanted)
+    user = iter(inputs)
+    arguments = []
+    for node in prog.traced.nodes:
+        if node.op == "placeholder":
+            arguments.append(prog.traced.lifted[node.name][1] if node.name in prog.traced.lifted else next(user))
+    with torch.no_grad():
+        out = recorder.run(*arguments)
+    return recorder.values, _flat(out)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.values: dict[str, Array] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.wanted and isinstance(value, torch.Tensor):
+            plain = value.float() if value.is_floating_point() else value
+            self.values[n.name] = plain.detach().cpu().contiguous().numpy()
+        return value
+
+
+def _operators(prog: Any, runtime: TicoRuntime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
+    graph = prog.graph
+    held: dict[str, Array] = runtime.constants()
+    last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}
+    for index in graph.inputs:
+        held[graph.tensors[index].name] = _expected(graph.tensors[index], values)
+    diffs: list[OpDiff] = []
+    unchecked = 0
+    for number, op in enumerate(graph.operators):
+        out = graph.tensors[op.outputs[0]]
+        fed = [None if index < 0 else held[graph.tensors[index].name] for index in op.inputs]
+        result = runtime.run_operator(number, fed)[0]
+        if out.origin is None:
+            unchecked += 1
+            held[out.name] = result
+        else:
+            held[out.name] = expected = _expected(out, values)
+            diffs.append(_op_diff(number, op.op, out, expected, result))
+        for index in op.inputs:
+            if index >= 0 and last[index] == number:
+                held.pop(graph.tensors[index].name, None)
+    return diffs, unchecked
+
+
+def _expected(tensor: Tensor, values: Mapping[str, Array]) -> Array:
+    """The eager value of a tensor, on its grid (which changes nothing where the eager model put it there already)."""
+    assert tensor.origin is not None
+    value = values[tensor.origin]
+    if tensor.quant is None:
+        return value
+    scale, zero_point = scales(tensor.quant)
+    quant = tensor.quant
+    grid = ops.fake_quantize(torch.from_numpy(value), scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax)
+    return grid.numpy()
+
+
+def _op_diff(index: int, op: str, tensor: Tensor, expected: Array, got: Array) -> OpDiff:
+    steps, unequal = _steps(tensor, expected, got)
+    peak = float(np.abs(expected.astype(np.float64)).max()) if expected.size else 0.0
+    error = _finite_diff(expected, got)
+    relative = error / peak if peak > 0 else error
+    return OpDiff(index, op, tensor.name, int(expected.size), steps, relative, unequal)
+
+
+def _output_diff(tensor: Tensor, eager: torch.Tensor, exported: torch.Tensor, circle: torch.Tensor) -> OutputDiff:
+    plain, got = (value.float() if value.is_floating_point() else value for value in (eager.detach().cpu(), circle))
+    steps, unequal = _steps(tensor, plain.numpy(), got.numpy())
+    return OutputDiff(
+        tensor.name,
+        plain.numel(),
+        torch.equal(eager, exported),
+        max_abs_diff(plain, got),
+        mean_abs_diff(plain, got),
+        peir(plain, got),
+        sqnr_db(plain, got),
+        steps,
+        unequal,
+    )
+
+
+def _steps(tensor: Tensor, expected: Array, got: Array) -> tuple[float | None, int]:
+    """The largest difference in steps of the grid (integers: in ones; float: None), and how many elements differ.
+
+    The runtime saturates at the ends of the integer type. Where the eager grid ends earlier (int16 at -32767), both
+    saturate, and that is no difference.
+    """
+    if tensor.is_float:
+        return None, int((expected != got).sum())
+    scale = 1.0
+    if tensor.quant is not None:
+        scale = tensor.quant.scale[0]
+        low, high = ((end - tensor.quant.zero_point[0]) * scale for end in (tensor.quant.qmin, tensor.quant.qmax))
+        got = np.clip(got, low, high)
+    steps = np.rint(lsb_error(expected, got, scale))
+    return (float(steps.max()) if steps.size else 0.0), int((steps > 0).sum())
+
+
+def _finite_diff(expected: Array, got: Array) -> float:
+    """Largest difference; equal infinities (of an additive mask) count as none."""
+    first, second = expected.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return float(np.where(first == second, 0.0, np.abs(first - second)).max()) if first.size else 0.0
+
+
+def _ordered(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
+    names = [tensor.name for tensor in prog.inputs]
+    if isinstance(inputs, Mapping):
+        if set(inputs) != set(names):
+            raise ValueError(f"the graph's inputs are {names}, got {list(inputs)}")
+        return [inputs[name] for name in names]
+    if len(inputs) != len(names):
+        raise ValueError(f"the graph has {len(names)} inputs {names}, got {len(inputs)} values")
+    return list(inputs)
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    return [part for item in value for part in _flat(item)] if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tolerances of "Circle = eager", said once, and the assertion that tests make with them.
+
+It owns the numbers of design.md section 5 (Fidelity). Measuring is compare.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyquant.verify.compare import compare
+from pyquant.verify.metrics import peir
+from pyquant.verify.report import Report
+
+#: Op by op, and end to end for a single layer: no element is further away, in steps of the output grid.
+MAX_LSB = 1.0
+#: Share of elements that may differ (by a rounding flip) within that.
+UNEQUAL_SHARE = 1e-3
+#: Deep models: PEIR(eager, circle) against PEIR(float, eager).
+PEIR_SHARE = 0.1
+#: Float operators: largest difference relative to the largest value.
+FLOAT_RELATIVE = 1e-5
+
+
+def fidelity(prog: Any, q: Any, inputs: Any, *, reference: Mapping[str, Any] | None = None) -> Report:
+    """Assert that the file of `prog` computes what eager `q` computes, and return the report.
+
+    Op by op always. End to end as a single layer (one rounding step), or, with the float model's outputs by name as
+    `reference`, as a deep model (a tenth of the error that quantization itself makes). Raises AssertionError.
+    """
+    report = compare(prog, q, inputs)
+    faults = op_faults(report)
+    faults += layer_faults(report) if reference is None else deep_faults(prog, q, inputs, reference, report)
+    if faults:
+        raise AssertionError("the Circle file is not the eager model:\n  " + "\n  ".join(faults) + f"\n{report}")
+    return report
+
+
+def op_faults(report: Report) -> list[str]:
+    """What is wrong op by op; empty when every operator keeps the tolerances."""
+    faults = [] if report.exported_equal else ["the exported program does not equal the eager model bit for bit"]
+    for op in report.operators:
+        if op.max_lsb is None and op.relative > FLOAT_RELATIVE:
+            faults.append(f"operator {op.index} {op.op} -> '{op.tensor}': relative difference {op.relative:.3g}")
+        if op.max_lsb is not None and op.max_lsb > MAX_LSB:
+            faults.append(f"operator {op.index} {op.op} -> '{op.tensor}': {op.max_lsb:.0f} LSB")
+    graded = [op for op in report.operators if op.max_lsb is not None]
+    unequal, total = sum(op.unequal for op in graded), sum(op.elements for op in graded)
+    if unequal > allowed(total):
+        faults.append(f"{unequal} of {total} elements differ op by op, allowed {allowed(total)}")
+    return faults
+
+
+def layer_faults(report: Report) -> list[str]:
+    """What is wrong end to end for a single layer."""
+    faults = []
+    for out in report.outputs:
+        if out.max_lsb is None and out.peir > FLOAT_RELATIVE:
+            faults.append(f"output '{out.name}': PEIR {out.peir:.3g} of a float output")
+        if out.max_lsb is not None and (out.max_lsb > MAX_LSB or out.unequal > allowed(out.elements)):
+            faults.append(
+                f"output '{out.name}': {out.max_lsb:.0f} LSB, {out.unequal} of {out.elements} elements differ"
+            )
+    return faults
+
+
+def deep_faults(prog: Any, q: Any, inputs: Any, reference: Mapping[str, Any], report: Report) -> list[str]:
+    """What is wrong end to end for a deep model, judged by the float outputs `reference`."""
+    from pyquant.verify.compare import eager_outputs
+
+    eager = eager_outputs(prog, q, inputs)
+    faults = []
+    for out in report.outputs:
+        quantization = peir(reference[out.name], eager[out.name])
+        if out.peir > PEIR_SHARE * quantization:
+            faults.append(
+                f"output '{out.name}': PEIR {out.peir:.3g}, but quantization itself makes only {quantization:.3g}"
+            )
+    return faults
+
+
+def allowed(elements: int) -> int:
+    """How many of `elements` may differ by a rounding flip; one at least, so that a small tensor can be judged."""
+    return max(1, int(UNEQUAL_SHARE * elements))
