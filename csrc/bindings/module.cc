@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module pyquant._circle: models as read-only objects, constants as memory views into the mapped file.
-// One file, without pybind11/stl.h, because each costs seconds of compile time. pyquant/circle is its face.
+// The Python module pyquant._circle: models as read-only objects, constants as memory views into the mapped
+// file. One file, without pybind11/stl.h, because each costs seconds of compile time. pyquant/circle is its
+// face.
 #include <pybind11/pybind11.h>
 #include <pybind11/typing.h>
 
@@ -58,7 +59,8 @@ py::typing::List<Item> list_of(size_t count, const F& item) {
 
 Target target_of(const std::string& name) {
   const auto target = target_by_name(name);
-  if (!target) raise({Code::E_PLAN_VALUE, "target '" + name + "' is unknown, expected one of " + target_names(), ""});
+  if (!target)
+    raise({Code::E_PLAN_VALUE, "target '" + name + "' is unknown, expected one of " + target_names(), ""});
   return *target;
 }
 
@@ -126,7 +128,8 @@ ModelView read_data(const py::bytes& data) {
       read_bytes({reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, "bytes", owner)))};
 }
 
-Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>& sizes, const std::string& target) {
+Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>& sizes,
+                  const std::string& target) {
   Plan plan = value_or_raise(parse_plan(plan_text, "plan"));
   std::vector<Bytes> bytes;
   for (const py::handle size : sizes) bytes.push_back({nullptr, size.cast<size_t>()});
@@ -135,10 +138,12 @@ Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>&
 }
 
 void bind_views(py::module_& m) {
-  py::class_<Data>(m, "Data", py::buffer_protocol(), "Read-only bytes of a constant.").def_buffer([](Data& data) {
-    return py::buffer_info(const_cast<uint8_t*>(data.bytes.data), 1, py::format_descriptor<uint8_t>::format(), 1,
-                           {static_cast<py::ssize_t>(data.bytes.size)}, {py::ssize_t{1}}, true);
-  });
+  py::class_<Data>(m, "Data", py::buffer_protocol(), "Read-only bytes of a constant.")
+      .def_buffer([](Data& data) {
+        return py::buffer_info(const_cast<uint8_t*>(data.bytes.data), 1,
+                               py::format_descriptor<uint8_t>::format(), 1,
+                               {static_cast<py::ssize_t>(data.bytes.size)}, {py::ssize_t{1}}, true);
+      });
   py::class_<TensorView>(m, "Tensor", "A tensor of a Circle model.")
       .def_property_readonly("name", [](const TensorView& t) { return text(t.get().name); })
       .def_property_readonly("dtype", [](const TensorView& t) { return text(name_of(t.get().dtype)); })
@@ -147,15 +152,20 @@ void bind_views(py::module_& m) {
           "shape_signature", [](const TensorView& t) { return tuple_of<Ints>(t.get().shape_signature); },
           "Like shape, -1 where dynamic; empty when nothing is.")
       .def_property_readonly(
-          "quantized", [](const TensorView& t) { return t.get().quant.has_value(); }, "Whether there are qparams.")
+          "quantized", [](const TensorView& t) { return t.get().quant.has_value(); },
+          "Whether there are qparams.")
       .def_property_readonly(
           "scale",
-          [](const TensorView& t) { return tuple_of<Floats>(t.get().quant ? t.get().quant->scale : std::vector<float>()); })
-      .def_property_readonly("zero_point",
-                             [](const TensorView& t) {
-                               return tuple_of<Ints>(t.get().quant ? t.get().quant->zero_point : std::vector<int64_t>());
-                             })
-      .def_property_readonly("axis", [](const TensorView& t) { return t.get().quant ? t.get().quant->axis : 0; })
+          [](const TensorView& t) {
+            return tuple_of<Floats>(t.get().quant ? t.get().quant->scale : std::vector<float>());
+          })
+      .def_property_readonly(
+          "zero_point",
+          [](const TensorView& t) {
+            return tuple_of<Ints>(t.get().quant ? t.get().quant->zero_point : std::vector<int64_t>());
+          })
+      .def_property_readonly("axis",
+                             [](const TensorView& t) { return t.get().quant ? t.get().quant->axis : 0; })
       .def_property_readonly("buffer", [](const TensorView& t) { return t.get().buffer; })
       .def_property_readonly("is_constant", [](const TensorView& t) { return t.model->is_constant(t.index); })
       .def_property_readonly(
@@ -165,12 +175,14 @@ void bind_views(py::module_& m) {
             return view_of(t.model, t.model->buffers[t.get().buffer].bytes);
           },
           "The constant's bytes, read-only and not copied; None when the tensor is not a constant.")
-      .def("__repr__", [](const TensorView& t) { return text("<Tensor " + tensor_json_open(t.get()) + "}>"); });
+      .def("__repr__",
+           [](const TensorView& t) { return text("<Tensor " + tensor_json_open(t.get()) + "}>"); });
   py::class_<OperatorView>(m, "Operator", "An operator of a Circle model.")
       .def_property_readonly("name", [](const OperatorView& o) { return text(op_name(o.get())); })
       .def_property_readonly("code", [](const OperatorView& o) { return o.get().code; })
       .def_property_readonly(
-          "inputs", [](const OperatorView& o) { return tuple_of<Ints>(o.get().inputs); }, "Tensor indices; -1: none.")
+          "inputs", [](const OperatorView& o) { return tuple_of<Ints>(o.get().inputs); },
+          "Tensor indices; -1: none.")
       .def_property_readonly("outputs", [](const OperatorView& o) { return tuple_of<Ints>(o.get().outputs); })
       .def_property_readonly("options",
                              [](const OperatorView& o) {
@@ -182,7 +194,8 @@ void bind_views(py::module_& m) {
                                }
                                return out;
                              })
-      .def("__repr__", [](const OperatorView& o) { return text("<Operator " + operator_json(o.get()) + ">"); });
+      .def("__repr__",
+           [](const OperatorView& o) { return text("<Operator " + operator_json(o.get()) + ">"); });
 }
 
 void bind_model(py::module_& m) {
@@ -237,7 +250,9 @@ void bind_model(py::module_& m) {
                              })
       .def(
           "check",
-          [](const ModelView& v, const std::string& target) { return faults_of(check(*v.model, target_of(target))); },
+          [](const ModelView& v, const std::string& target) {
+            return faults_of(check(*v.model, target_of(target)));
+          },
           py::arg("target"), "(code, message, where) of each fault.")
       .def(
           "inspect",

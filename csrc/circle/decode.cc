@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bytes to Model: flatbuffers' own Verifier first, then every table copied out; constants stay where they lie.
-// A file that is a flatbuffer but makes no sense is read all the same, so that check() can say what is wrong with it.
+// Bytes to Model: flatbuffers' own Verifier first, then every table copied out; constants stay where they
+// lie. A file that is a flatbuffer but makes no sense is read all the same, so that check() can say what is
+// wrong with it.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -22,13 +23,15 @@ constexpr size_t kMostVerified = (size_t{1} << 31) - 2;
 
 class Decoder {
  public:
-  Decoder(Bytes file, const std::string& what) : file_(file), what_(what), budget_(8 * file.size + (1 << 20)) {}
+  Decoder(Bytes file, const std::string& what)
+      : file_(file), what_(what), budget_(8 * file.size + (1 << 20)) {}
 
   Result<Model> model() {
     if (file_.size < 8 || std::memcmp(file_.data + 4, fb::ModelIdentifier(), 4) != 0) {
       return Fault{Code::E_NOT_CIRCLE,
-                   file_.size < 8 ? "has " + std::to_string(file_.size) + " bytes, a Circle file has more"
-                                  : "does not carry the identifier CIR0 in bytes 4 to 7; is it a .circle file?",
+                   file_.size < 8
+                       ? "has " + std::to_string(file_.size) + " bytes, a Circle file has more"
+                       : "does not carry the identifier CIR0 in bytes 4 to 7; is it a .circle file?",
                    what_};
     }
     flatbuffers::Verifier::Options limits;
@@ -66,8 +69,8 @@ class Decoder {
       }
     }
     if (exhausted_) {
-      return Fault{Code::E_FLATBUFFER, "its tables share data so often that they unfold to more than the file holds",
-                   what_};
+      return Fault{Code::E_FLATBUFFER,
+                   "its tables share data so often that they unfold to more than the file holds", what_};
     }
     return std::move(model_);
   }
@@ -196,7 +199,8 @@ class Decoder {
     }
   }
 
-  void names(const flatbuffers::Vector<flatbuffers::Offset<fb::TensorMap>>* maps, std::vector<NamedIndex>& out) {
+  void names(const flatbuffers::Vector<flatbuffers::Offset<fb::TensorMap>>* maps,
+             std::vector<NamedIndex>& out) {
     if (!maps) return;
     for (const auto* map : *maps) {
       out.emplace_back(std::string(), map->tensor_index());

@@ -56,8 +56,8 @@ std::string options_json(const OptionsTable& table) {
     if (field.kind == FieldKind::Bool) initial = field.initial ? "true" : "false";
     if (field.kind == FieldKind::Ints) initial = "[]";
     if (const char* name = spelling(field.kind, field.initial)) initial = quoted(name);
-    out += (i ? ", " : "") + ("{\"name\": " + quoted(field.name)) + ", \"type\": " + quoted(kind_name(field.kind)) +
-           ", \"default\": " + initial + ", \"choices\": [";
+    out += (i ? ", " : "") + ("{\"name\": " + quoted(field.name)) +
+           ", \"type\": " + quoted(kind_name(field.kind)) + ", \"default\": " + initial + ", \"choices\": [";
     for (size_t k = 0; k < choices.size(); ++k) out += (k ? ", " : "") + quoted(choices[k].name);
     out += "]}";
   }
@@ -92,8 +92,9 @@ std::string operators_json() {
   for (const OpInfo& op : all_ops()) {
     out += (out.size() > 1 ? ",\n" : "") + ("{\"name\": " + quoted(op.name)) +
            ", \"code\": " + std::to_string(op.code) + ", \"kind\": " + quoted(kind_name(op.kind)) +
-           ", \"options_table\": " + quoted(op.options->name) + ", \"options\": " + options_json(*op.options) +
-           ", \"inputs\": " + operands_json(op.inputs) + ", \"outputs\": " + operands_json(op.outputs) +
+           ", \"options_table\": " + quoted(op.options->name) +
+           ", \"options\": " + options_json(*op.options) + ", \"inputs\": " + operands_json(op.inputs) +
+           ", \"outputs\": " + operands_json(op.outputs) +
            ", \"dtypes\": " + letters_json(op.dtypes, family_name) +
            ", \"onert\": " + letters_json(op.onert, dtype_name) + "}";
   }
@@ -102,8 +103,12 @@ std::string operators_json() {
 
 std::string ints_json(const std::vector<int32_t>& values) { return shape_text(values); }
 
-std::string option_text(const Field& field, const OptionValue& value) { return value_text(field, value, false); }
-std::string option_json(const Field& field, const OptionValue& value) { return value_text(field, value, true); }
+std::string option_text(const Field& field, const OptionValue& value) {
+  return value_text(field, value, false);
+}
+std::string option_json(const Field& field, const OptionValue& value) {
+  return value_text(field, value, true);
+}
 
 std::string tensor_json_open(const Tensor& tensor) {
   std::string out = "{\"name\": " + quoted(tensor.name) + ", \"dtype\": " + quoted(name_of(tensor.dtype)) +
@@ -144,7 +149,10 @@ std::string named_json(const std::vector<NamedIndex>& entries) {
 bool is_utf8(std::string_view text) {
   for (size_t i = 0; i < text.size();) {
     const auto lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3 : 4;
+    const size_t length = lead < 0x80                   ? 1
+                          : lead >= 0xc2 && lead < 0xe0 ? 2
+                          : lead >= 0xe0 && lead < 0xf0 ? 3
+                                                        : 4;
     if (length == 4 && (lead < 0xf0 || lead > 0xf4)) return false;
     if (i + length > text.size()) return false;
     uint32_t point = length == 1 ? lead : lead & (0x7f >> length);
@@ -153,7 +161,8 @@ bool is_utf8(std::string_view text) {
       if ((next & 0xc0) != 0x80) return false;
       point = point << 6 | (next & 0x3f);
     }
-    const bool too_long = (length == 3 && point < 0x800) || (length == 4 && (point < 0x10000 || point > 0x10ffff));
+    const bool too_long =
+        (length == 3 && point < 0x800) || (length == 4 && (point < 0x10000 || point > 0x10ffff));
     if (too_long || (point >= 0xd800 && point < 0xe000)) return false;
     i += length;
   }

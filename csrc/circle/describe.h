@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors, operators and option values as JSON fragments in the plan's spelling, shared by plan_dump.cc and inspect.cc.
+// Tensors, operators and option values as JSON fragments in the plan's spelling, shared by plan_dump.cc and
+// inspect.cc.
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What differs between two models, one line each: tensors are matched by name, operators by the tensor they produce.
+// What differs between two models, one line each: tensors are matched by name, operators by the tensor they
+// produce.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -36,7 +37,7 @@ class Diff {
     std::string out;
     for (size_t i = 0; i < list.size(); ++i) {
       if (i) out += ", ";
-      out += list[i] == -1              ? "-"
+      out += list[i] == -1               ? "-"
              : model.has_tensor(list[i]) ? model.tensors[static_cast<size_t>(list[i])].name
                                          : "?" + std::to_string(list[i]);
     }
@@ -120,11 +121,13 @@ class Diff {
 
   void bytes(const std::string& what, Bytes a, Bytes b) {
     if (a.size != b.size) {
-      lines_.push_back(what + "data: " + std::to_string(a.size) + " bytes -> " + std::to_string(b.size) + " bytes");
+      lines_.push_back(what + "data: " + std::to_string(a.size) + " bytes -> " + std::to_string(b.size) +
+                       " bytes");
     } else if (a.size > 0 && std::memcmp(a.data, b.data, a.size) != 0) {
       size_t count = 0;
       for (size_t i = 0; i < a.size; ++i) count += a.data[i] != b.data[i];
-      lines_.push_back(what + "data: " + std::to_string(count) + " of " + std::to_string(a.size) + " bytes differ");
+      lines_.push_back(what + "data: " + std::to_string(count) + " of " + std::to_string(a.size) +
+                       " bytes differ");
     }
   }
 

@@ -263,7 +263,8 @@ class Encoder {
 }  // namespace
 
 Result<Head> encode_head(const Model& model, bool external) {
-  // The builder counts in 32 bits and does not complain, so a head that could come near that is refused first.
+  // The builder counts in 32 bits and does not complain, so a head that could come near that is refused
+  // first.
   constexpr uint64_t kMost = uint64_t{1} << 30;
   uint64_t estimate = 0;
   for (const Tensor& t : model.tensors) {
@@ -275,8 +276,10 @@ Result<Head> encode_head(const Model& model, bool external) {
     estimate += 64 + entry.name.size() + model.buffers[entry.buffer].bytes.size;
   }
   if (estimate > kMost) {
-    return Fault{Code::E_TOO_LARGE, "tables, names and metadata need " + std::to_string(estimate) +
-                                        " bytes, the format has room for " + std::to_string(kMost), ""};
+    return Fault{Code::E_TOO_LARGE,
+                 "tables, names and metadata need " + std::to_string(estimate) +
+                     " bytes, the format has room for " + std::to_string(kMost),
+                 ""};
   }
   return Encoder(model, external).head();
 }

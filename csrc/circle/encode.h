@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model as the head of a Circle file: every table of the flatbuffer, with the places of the constants still open.
-// Where the constants then go, and the writing itself, is left to write.cc.
+// A model as the head of a Circle file: every table of the flatbuffer, with the places of the constants still
+// open. Where the constants then go, and the writing itself, is left to write.cc.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Head {
   bool external = false;
 };
 
-/// Builds the head. With `external`, constants are addressed by Buffer.offset/size, else as vectors of the flatbuffer.
+/// Builds the head. With `external`, constants are addressed by Buffer.offset/size, else as vectors of the
+/// flatbuffer.
 Result<Head> encode_head(const Model& model, bool external);
 
 }  // namespace pyquant::circle

@@ -21,7 +21,7 @@ constexpr size_t kChunk = size_t{8} << 20;
 std::string reason() { return std::strerror(errno); }
 
 bool is_folder(const std::string& path) {
-  struct stat entry {};
+  struct stat entry{};
   return ::stat(path.c_str(), &entry) == 0 && S_ISDIR(entry.st_mode);
 }
 
@@ -38,7 +38,7 @@ Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
   if (descriptor < 0) {
     return Fault{Code::E_OPEN, "cannot open for reading (" + reason() + "); check the path", path};
   }
-  struct stat entry {};
+  struct stat entry{};
   if (::fstat(descriptor, &entry) != 0 || !S_ISREG(entry.st_mode)) {
     ::close(descriptor);
     return Fault{Code::E_OPEN, "not a regular file; a file is expected", path};
@@ -84,9 +84,10 @@ Result<std::unique_ptr<AtomicFile>> AtomicFile::create(const std::string& path) 
     const std::string why = reason();
     file->temporary_.clear();
     return Fault{Code::E_CREATE,
-                 "cannot create a file in '" + file->folder_ + "' (" + why + "); check its permissions", path};
+                 "cannot create a file in '" + file->folder_ + "' (" + why + "); check its permissions",
+                 path};
   }
-  struct stat old {};
+  struct stat old{};
   if (::stat(file->path_.c_str(), &old) == 0 && ::fchmod(file->descriptor_, old.st_mode & 07777) != 0) {
     return file->failure("keeping the old file's mode");
   }
@@ -126,13 +127,14 @@ Status AtomicFile::commit() {
   descriptor_ = -1;
   if (closed != 0) return failure("closing");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    return Fault{Code::E_RENAME,
-                 "cannot rename the finished file into place (" + reason() +
-                     "); what stood there before is intact",
-                 path_};
+    return Fault{
+        Code::E_RENAME,
+        "cannot rename the finished file into place (" + reason() + "); what stood there before is intact",
+        path_};
   }
   temporary_.clear();
-  // The name itself must survive a crash too. A folder that cannot be synced (some network disks) is no failure.
+  // The name itself must survive a crash too. A folder that cannot be synced (some network disks) is no
+  // failure.
   const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {
     ::fsync(folder);

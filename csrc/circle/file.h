@@ -29,7 +29,8 @@ class Mapping {
   size_t size_;
 };
 
-/// Writes a sibling temporary file; commit() syncs it and renames it over the target. Without commit it is removed.
+/// Writes a sibling temporary file; commit() syncs it and renames it over the target. Without commit it is
+/// removed.
 class AtomicFile {
  public:
   static Result<std::unique_ptr<AtomicFile>> create(const std::string& path);

@@ -35,7 +35,8 @@ Summary summarize(const Model& model) {
     if (!counted[t.buffer]) count.bytes += model.buffers[t.buffer].bytes.size;
     counted[t.buffer] = true;
   }
-  summary.external = std::any_of(model.buffers.begin(), model.buffers.end(), [](const Buffer& b) { return b.external; });
+  summary.external =
+      std::any_of(model.buffers.begin(), model.buffers.end(), [](const Buffer& b) { return b.external; });
   return summary;
 }
 
@@ -75,8 +76,8 @@ std::string names(const Model& model, const std::vector<int32_t>& list) {
 
 std::string operator_text(const Model& model, size_t index) {
   const Operator& op = model.operators[index];
-  std::string text = "  [" + std::to_string(index) + "] " + op_name(op) + "(" + names(model, op.inputs) + ") -> " +
-                     names(model, op.outputs);
+  std::string text = "  [" + std::to_string(index) + "] " + op_name(op) + "(" + names(model, op.inputs) +
+                     ") -> " + names(model, op.outputs);
   for (size_t i = 0; i < op.options.size(); ++i) {
     const Field& field = op.op->options->fields[i];
     text += std::string(i ? ", " : "  ") + field.name + "=" + option_text(field, op.options[i]);
@@ -98,13 +99,15 @@ std::string metadata_text(const Model& model, const Metadata& entry) {
 std::string inspect_text(const Model& model, const std::string& title) {
   const Summary summary = summarize(model);
   std::string out = title + ": Circle, " + std::to_string(model.file_size) + " bytes, ";
-  out += summary.external ? "external constants (TICO's runtime reads them, onert crashes)\n" : "inline constants\n";
+  out += summary.external ? "external constants (TICO's runtime reads them, onert crashes)\n"
+                          : "inline constants\n";
   if (!model.description.empty()) out += "description: " + model.description + "\n";
   for (const Metadata& entry : model.metadata) {
     out += "metadata: " + entry.name + " = " + metadata_text(model, entry) + "\n";
   }
   out += "graph '" + model.name + "': " + std::to_string(model.tensors.size()) + " tensors (" +
-         std::to_string(summary.float_tensors) + " float), " + std::to_string(model.operators.size()) + " operators\n";
+         std::to_string(summary.float_tensors) + " float), " + std::to_string(model.operators.size()) +
+         " operators\n";
   if (model.subgraphs != 1) {
     out += "note: the file has " + std::to_string(model.subgraphs) + " subgraphs; only the first is shown\n";
   }
@@ -115,10 +118,12 @@ std::string inspect_text(const Model& model, const std::string& title) {
   }
   if (!summary.constants.empty()) out += "constants\n";
   for (const auto& [dtype, count] : summary.constants) {
-    out += "  " + dtype + ": " + std::to_string(count.tensors) + " tensors, " + std::to_string(count.bytes) + " bytes\n";
+    out += "  " + dtype + ": " + std::to_string(count.tensors) + " tensors, " + std::to_string(count.bytes) +
+           " bytes\n";
   }
   out += "operators by name\n";
-  for (const auto& [name, count] : summary.operators) out += "  " + std::to_string(count) + " x " + name + "\n";
+  for (const auto& [name, count] : summary.operators)
+    out += "  " + std::to_string(count) + " x " + name + "\n";
   out += "operators\n";
   for (size_t i = 0; i < model.operators.size(); ++i) out += operator_text(model, i);
   return out;
@@ -128,10 +133,12 @@ std::string inspect_json(const Model& model, const std::string& title) {
   const Summary summary = summarize(model);
   std::string out = "{\"file\": " + quoted(title) + ", \"bytes\": " + std::to_string(model.file_size) +
                     ", \"layout\": " + (summary.external ? "\"external\"" : "\"inline\"") +
-                    ", \"subgraphs\": " + std::to_string(model.subgraphs) + ",\n \"name\": " + quoted(model.name) +
+                    ", \"subgraphs\": " + std::to_string(model.subgraphs) +
+                    ",\n \"name\": " + quoted(model.name) +
                     ", \"description\": " + quoted(model.description) + ",\n \"metadata\": {";
   for (size_t i = 0; i < model.metadata.size(); ++i) {
-    out += (i ? ", " : "") + quoted(model.metadata[i].name) + ": " + quoted(metadata_text(model, model.metadata[i]));
+    out += (i ? ", " : "") + quoted(model.metadata[i].name) + ": " +
+           quoted(metadata_text(model, model.metadata[i]));
   }
   out += "},\n \"operator_counts\": {";
   bool first = true;
@@ -150,7 +157,8 @@ std::string inspect_json(const Model& model, const std::string& title) {
          ",\n \"signatures\": [";
   for (size_t i = 0; i < model.signatures.size(); ++i) {
     const Signature& signature = model.signatures[i];
-    out += (i ? ", " : "") + ("{\"key\": " + quoted(signature.key)) + ", \"inputs\": " + named_json(signature.inputs) +
+    out += (i ? ", " : "") + ("{\"key\": " + quoted(signature.key)) +
+           ", \"inputs\": " + named_json(signature.inputs) +
            ", \"outputs\": " + named_json(signature.outputs) + "}";
   }
   out += "],\n \"tensors\": [";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Circle model as plain structs: what a plan says, what a file holds, what the checker judges and the writer writes.
-// It owns names, numbers and spans; where constant bytes live (a mapping, the caller's memory) is left to `owners`.
+// A Circle model as plain structs: what a plan says, what a file holds, what the checker judges and the
+// writer writes. It owns names, numbers and spans; where constant bytes live (a mapping, the caller's memory)
+// is left to `owners`.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,8 @@ struct Bytes {
 
 /// One of the file's buffers. Buffer 0 is the empty sentinel: "no data".
 struct Buffer {
-  Bytes bytes;            // data is null when only the size is known (a plan that is checked before its constants exist)
+  Bytes
+      bytes;  // data is null when only the size is known (a plan that is checked before its constants exist)
   bool external = false;  // lies outside the flatbuffer, at `offset` of the file
   uint64_t offset = 0;
   uint64_t claimed = 0;  // Buffer.size of an external buffer, even when the file is too short for it
@@ -61,7 +63,8 @@ struct Operator {
   bool has_options = false;     // the table is there
   std::vector<int32_t> inputs;  // -1: none
   std::vector<int32_t> outputs;
-  std::vector<OptionValue> options;  // one for each field of op->options; empty when the table is not the operator's
+  std::vector<OptionValue>
+      options;  // one for each field of op->options; empty when the table is not the operator's
 };
 
 /// One entry of Model.operator_codes as the file has it.
@@ -103,10 +106,9 @@ struct Model {
   uint64_t file_size = 0;
   std::vector<std::shared_ptr<const void>> owners;  // keep the buffers' bytes alive
 
-  bool has_tensor(int64_t index) const {
-    return index >= 0 && static_cast<size_t>(index) < tensors.size();
-  }
-  /// Whether tensor t carries data: a buffer other than 0 that is not empty (or whose tensor has no elements).
+  bool has_tensor(int64_t index) const { return index >= 0 && static_cast<size_t>(index) < tensors.size(); }
+  /// Whether tensor t carries data: a buffer other than 0 that is not empty (or whose tensor has no
+  /// elements).
   bool is_constant(size_t t) const {
     const uint32_t b = tensors[t].buffer;
     if (b == 0 || b >= buffers.size()) return false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A strict JSON reader for plans and weights headers: values with their place in the text, numbers kept as text so that
-// each reader parses exactly the type it wants. What the keys mean is left to plan_parse.cc and safetensors.cc.
+// A strict JSON reader for plans and weights headers: values with their place in the text, numbers kept as
+// text so that each reader parses exactly the type it wants. What the keys mean is left to plan_parse.cc and
+// safetensors.cc.
 #pragma once
 
 #include <cstdint>

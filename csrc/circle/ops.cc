@@ -71,7 +71,7 @@ int OpInfo::option(std::string_view field) const {
 const std::vector<OpInfo>& all_ops() {
   static const std::vector<OpInfo> ops = [] {
     std::vector<OpInfo> list;
-#define PYQUANT_OP(name, code, table, inputs, outputs, kind, dtypes, luci, onert)                         \
+#define PYQUANT_OP(name, code, table, inputs, outputs, kind, dtypes, luci, onert)                        \
   list.push_back({#name, code, table_by_name(#table), operands(inputs), operands(outputs), OpKind::kind, \
                   dtypes, LuciRule::luci, onert});
 #include "circle/ops.def"
@@ -124,8 +124,9 @@ const std::vector<EnumName>& enum_names(FieldKind kind) {
 }
 
 const char* kind_name(FieldKind kind) {
-  static const char* const names[] = {"bool",    "int",           "float",      "ints",    "ActivationFunctionType",
-                                      "Padding", "WeightsFormat", "TensorType", "RoPEMode"};
+  static const char* const names[] = {
+      "bool",    "int",           "float",      "ints",    "ActivationFunctionType",
+      "Padding", "WeightsFormat", "TensorType", "RoPEMode"};
   return names[static_cast<size_t>(kind)];
 }
 

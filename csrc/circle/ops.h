@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of operators (ops.def) as data: look up an operator by name or code, its operands, options and rules.
-// What the rules mean is left to check/; how options are laid out in a file, to encode.cc and decode.cc.
+// The table of operators (ops.def) as data: look up an operator by name or code, its operands, options and
+// rules. What the rules mean is left to check/; how options are laid out in a file, to encode.cc and
+// decode.cc.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +76,8 @@ const std::vector<OpInfo>& all_ops();
 const OpInfo* op_by_name(std::string_view name);
 const OpInfo* op_by_code(int32_t code);
 
-/// Spellings of an enum field, indexed by value where the values are 0, 1, 2 ...; empty for fields that are no enum.
+/// Spellings of an enum field, indexed by value where the values are 0, 1, 2 ...; empty for fields that are
+/// no enum.
 struct EnumName {
   const char* name;
   int value;

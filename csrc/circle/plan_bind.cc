@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gives the constants of a plan their bytes, by index or by name; every mismatch is told before anything is written.
+// Gives the constants of a plan their bytes, by index or by name; every mismatch is told before anything is
+// written.
 #include "circle/plan.h"
 
 namespace pyquant::circle {
@@ -9,7 +10,8 @@ std::string place_of(const Plan& plan, size_t constant) {
   return tensor_place(plan.model, static_cast<int64_t>(plan.constants[constant].first_tensor));
 }
 
-// Element types that hold the bytes of a plan's tensor. Packed types travel as U8; I8 is accepted for them too.
+// Element types that hold the bytes of a plan's tensor. Packed types travel as U8; I8 is accepted for them
+// too.
 bool dtype_fits(const WeightsEntry& entry, DType dtype) {
   const char* wanted = safetensors_dtype(dtype);
   if (!wanted) return false;
@@ -63,8 +65,8 @@ Status bind_constants(Plan& plan, const Safetensors& weights, std::vector<std::s
     if (!dtype_fits(found->second, dtype)) {
       const char* wanted = safetensors_dtype(dtype);
       return Fault{Code::E_CONSTANT_DTYPE,
-                   "constant '" + name + "' is " + found->second.dtype + " in " + weights.path + ", expected " +
-                       (wanted ? wanted : "none") + " for " + name_of(dtype),
+                   "constant '" + name + "' is " + found->second.dtype + " in " + weights.path +
+                       ", expected " + (wanted ? wanted : "none") + " for " + name_of(dtype),
                    place_of(plan, k)};
     }
     used[name] = true;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Model to plan text and named weights, such that writing them again gives the same bytes for files that we wrote.
-// What a plan cannot say is refused, never left out.
+// Model to plan text and named weights, such that writing them again gives the same bytes for files that we
+// wrote. What a plan cannot say is refused, never left out.
 #include <cmath>
 #include <set>
 
@@ -17,7 +17,8 @@ Fault cannot(const std::string& where, const std::string& what) {
 Status check_plannable(const Model& model) {
   if (model.subgraphs != 1) return cannot("model", "has " + std::to_string(model.subgraphs) + " subgraphs");
   if (model.signatures.size() > 1) return cannot("model", "has more than one signature");
-  if (!is_utf8(model.name) || !is_utf8(model.description)) return cannot("model", "has a text that is not UTF-8");
+  if (!is_utf8(model.name) || !is_utf8(model.description))
+    return cannot("model", "has a text that is not UTF-8");
   std::set<std::string> metadata;
   for (const Metadata& entry : model.metadata) {
     const std::string where = "metadata '" + entry.name + "'";
@@ -51,7 +52,8 @@ Status check_tensor(const Model& model, size_t index) {
   const DTypeInfo* type = info(t.dtype);
   if (!type) return cannot(where, "has dtype " + name_of(t.dtype));
   if (t.buffer >= model.buffers.size()) return cannot(where, "names a buffer that does not exist");
-  if (model.is_constant(index) && !safetensors_dtype(t.dtype)) return cannot(where, "is a constant of " + name_of(t.dtype));
+  if (model.is_constant(index) && !safetensors_dtype(t.dtype))
+    return cannot(where, "is a constant of " + name_of(t.dtype));
   const auto bytes = byte_size(t.dtype, t.shape);
   if (model.is_constant(index) && bytes != static_cast<int64_t>(model.buffers[t.buffer].bytes.size)) {
     return cannot(where, "has a buffer of the wrong size");
@@ -139,7 +141,8 @@ Result<PlanText> dump_plan(const Model& model) {
   }
   out += "],\n \"inputs\": " + ints_json(model.inputs) + ",\n \"outputs\": " + ints_json(model.outputs);
   for (const Signature& signature : model.signatures) {
-    out += ",\n \"signature\": {\"key\": " + quoted(signature.key) + ", \"inputs\": " + named_json(signature.inputs) +
+    out += ",\n \"signature\": {\"key\": " + quoted(signature.key) +
+           ", \"inputs\": " + named_json(signature.inputs) +
            ", \"outputs\": " + named_json(signature.outputs) + "}";
   }
   out += "}\n";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plan text to Model. Strict: an unknown key, a wrong type or a spelling that the schema does not have is an error that
-// says line, column and path; nothing is guessed.
+// Plan text to Model. Strict: an unknown key, a wrong type or a spelling that the schema does not have is an
+// error that says line, column and path; nothing is guessed.
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -22,8 +22,8 @@ class PlanParser {
     PYQUANT_TRY(expect(root, Kind::Object, "plan"));
     PYQUANT_TRY(header(root));
     PYQUANT_TRY(keys(root, "plan",
-                     {"format", "version", "name", "description", "metadata", "tensors", "operators", "inputs",
-                      "outputs", "signature"},
+                     {"format", "version", "name", "description", "metadata", "tensors", "operators",
+                      "inputs", "outputs", "signature"},
                      {"tensors", "operators", "inputs", "outputs"}));
     Model& model = plan_.model;
     PYQUANT_TRY(text(root, "plan", "name", model.name));
@@ -66,7 +66,8 @@ class PlanParser {
         list += (list.empty() ? "" : ", ") + std::string(name);
       }
       if (!found) {
-        return bad(Code::E_PLAN_KEY, *value.find(key), path, "unknown key '" + key + "', expected one of " + list);
+        return bad(Code::E_PLAN_KEY, *value.find(key), path,
+                   "unknown key '" + key + "', expected one of " + list);
       }
     }
     for (const char* name : required) {
@@ -240,9 +241,11 @@ class PlanParser {
     const int index = op.op->option(key);
     if (index < 0) {
       std::string list;
-      for (const Field& field : op.op->options->fields) list += (list.empty() ? "" : ", ") + std::string(field.name);
+      for (const Field& field : op.op->options->fields)
+        list += (list.empty() ? "" : ", ") + std::string(field.name);
       return bad(Code::E_PLAN_OPTION, value, path,
-                 std::string(op.op->name) + " has no option '" + key + "'; it has " + (list.empty() ? "none" : list));
+                 std::string(op.op->name) + " has no option '" + key + "'; it has " +
+                     (list.empty() ? "none" : list));
     }
     OptionValue& out = op.options[static_cast<size_t>(index)];
     const FieldKind kind = op.op->options->fields[static_cast<size_t>(index)].kind;

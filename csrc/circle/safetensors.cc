@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads weights files: the header is parsed strictly, and every byte after it must belong to exactly one tensor.
+// Reads weights files: the header is parsed strictly, and every byte after it must belong to exactly one
+// tensor.
 #include "circle/safetensors.h"
 
 #include <algorithm>
@@ -45,7 +46,8 @@ bool byte_count(const std::vector<int64_t>& shape, int bits, uint64_t& out) {
   return true;
 }
 
-Result<WeightsEntry> entry_of(const std::string& what, const std::string& name, const Value& value, Bytes data) {
+Result<WeightsEntry> entry_of(const std::string& what, const std::string& name, const Value& value,
+                              Bytes data) {
   const Value* dtype = value.find("dtype");
   const Value* shape = value.find("shape");
   const Value* offsets = value.find("data_offsets");
@@ -68,7 +70,8 @@ Result<WeightsEntry> entry_of(const std::string& what, const std::string& name, 
       static_cast<uint64_t>(end) > data.size) {
     return bad(Code::E_WEIGHTS_RANGE, what, name,
                "data_offsets [" + offsets->items[0].text + ", " + offsets->items[1].text +
-                   "] do not lie within the " + std::to_string(data.size) + " bytes of data; is the file truncated?");
+                   "] do not lie within the " + std::to_string(data.size) +
+                   " bytes of data; is the file truncated?");
   }
   const ElementSize* size = size_of(entry.dtype);
   if (!size) return bad(Code::E_WEIGHTS_FORMAT, what, name, "unknown dtype '" + entry.dtype + "'");
@@ -116,8 +119,8 @@ Result<Safetensors> parse_safetensors(Bytes file, const std::string& what) {
   for (int i = 7; i >= 0; --i) length = length << 8 | file.data[i];  // little-endian on every machine
   if (length > kMostHeader || length > file.size - 8) {
     return bad(Code::E_WEIGHTS_FORMAT, what, "",
-               "claims a header of " + std::to_string(length) + " bytes in a file of " + std::to_string(file.size) +
-                   "; is it a safetensors file?");
+               "claims a header of " + std::to_string(length) + " bytes in a file of " +
+                   std::to_string(file.size) + "; is it a safetensors file?");
   }
   const std::string_view text(reinterpret_cast<const char*>(file.data) + 8, static_cast<size_t>(length));
   PYQUANT_TRY_ASSIGN(const Value root, json::parse(text, what + " header"));
@@ -154,7 +157,8 @@ Status write_safetensors(const std::vector<WeightsEntry>& entries, const std::st
   header += '}';
   header.resize((header.size() + 7) / 8 * 8, ' ');  // data starts 8-byte aligned
   uint8_t length[8];
-  for (int i = 0; i < 8; ++i) length[i] = static_cast<uint8_t>(static_cast<uint64_t>(header.size()) >> (8 * i));
+  for (int i = 0; i < 8; ++i)
+    length[i] = static_cast<uint8_t>(static_cast<uint64_t>(header.size()) >> (8 * i));
   PYQUANT_TRY_ASSIGN(auto file, AtomicFile::create(path));
   PYQUANT_TRY(file->write({length, sizeof(length)}));
   PYQUANT_TRY(file->write({reinterpret_cast<const uint8_t*>(header.data()), header.size()}));

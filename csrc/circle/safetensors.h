@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights files in the safetensors format: an 8-byte length, a JSON header, then the bytes of the tensors back to back.
-// The file is mapped, never copied; which tensors are wanted is left to plan.h.
+// Weights files in the safetensors format: an 8-byte length, a JSON header, then the bytes of the tensors
+// back to back. The file is mapped, never copied; which tensors are wanted is left to plan.h.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names that only the generated schema knows, behind plain functions, so that few files include circle_generated.h.
+// Names that only the generated schema knows, behind plain functions, so that few files include
+// circle_generated.h.
 #pragma once
 
 #include <cstdint>

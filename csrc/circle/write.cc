@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plan, check, bytes, rename: lays the constants out behind the head of the file and streams them from where they lie.
-// Tables come from encode.cc, the file that appears whole from file.cc.
+// Plan, check, bytes, rename: lays the constants out behind the head of the file and streams them from where
+// they lie. Tables come from encode.cc, the file that appears whole from file.cc.
 #include <cstring>
 
 #include "circle/encode.h"
@@ -81,7 +81,8 @@ Status refuse_faults(const Model& model, const std::string& path, Target target)
   if (faults.empty()) {
     for (size_t i = 1; i < model.buffers.size(); ++i) {
       if (model.buffers[i].bytes.size > 0 && !model.buffers[i].bytes.data) {
-        return Fault{Code::E_CONSTANT_INDEX, "no bytes were bound to it", "buffers[" + std::to_string(i) + "]"};
+        return Fault{Code::E_CONSTANT_INDEX, "no bytes were bound to it",
+                     "buffers[" + std::to_string(i) + "]"};
       }
     }
     return {};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// circle_write: plan text and tensors to a .circle file. The tensors' own memory is streamed; parsing, checking and
-// writing are csrc/circle.
+// circle_write: plan text and tensors to a .circle file. The tensors' own memory is streamed; parsing,
+// checking and writing are csrc/circle.
 #include <string>
 #include <vector>
 
@@ -10,7 +10,8 @@
 namespace pyquant::torch_ops {
 namespace {
 
-// The Fault's text stands between the mark and the end of the line; pyquant/ops/circle_write.py raises it as CircleError.
+// The Fault's text stands between the mark and the end of the line; pyquant/ops/circle_write.py raises it as
+// CircleError.
 void raise_if(const Fault* fault) { PYQUANT_CHECK(!fault, fault->text()); }
 
 int64_t circle_write(std::string text, std::vector<Tensor> constants, std::string path) {
@@ -33,7 +34,9 @@ int64_t circle_write(std::string text, std::vector<Tensor> constants, std::strin
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) { m.def("circle_write(str plan, Tensor[] constants, str path) -> int"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) {
+  m.def("circle_write(str plan, Tensor[] constants, str path) -> int");
+}
 STABLE_TORCH_LIBRARY_IMPL(pyquant, CompositeExplicitAutograd, m) {
   m.impl("circle_write", TORCH_BOX(&circle_write));
 }

@@ -28,7 +28,8 @@ class Faults {
 
 /// Input or output i of an operator; nullptr when it is -1, absent or dangling.
 inline const Tensor* operand(const Model& model, const std::vector<int32_t>& list, size_t i) {
-  return i < list.size() && model.has_tensor(list[i]) ? &model.tensors[static_cast<size_t>(list[i])] : nullptr;
+  return i < list.size() && model.has_tensor(list[i]) ? &model.tensors[static_cast<size_t>(list[i])]
+                                                      : nullptr;
 }
 inline const Tensor* input(const Model& model, const Operator& op, size_t i) {
   return operand(model, op.inputs, i);

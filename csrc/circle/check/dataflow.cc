@@ -31,15 +31,17 @@ void check_dataflow(const Model& model, Faults& faults) {
       const auto t = static_cast<size_t>(op.inputs[k]);
       if (ready[t] || told[t]) continue;
       told[t] = true;
-      faults.add(Code::E_USED_BEFORE_PRODUCED, where,
-                 input_text(model, op, k) + " is no graph input, no constant, and no earlier operator produces it");
+      faults.add(
+          Code::E_USED_BEFORE_PRODUCED, where,
+          input_text(model, op, k) + " is no graph input, no constant, and no earlier operator produces it");
     }
     for (size_t k = 0; k < op.outputs.size(); ++k) {
       if (!model.has_tensor(op.outputs[k])) continue;
       const auto t = static_cast<size_t>(op.outputs[k]);
       const std::string what = output_text(model, op, k);
       if (producer[t] != kNobody) {
-        faults.add(Code::E_PRODUCED_TWICE, where, what + " is produced by operators[" + std::to_string(producer[t]) + "] too");
+        faults.add(Code::E_PRODUCED_TWICE, where,
+                   what + " is produced by operators[" + std::to_string(producer[t]) + "] too");
       } else if (is_input[t]) {
         faults.add(Code::E_INPUT_WRITTEN, where, what + " is a graph input");
       } else if (model.is_constant(t)) {

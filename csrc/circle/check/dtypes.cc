@@ -13,10 +13,12 @@ class DtypeCheck {
   void run() {
     const bool convert = op_.op->kind == OpKind::Convert;
     for (size_t i = 0; i < op_.inputs.size(); ++i) {
-      if (const Tensor* t = input(model_, op_, i)) role(op_.op->input(i).role, *t, input_text(model_, op_, i));
+      if (const Tensor* t = input(model_, op_, i))
+        role(op_.op->input(i).role, *t, input_text(model_, op_, i));
     }
     for (size_t i = 0; i < op_.outputs.size(); ++i) {
-      if (const Tensor* t = output(model_, op_, i)) role(op_.op->output(i).role, *t, output_text(model_, op_, i));
+      if (const Tensor* t = output(model_, op_, i))
+        role(op_.op->output(i).role, *t, output_text(model_, op_, i));
     }
     const Tensor* from = input(model_, op_, 0);
     const Tensor* to = output(model_, op_, 0);
@@ -37,7 +39,9 @@ class DtypeCheck {
 
   std::string allowed_text() const {
     std::string text;
-    const auto add = [&text](const char* family) { text += (text.empty() ? "" : ", ") + std::string(family); };
+    const auto add = [&text](const char* family) {
+      text += (text.empty() ? "" : ", ") + std::string(family);
+    };
     if (takes('f')) add("float");
     if (takes('q')) add("a quantized type");
     if (takes('i')) add("int32 or int64");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pass 4: option values: enums in range, counts and axes that agree with the operands, dtypes that are the operands' own.
+// Pass 4: option values: enums in range, counts and axes that agree with the operands, dtypes that are the
+// operands' own.
 #include <cmath>
 
 #include "circle/check/check.h"
@@ -62,11 +63,13 @@ class OptionCheck {
     const auto limit = static_cast<int64_t>(rank(0)) + (std::string_view(op_.op->name) == "PACK" ? 1 : 0);
     if (number("axis") >= -limit && number("axis") < limit) return;
     fault("axis", std::to_string(number("axis")),
-          "-" + std::to_string(limit) + " to " + std::to_string(limit - 1) + " for " + input_text(model_, op_, 0));
+          "-" + std::to_string(limit) + " to " + std::to_string(limit - 1) + " for " +
+              input_text(model_, op_, 0));
   }
 
   void numbers() {
-    for (const char* name : {"stride_w", "stride_h", "dilation_w_factor", "dilation_h_factor", "depth_multiplier"}) {
+    for (const char* name :
+         {"stride_w", "stride_h", "dilation_w_factor", "dilation_h_factor", "depth_multiplier"}) {
       if (has(name) && number(name) < 1) fault(name, std::to_string(number(name)), "1 or more");
     }
     for (const char* name : {"beta", "epsilon"}) {
@@ -75,7 +78,8 @@ class OptionCheck {
       const bool fits = std::isfinite(value) && (value > 0 || (value == 0 && name[0] == 'e'));
       if (!fits) fault(name, std::to_string(value), "a finite positive number");
     }
-    if (has("alpha") && !std::isfinite(option(op_, "alpha", 0.0f))) fault("alpha", "not finite", "a finite number");
+    if (has("alpha") && !std::isfinite(option(op_, "alpha", 0.0f)))
+      fault("alpha", "not finite", "a finite number");
   }
 
   void same_dtype(const char* name, const Tensor* t, const std::string& operand) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pass 6: quantization parameters: scales finite and positive, zero points in range, axis and count, present where needed.
+// Pass 6: quantization parameters: scales finite and positive, zero points in range, axis and count, present
+// where needed.
 #include <cmath>
 
 #include "circle/check/check.h"
@@ -31,8 +32,8 @@ void check_values(const Tensor& t, const std::string& where, Faults& faults) {
   for (size_t i = 0; i < q.zero_point.size(); ++i) {
     if (q.zero_point[i] >= type.lowest && q.zero_point[i] <= type.highest) continue;
     faults.add(Code::E_ZERO_POINT_RANGE, where + ".zero_point[" + std::to_string(i) + "]",
-               "is " + std::to_string(q.zero_point[i]) + ", expected " + std::to_string(type.lowest) + " to " +
-                   std::to_string(type.highest) + " for " + type.name);
+               "is " + std::to_string(q.zero_point[i]) + ", expected " + std::to_string(type.lowest) +
+                   " to " + std::to_string(type.highest) + " for " + type.name);
     break;
   }
 }
@@ -64,7 +65,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
     return;
   }
   if (!is_quantized(t.dtype) && !is_index(t.dtype)) {
-    faults.add(Code::E_QPARAMS_DTYPE, where, "is " + name_of(t.dtype) + " and has qparams, expected an integer type");
+    faults.add(Code::E_QPARAMS_DTYPE, where,
+               "is " + name_of(t.dtype) + " and has qparams, expected an integer type");
     return;
   }
   if (t.quant->scale.empty() || t.quant->scale.size() != t.quant->zero_point.size()) {
@@ -79,7 +81,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
 // Moves and casts may carry plain integers; whatever computes on an 8-bit tensor must know its scale.
 void check_present(const Model& model, size_t index, std::vector<bool>& told, Faults& faults) {
   const Operator& op = model.operators[index];
-  if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert) return;
+  if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert)
+    return;
   if (std::string_view(op.op->name) == "CAST") return;
   const auto look = [&](int32_t t, char role, const std::string& operand) {
     if (!model.has_tensor(t) || told[static_cast<size_t>(t)]) return;
@@ -91,7 +94,8 @@ void check_present(const Model& model, size_t index, std::vector<bool>& told, Fa
     faults.add(Code::E_QPARAMS_MISSING, operator_place(model, index),
                operand + " has no qparams, and " + op.op->name + " computes with it");
   };
-  for (size_t i = 0; i < op.inputs.size(); ++i) look(op.inputs[i], op.op->input(i).role, input_text(model, op, i));
+  for (size_t i = 0; i < op.inputs.size(); ++i)
+    look(op.inputs[i], op.op->input(i).role, input_text(model, op, i));
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     look(op.outputs[i], op.op->output(i).role, output_text(model, op, i));
   }

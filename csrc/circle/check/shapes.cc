@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pass 5: the shapes of operands against each other, where an operator's rule is plain. Dynamic shapes are not judged.
+// Pass 5: the shapes of operands against each other, where an operator's rule is plain. Dynamic shapes are
+// not judged.
 #include <algorithm>
 
 #include "circle/check/check.h"
@@ -100,13 +101,15 @@ class ShapeCheck {
 
   void transpose() {
     const auto permutation = constant_ints(model_, op_, 1);
-    if (in(1) != Shape{static_cast<int32_t>(in(0).size())}) return fault("a permutation of the input's dimensions");
+    if (in(1) != Shape{static_cast<int32_t>(in(0).size())})
+      return fault("a permutation of the input's dimensions");
     if (permutation.empty()) return;
     Shape expected;
     std::vector<bool> seen(in(0).size(), false);
     for (int64_t p : permutation) {
       const auto rank = static_cast<int64_t>(in(0).size());
-      if (p < 0 || p >= rank || seen[static_cast<size_t>(p)]) return fault("a permutation of the input's dimensions");
+      if (p < 0 || p >= rank || seen[static_cast<size_t>(p)])
+        return fault("a permutation of the input's dimensions");
       seen[static_cast<size_t>(p)] = true;
       expected.push_back(in(0)[static_cast<size_t>(p)]);
     }
@@ -116,15 +119,18 @@ class ShapeCheck {
   // Weights are [out, in]; the leading dimensions of x are kept, or folded into one.
   void fully_connected() {
     const Shape& w = in(1);
-    if (w.size() != 2 || in(0).empty() || out(0).empty()) return fault("weights [out, in], and at least one dimension");
+    if (w.size() != 2 || in(0).empty() || out(0).empty())
+      return fault("weights [out, in], and at least one dimension");
     // Divisions, since a product of corrupt sizes could overflow.
     const int64_t x = *element_count(in(0)), columns = std::max(w[1], 1);
     const int64_t y = *element_count(out(0)), units = std::max(w[0], 1);
     if (x % columns != 0 || out(0).back() != w[0] || y % units != 0 || x / columns != y / units) {
       return fault("x [..., " + std::to_string(w[1]) + "] and output [..., " + std::to_string(w[0]) + "]");
     }
-    if (op_.inputs[2] != -1 && *element_count(in(2)) != w[0]) fault("a bias of " + std::to_string(w[0]) + " elements");
-    if (option(op_, "keep_num_dims", false) && out(0).size() != in(0).size()) fault("an output of x's rank (keep_num_dims)");
+    if (op_.inputs[2] != -1 && *element_count(in(2)) != w[0])
+      fault("a bias of " + std::to_string(w[0]) + " elements");
+    if (option(op_, "keep_num_dims", false) && out(0).size() != in(0).size())
+      fault("an output of x's rank (keep_num_dims)");
   }
 
   void batch_matmul() {

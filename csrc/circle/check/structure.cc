@@ -12,24 +12,28 @@ std::string count_of(size_t n, const char* what) { return std::to_string(n) + " 
 
 void check_head(const Model& model, Faults& faults) {
   if (model.version != 0) {
-    faults.add(Code::E_VERSION, "model", "Model.version is " + std::to_string(model.version) + ", expected 0");
+    faults.add(Code::E_VERSION, "model",
+               "Model.version is " + std::to_string(model.version) + ", expected 0");
   }
   if (model.subgraphs != 1) {
-    faults.add(Code::E_SUBGRAPH_COUNT, "model",
-               "has " + count_of(model.subgraphs, "subgraphs") + ", expected 1 (only the first is looked at)");
+    faults.add(
+        Code::E_SUBGRAPH_COUNT, "model",
+        "has " + count_of(model.subgraphs, "subgraphs") + ", expected 1 (only the first is looked at)");
   }
   if (model.buffers.empty()) {
     faults.add(Code::E_BUFFER_ZERO, "buffers", "there are none, expected an empty buffer 0");
   } else if (model.buffers[0].bytes.size > 0 || model.buffers[0].claimed > 0) {
-    faults.add(Code::E_BUFFER_ZERO, "buffers[0]",
-               "holds " + count_of(model.buffers[0].bytes.size, "bytes") + ", expected none: 0 means 'no data'");
+    faults.add(
+        Code::E_BUFFER_ZERO, "buffers[0]",
+        "holds " + count_of(model.buffers[0].bytes.size, "bytes") + ", expected none: 0 means 'no data'");
   }
   for (size_t i = 0; i < model.buffers.size(); ++i) {
     const Buffer& buffer = model.buffers[i];
     if (buffer.external && buffer.bytes.size != buffer.claimed) {
       faults.add(Code::E_BUFFER_RANGE, "buffers[" + std::to_string(i) + "]",
-                 "claims " + std::to_string(buffer.claimed) + " bytes at offset " + std::to_string(buffer.offset) +
-                     " of a file of " + std::to_string(model.file_size) + "; is it truncated?");
+                 "claims " + std::to_string(buffer.claimed) + " bytes at offset " +
+                     std::to_string(buffer.offset) + " of a file of " + std::to_string(model.file_size) +
+                     "; is it truncated?");
     }
   }
 }
@@ -40,7 +44,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
   if (t.name.empty()) faults.add(Code::E_TENSOR_NAME, where, "has no name; every tensor needs one");
   if (t.is_variable || t.is_sparse) {
     faults.add(Code::E_TENSOR_KIND, where,
-               std::string("is ") + (t.is_variable ? "variable" : "sparse or compressed") + ", expected a plain tensor");
+               std::string("is ") + (t.is_variable ? "variable" : "sparse or compressed") +
+                   ", expected a plain tensor");
   }
   const DTypeInfo* type = info(t.dtype);
   if (!type || type->block_elements == 0) {
@@ -49,7 +54,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
   const auto elements = element_count(t.shape);
   if (!elements) {
     faults.add(Code::E_SHAPE, where,
-               "shape " + shape_text(t.shape) + " has a negative dimension or too many elements; dynamic dimensions " +
+               "shape " + shape_text(t.shape) +
+                   " has a negative dimension or too many elements; dynamic dimensions " +
                    "stand in shape_signature, with 1 here");
   }
   if (!t.shape_signature.empty()) {
@@ -59,8 +65,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
     }
     if (!fits) {
       faults.add(Code::E_SHAPE_SIGNATURE, where,
-                 "shape_signature " + shape_text(t.shape_signature) + " does not fit shape " + shape_text(t.shape) +
-                     "; expected the same, with -1 where a dimension is dynamic");
+                 "shape_signature " + shape_text(t.shape_signature) + " does not fit shape " +
+                     shape_text(t.shape) + "; expected the same, with -1 where a dimension is dynamic");
     }
   }
   if (t.buffer >= model.buffers.size()) {
@@ -148,7 +154,8 @@ void check_structure(const Model& model, Faults& faults) {
   for (size_t i = 0; i < model.tensors.size(); ++i) check_tensor(model, i, faults);
   check_graph(model, model.inputs, "inputs", faults);
   check_graph(model, model.outputs, "outputs", faults);
-  if (model.outputs.empty()) faults.add(Code::E_GRAPH_EMPTY, "outputs", "there are none; a graph computes something");
+  if (model.outputs.empty())
+    faults.add(Code::E_GRAPH_EMPTY, "outputs", "there are none; a graph computes something");
   check_signatures(model, faults);
   check_metadata(model, faults);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Circle files without torch or Python: read, check, write, inspect, compare. Everything fails by value (status.h).
-// The structs that pass through are those of circle/ir.h; plans are those of circle/plan.h.
+// Circle files without torch or Python: read, check, write, inspect, compare. Everything fails by value
+// (status.h). The structs that pass through are those of circle/ir.h; plans are those of circle/plan.h.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ enum class Target : uint8_t {
 std::optional<Target> target_by_name(std::string_view name);
 const char* target_names();  // "circle, luci, onert"
 
-/// Maps and reads a file. Fails when its bytes are no Circle flatbuffer; what it holds may still be wrong: check().
+/// Maps and reads a file. Fails when its bytes are no Circle flatbuffer; what it holds may still be wrong:
+/// check().
 Result<Model> read_file(const std::string& path);
 /// The same on bytes that the caller keeps alive (or that `owner` keeps alive).
 Result<Model> read_bytes(Bytes bytes, const std::string& what, std::shared_ptr<const void> owner = nullptr);
@@ -41,8 +42,8 @@ struct Written {
   uint64_t bytes = 0;
   bool external = false;
 };
-/// Checks a bound plan or a read model against `target` and writes it, whole or not at all. Constants are streamed from
-/// where they lie; the extra memory is that of the tables. The same input gives the same bytes.
+/// Checks a bound plan or a read model against `target` and writes it, whole or not at all. Constants are
+/// streamed from where they lie; the extra memory is that of the tables. The same input gives the same bytes.
 Result<Written> write_file(const Model& model, const std::string& path, Target target = Target::Circle,
                            Layout layout = Layout::Auto);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What went wrong, as values: Fault (code, message, where), Status and Result<T>; the native core throws nothing.
-// Translating a Fault into a Python exception or an exit code is left to the bindings and the command line.
+// What went wrong, as values: Fault (code, message, where), Status and Result<T>; the native core throws
+// nothing. Translating a Fault into a Python exception or an exit code is left to the bindings and the
+// command line.
 #pragma once
 
 #include <cstdint>
@@ -82,17 +83,17 @@ class [[nodiscard]] Result {
 #define PYQUANT_CONCAT(a, b) PYQUANT_CONCAT_(a, b)
 
 /// Leaves the enclosing function with the Fault of `expression`, if it has one.
-#define PYQUANT_TRY(expression)                                           \
-  do {                                                                    \
-    if (auto pyquant_status = (expression); !pyquant_status.ok()) {       \
-      return pyquant_status.fault();                                      \
-    }                                                                     \
+#define PYQUANT_TRY(expression)                                     \
+  do {                                                              \
+    if (auto pyquant_status = (expression); !pyquant_status.ok()) { \
+      return pyquant_status.fault();                                \
+    }                                                               \
   } while (false)
 
 /// The same for a Result<T>; otherwise `declaration` becomes its value.
-#define PYQUANT_TRY_ASSIGN(declaration, expression)                                  \
-  auto PYQUANT_CONCAT(pyquant_result_, __LINE__) = (expression);                     \
-  if (!PYQUANT_CONCAT(pyquant_result_, __LINE__).ok()) {                             \
-    return PYQUANT_CONCAT(pyquant_result_, __LINE__).fault();                        \
-  }                                                                                  \
+#define PYQUANT_TRY_ASSIGN(declaration, expression)              \
+  auto PYQUANT_CONCAT(pyquant_result_, __LINE__) = (expression); \
+  if (!PYQUANT_CONCAT(pyquant_result_, __LINE__).ok()) {         \
+    return PYQUANT_CONCAT(pyquant_result_, __LINE__).fault();    \
+  }                                                              \
   declaration = std::move(PYQUANT_CONCAT(pyquant_result_, __LINE__)).value()
