@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pyquant import __version__
+from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ProfileError
 from pyquant.exporter.export import export
 from pyquant.exporter.program import CircleProgram
@@ -25,7 +26,7 @@ MANIFEST = "manifest.json"
 
 
 def export_bundle(
-    q: nn.Module, out_dir: str | os.PathLike[str], profiles: Any, *, target: str = "circle"
+    q: nn.Module, out_dir: str | os.PathLike[str], profiles: Any, *, target: Target = "circle"
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, then `manifest.json`. Returns the programs by name.
 

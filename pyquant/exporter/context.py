@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pyquant.exporter.grid import widened, widest
 from pyquant.exporter.plan import DTYPES, Quant
 from pyquant.exporter.state import State, is_lone_float
 from pyquant.exporter.values import Const, Ref, Value, dequantize_from, quantize_to
@@ -65,11 +66,12 @@ class Context(State):
         operands: Sequence[Value],
         options: Mapping[str, Any] | None = None,
         *,
+        weights: int = 0,
         tail: Sequence[Ref | Const] = (),
         shape: tuple[int, ...] | None = None,
         inherit: bool = False,
     ) -> Ref:
-        """An arithmetic operator; `tail` are its integer operands (axes).
+        """An arithmetic operator. Its last `weights` operands may have an integer type of their own; `tail` are axes.
 
         With `inherit`, a result without a grid of its own takes that of the operands, if they share one.
         """
@@ -79,9 +81,42 @@ class Context(State):
         grid = self.want or (self._shared_grid(operands) if inherit else None)
         missing = [value for value in operands if not self._quantizable(value)]
         if grid is not None and held and not missing:
-            on_grid = [self.exact(value, held[0]) for value in operands]
-            return self.emit(op, [*on_grid, *tail], options, shape=shape, quant=grid)
+            data = len(operands) - weights
+            dtype = widest(
+                [grid.dtype, *(quant.dtype for v in operands[:data] if (quant := self.quant(v)) is not None)]
+            )
+            on_grid = [self.exact(value, widened(held[0], dtype)) for value in operands]
+            wide = [self.widen(value, dtype) for value in on_grid[:data]]
+            return self.result(op, [*wide, *on_grid[data:], *tail], options, grid, dtype, shape=shape)
         return self.emit(op, [*map(self.dequantize, operands), *tail], options, shape=shape, note=self.note(missing))
+
+    def result(
+        self,
+        op: str,
+        inputs: Sequence[Ref | Const | None],
+        options: Mapping[str, Any] | None,
+        grid: Quant,
+        dtype: str,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> Ref:
+        """A quantized operator that computes in `dtype`, its result on `grid`.
+
+        In a wider type than the grid's the result takes the same steps there, and a QUANTIZE saturates it.
+        """
+        out = self.emit(op, inputs, options, shape=shape, quant=widened(grid, dtype))
+        if dtype == grid.dtype:
+            return out
+        self.build.update(out, origin=self.node.name if shape in (None, self.out_shape) else None)
+        narrow = self.quantize(out, grid)
+        assert isinstance(narrow, Ref)
+        return narrow
+
+    def widen(self, value: Ref | Const, dtype: str) -> Ref | Const:
+        """A quantized value in a wider integer type, its numbers unchanged."""
+        quant = self.quant(value)
+        assert quant is not None
+        return self.quantize(value, widened(quant, dtype))
 
     def move(
         self,
@@ -138,7 +173,9 @@ class Context(State):
         """Operands of a comparison: all quantized when they can be, else all float, else all of one integer type."""
         held = next((quant for value in operands if (quant := self.quant(value)) is not None), None)
         if held is not None and all(self._quantizable(value) for value in operands):
-            return [self.exact(value, held) for value in operands]
+            exact = [self.exact(value, held) for value in operands]
+            dtype = widest(quant.dtype for value in exact if (quant := self.quant(value)) is not None)
+            return [self.widen(value, dtype) for value in exact]
         if held is not None:
             return [self.dequantize(value) for value in operands]
         dtype = next(self.dtype(value) for value in operands if isinstance(value, Ref | Const))

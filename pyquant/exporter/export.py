@@ -8,11 +8,12 @@ is trace.py, lower/ and passes/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from pyquant import __version__
+from pyquant.circle.files import Target
 from pyquant.errors import ExportError, PhaseError, ProfileError
 from pyquant.exporter.coverage import require_quantized
 from pyquant.exporter.lower import lower
@@ -21,11 +22,11 @@ from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
 from pyquant.exporter.trace import Traced, trace
 
-TARGETS = ("circle", "luci", "onert")
+TARGETS = get_args(Target)
 
 
 def export(
-    q: nn.Module, profile: Any = None, *, name: str | None = None, target: str = "circle", allow_float: bool = False
+    q: nn.Module, profile: Any = None, *, name: str | None = None, target: Target = "circle", allow_float: bool = False
 ) -> CircleProgram:
     """One static graph of a converted model.
 

@@ -6,6 +6,8 @@ It owns which integer type a [qmin, qmax] means. Where a grid applies is propaga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ _TYPE_OF_RANGE = {
     (-32767, 32767): "int16",
     (-32768, 32767): "int16",
 }
+_FULL_RANGE = {"int4": (-8, 7), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
 #: plan type -> the torch type that holds one of its integers (4 bit: one per element until the constant is packed)
 STORAGE = {
     "int4": torch.int8,
@@ -73,6 +76,23 @@ def exact_grid(number: float, like: Quant) -> Quant:
         raise ExportError(f"the number {number} has no grid: it is not a finite float32; clamp it in the model")
     unsigned_negative = number < 0 and like.dtype.startswith("u")
     return Quant(like.dtype, (scale,), (1 if unsigned_negative else 0,), None, like.qmin, like.qmax)
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The type of `dtypes` that can hold the grids of all: the one of most bits, signed when both signs have those."""
+    return max(set(dtypes), key=lambda dtype: (int(dtype.lstrip("uint")), not dtype.startswith("u")))
+
+
+def widened(quant: Quant, dtype: str) -> Quant:
+    """The grid with the same steps in a wider type: every value of `quant` is on it, at the same scale."""
+    if quant.dtype == dtype:
+        return quant
+    shift = 0
+    if dtype != "int16" and quant.dtype.startswith("u") != dtype.startswith("u"):
+        half = 1 << (int(quant.dtype.lstrip("uint")) - 1)
+        shift = half if dtype.startswith("u") else -half if quant.dtype.lstrip("u") == dtype else 0
+    zero_point = (0,) * len(quant.zero_point) if dtype == "int16" else tuple(z + shift for z in quant.zero_point)
+    return Quant(dtype, quant.scale, zero_point, quant.axis, *_FULL_RANGE[dtype])
 
 
 def scales(quant: Quant) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pyquant import circle, ops
+from pyquant.circle.files import Target
 from pyquant.exporter.coverage import float_tensors
 from pyquant.exporter.plan import Graph, Tensor
 from pyquant.exporter.trace import Traced
@@ -58,17 +59,17 @@ class CircleProgram:
         """Names of the float tensors; empty under a fully quantized policy."""
         return [tensor.name for tensor in float_tensors(self.graph)]
 
-    def check(self, target: str = "circle") -> list[Any]:
+    def check(self, target: Target = "circle") -> list[circle.Fault]:
         """Faults of the plan for a target (circle, luci, onert), without writing a file; empty when it fits."""
-        sizes = {str(i): c.numel() * c.element_size() for i, c in enumerate(self.graph.constants)}
-        return list(circle.check_plan(self.graph.to_json(), sizes, target))
+        sizes = [constant.numel() * constant.element_size() for constant in self.graph.constants]
+        return circle.check_plan(self.graph.to_json(), sizes, target)
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the file: whole or not at all, same program same bytes. Returns its size in bytes.
 
         Raises CircleError when the folder does not exist or the disk is full; a file that was there stays as it was.
         """
-        return int(ops.circle_write(self.graph.to_json(), list(self.graph.constants), os.fspath(path)))
+        return ops.circle_write(self.graph.to_json(), self.graph.constants, path)
 
     def to_bytes(self) -> bytes:
         """The file's bytes, by way of a temporary file."""

@@ -6,9 +6,12 @@ It owns the check that a bias stands on the grid of input x weight. Folding tran
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pyquant.exporter.context import Context
+from pyquant.exporter.grid import widest
 from pyquant.exporter.lower.arith import FUSED
 from pyquant.exporter.registry import lowers
 from pyquant.exporter.values import Const, Ref, Value
@@ -36,7 +39,9 @@ def linear(cx: Context, x: Value, weight: Ref | Const, bias: Value = None) -> Re
     operands = [value for value in (x, weight, bias) if value is not None]
     if cx.want is not None and all(cx.quant(value) is not None for value in operands):
         _check_bias(cx, x, weight, bias)
-        return cx.emit("FULLY_CONNECTED", [x, weight, bias], _FULLY_CONNECTED, quant=cx.want)
+        dtype = widest([cx.dtype(x), cx.want.dtype])
+        inputs = [cx.widen(x, dtype), weight, _bias_for(dtype, bias)]
+        return cx.result("FULLY_CONNECTED", inputs, _FULLY_CONNECTED, cx.want, dtype)
     hybrid = weight if isinstance(weight, Const) else cx.dequantize(weight)
     inputs = [cx.dequantize(x), hybrid, None if bias is None else cx.dequantize(bias)]
     note = cx.note([value for value in operands if cx.quant(value) is None])
@@ -47,7 +52,15 @@ def linear(cx: Context, x: Value, weight: Ref | Const, bias: Value = None) -> Re
 def matmul(cx: Context, x: Value, y: Value) -> Ref:
     if len(cx.shape(x)) < 2 or len(cx.shape(y)) < 2:
         raise cx.error(f"BATCH_MATMUL takes matrices, got shapes {cx.shape(x)} and {cx.shape(y)}; unsqueeze the vector")
-    return cx.compute("BATCH_MATMUL", [x, y], _BATCH_MATMUL)
+    return cx.compute("BATCH_MATMUL", [x, y], _BATCH_MATMUL, weights=1)
+
+
+def _bias_for(dtype: str, bias: Ref | Const | None) -> Ref | Const | None:
+    """The accumulator of 16-bit activations has 64 bits, and so has its bias."""
+    if not isinstance(bias, Const) or bias.quant is None or (dtype, bias.quant.dtype) != ("int16", "int32"):
+        return bias
+    narrow, quant = bias, replace(bias.quant, dtype="int64")
+    return Const(bias.name, bias.shape, bias.dtype, bias.value, bias.where, quant, lambda: narrow.ints().long())
 
 
 def _check_bias(cx: Context, x: Ref | Const, weight: Ref | Const, bias: Ref | Const | None) -> None:

@@ -28,7 +28,7 @@ def rms_norm(
     shape = cx.shape(x)
     flat = shape if len(shape) in (3, 4) else (1, torch.Size(shape[:-1]).numel(), shape[-1])
     gamma = _ones(cx) if weight is None else weight
-    y = cx.compute("RMS_NORM", [reshape(cx, x, flat), gamma], {"epsilon": float(epsilon)}, shape=flat)
+    y = cx.compute("RMS_NORM", [reshape(cx, x, flat), gamma], {"epsilon": float(epsilon)}, weights=1, shape=flat)
     return reshape(cx, y, shape)
 
 

@@ -52,7 +52,14 @@ case("pow_tensor", lambda m, x, y: (x.abs() + 1.0) ** y, X, X, ops="ABS ADD POW"
 case("maximum", lambda m, x, y: torch.maximum(x, y), X, X, ops="MAXIMUM")
 case("minimum", lambda m, x, y: torch.minimum(x, y), X, X, ops="MINIMUM")
 case("clamp", lambda m, x: x.clamp(-0.5, 0.7), X, ops="MAXIMUM MINIMUM")
-case("clamp_tensors", lambda m, x: torch.clamp(x, m.lo, m.hi), X, ops="MAXIMUM MINIMUM", lo=torch.tensor(-0.5), hi=torch.tensor(0.4))
+case(
+    "clamp_tensors",
+    lambda m, x: torch.clamp(x, m.lo, m.hi),
+    X,
+    ops="MAXIMUM MINIMUM",
+    lo=torch.tensor(-0.5),
+    hi=torch.tensor(0.4),
+)
 case("clamp_min", lambda m, x: x.clamp_min(0), X, ops="RELU")
 case("clamp_max", lambda m, x: x.clamp_max(0.2), X, ops="MINIMUM")
 case("softmax", lambda m, x: F.softmax(x, -1, dtype=torch.float32), X, ops="SOFTMAX")
@@ -103,13 +110,24 @@ case("cat", lambda m, x, y: torch.cat([x, y, m.c], -1), X, (2, 3, 1), ops="CONCA
 case("stack", lambda m, x, y: torch.stack([x, y], 1), X, X, ops="RESHAPE RESHAPE CONCATENATION")
 case("where", lambda m, x, y: torch.where(x > y, x, -1.0), X, X, ops="GREATER SELECT_V2")
 case("masked_fill", lambda m, x: x.masked_fill(m.mask, -9.0), X, ops="SELECT_V2", mask=torch.rand(3, 8) > 0.5)
-case("comparisons", lambda m, x, y: torch.where((x >= y) & ~(x < 0.1), x, y), X, X, ops="GREATER_EQUAL LESS LOGICAL_NOT LOGICAL_AND SELECT_V2")
+case(
+    "comparisons",
+    lambda m, x, y: torch.where((x >= y) & ~(x < 0.1), x, y),
+    X,
+    X,
+    ops="GREATER_EQUAL LESS LOGICAL_NOT LOGICAL_AND SELECT_V2",
+)
 case("index_select", lambda m, x: torch.index_select(x, 2, m.i), X, ops="GATHER", i=torch.tensor([5, 0, 5]))
 case("index", lambda m, x: x[:, m.i], X, ops="GATHER", i=torch.tensor([[2, 0], [1, 1]]))
 case("embedding", lambda m, i: F.embedding(i, m.table), INDEX, ops="GATHER", table=torch.randn(7, 4))
 case("cast", lambda m, i: i.float() * 0.5, INDEX, ops="CAST MUL")
 case("idle", lambda m, x: F.dropout(x.clone().contiguous().detach().to(torch.float32), 0.5, False) + 1.0, X, ops="ADD")
-case("attention", lambda m, x: F.softmax(x @ x.transpose(1, 2) * 0.3, -1) @ x, X, ops="BATCH_MATMUL MUL SOFTMAX BATCH_MATMUL")
+case(
+    "attention",
+    lambda m, x: F.softmax(x @ x.transpose(1, 2) * 0.3, -1) @ x,
+    X,
+    ops="BATCH_MATMUL MUL SOFTMAX BATCH_MATMUL",
+)
 case("integers", lambda m, i: (i + 1) * m.k, INDEX, ops="ADD MUL", k=torch.tensor([1, 2, 3], dtype=torch.int32))
 
 

@@ -84,7 +84,9 @@ def test_binary(name: str, kind: str) -> None:
             return m.out(m.mid(x @ y.transpose(-1, -2)) * 0.25)
         return m.out(BINARY[name](x, y))
 
-    quantized(Graph(fn, (2, 16, 8), (2, 16, 8), a=act(kind), b=act(kind, -2, 2.5), mid=act(kind, -9, 9), out=act(kind, -5, 5)))
+    quantized(
+        Graph(fn, (2, 16, 8), (2, 16, 8), a=act(kind), b=act(kind, -2, 2.5), mid=act(kind, -9, 9), out=act(kind, -5, 5))
+    )
 
 
 UNARY = {
@@ -115,7 +117,9 @@ UNARY = {
 @pytest.mark.parametrize("name", UNARY)
 def test_unary(name: str, kind: str) -> None:
     function, low, high = UNARY[name]
-    _, report = quantized(Graph(lambda m, x: m.out(function(m.a(x))), (2, 16, 8), a=act(kind), out=act(kind, low, high)))
+    _, report = quantized(
+        Graph(lambda m, x: m.out(function(m.a(x))), (2, 16, 8), a=act(kind), out=act(kind, low, high))
+    )
     assert report.unchecked <= 2
 
 
@@ -125,7 +129,13 @@ def test_sqrt_rsqrt_and_log(kind: str) -> None:
         x = m.a(x)
         return m.out(m.s(x.sqrt()) + m.r(torch.rsqrt(m.e(x + 0.1))))
 
-    parts = {"a": act(kind, 0, 3), "s": act(kind, 0, 2), "e": act(kind, 0, 3.2), "r": act(kind, 0, 4), "out": act(kind, 0, 5)}
+    parts = {
+        "a": act(kind, 0, 3),
+        "s": act(kind, 0, 2),
+        "e": act(kind, 0, 3.2),
+        "r": act(kind, 0, 4),
+        "out": act(kind, 0, 5),
+    }
     graph = Graph(fn, X, **parts)
     quantized(graph, [inputs_of(graph)[0].abs()])
 
@@ -192,7 +202,12 @@ def test_moves_carry_a_grid_back_to_their_producer(name: str) -> None:
     """linear -> move -> fake_quantize: the linear's own tensor stands on the grid."""
     w = weight(8, 8)
     graph = Graph(
-        lambda m, x: m.out(MOVES[name](F.linear(m.a(x), m.wq(m.w)))), X, a=act("int16"), w=w, wq=channels(w, "sym8"), out=act("int16", -4, 4)
+        lambda m, x: m.out(MOVES[name](F.linear(m.a(x), m.wq(m.w)))),
+        X,
+        a=act("int16"),
+        w=w,
+        wq=channels(w, "sym8"),
+        out=act("int16", -4, 4),
     )
     if name == "where":  # its condition reads the linear as it is
         return
@@ -208,7 +223,11 @@ def test_neg_inherits_a_symmetric_grid() -> None:
 
 def test_requantizing_is_an_explicit_operator_once() -> None:
     graph = Graph(
-        lambda m, x: (m.b(m.a(x).reshape(6, 8)), m.b(m.a(x))), X, a=act("uint8"), b=act("uint8", -1, 1), outputs=("y", "z")
+        lambda m, x: (m.b(m.a(x).reshape(6, 8)), m.b(m.a(x))),
+        X,
+        a=act("uint8"),
+        b=act("uint8", -1, 1),
+        outputs=("y", "z"),
     )
     program, _ = quantized(graph)
     assert operators(program) == ["RESHAPE", "QUANTIZE", "QUANTIZE"]
@@ -258,7 +277,14 @@ def test_moved_per_channel_constant_keeps_its_scales(how: str) -> None:
         "chunk": lambda v: v.chunk(2, 0)[1],
         "select": lambda v: v[None][:, 1:][0],
     }[how]
-    graph = Graph(lambda m, x: m.out(m.a(x) + moved(m.wq(m.w)).sum() * 0 + moved(m.wq(m.w))), moved(w).shape, w=w, wq=channels(w, "sym8"), a=act("int16"), out=act("int16"))
+    graph = Graph(
+        lambda m, x: m.out(m.a(x) + moved(m.wq(m.w)).sum() * 0 + moved(m.wq(m.w))),
+        moved(w).shape,
+        w=w,
+        wq=channels(w, "sym8"),
+        a=act("int16"),
+        out=act("int16"),
+    )
     graph.fn = lambda m, x: m.out(m.a(x) + moved(m.wq(m.w)))
     program, _ = quantized(graph)
     held = tensor(program, "w")
@@ -268,14 +294,26 @@ def test_moved_per_channel_constant_keeps_its_scales(how: str) -> None:
 
 
 def test_constant_expressions_fold_before_their_site() -> None:
-    graph = Graph(lambda m, x: m.out(m.a(x) + m.kq(m.k * 2.0 + 1.0)), X, k=torch.randn(8), kq=act("int16"), a=act("int16"), out=act("int16"))
+    graph = Graph(
+        lambda m, x: m.out(m.a(x) + m.kq(m.k * 2.0 + 1.0)),
+        X,
+        k=torch.randn(8),
+        kq=act("int16"),
+        a=act("int16"),
+        out=act("int16"),
+    )
     program, _ = quantized(graph)
     assert operators(program) == ["ADD"]
 
 
 def test_large_expanded_constant_is_broadcast_not_stored() -> None:
     graph = Graph(
-        lambda m, x: m.out(m.a(x) + m.kq(m.k).expand(8, 64, 64)), (8, 64, 64), k=torch.randn(64), kq=act("uint8"), a=act("uint8"), out=act("uint8", -5.7, 5.7)
+        lambda m, x: m.out(m.a(x) + m.kq(m.k).expand(8, 64, 64)),
+        (8, 64, 64),
+        k=torch.randn(64),
+        kq=act("uint8"),
+        a=act("uint8"),
+        out=act("uint8", -5.7, 5.7),
     )
     program, _ = quantized(graph)
     assert operators(program) == ["BROADCAST_TO", "ADD"]
@@ -293,7 +331,17 @@ def test_argmax_reads_integers() -> None:
 def test_tied_weights_share_one_constant() -> None:
     w = weight(8, 8)
     q = channels(w, "sym8")
-    graph = Graph(lambda m, x: m.out(F.linear(m.mid(F.linear(m.a(x), m.q(m.w))), m.q2(m.v))), X, w=w, v=w.clone(), q=q, q2=channels(w, "sym8"), a=act("int16"), mid=act("int16"), out=act("int16"))
+    graph = Graph(
+        lambda m, x: m.out(F.linear(m.mid(F.linear(m.a(x), m.q(m.w))), m.q2(m.v))),
+        X,
+        w=w,
+        v=w.clone(),
+        q=q,
+        q2=channels(w, "sym8"),
+        a=act("int16"),
+        mid=act("int16"),
+        out=act("int16"),
+    )
     program, _ = quantized(graph, single_layer=False)
     assert len(program.graph.constants) == 1
 
