@@ -127,7 +127,9 @@ def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
             entries[name] = {"kind": "alias", "of": first[identity]}
             continue
         first[identity] = name
-        entry = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        if not value.is_contiguous() and 0 not in value.stride():  # a product's last bit depends on the layout
+            entry["stride"] = list(value.stride())
         integers = _integers(value, uses.get(identity, []))
         if integers is None:
             entries[name], tensors[name] = {"kind": "float", **entry}, value
@@ -140,7 +142,7 @@ def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
 def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
     """The integers of a constant, if they say all: every use is on one grid, and going back and forth loses nothing.
 
-    A bf16 weight on a 16-bit grid, for one, cannot hold its own grid points; it stays as it is.
+    A narrow float type might not hold its own grid points; then the tensor stays as it is.
     """
     grids = [site.qparams for site in sites]
     if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
@@ -261,8 +263,8 @@ def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
         if ours is None or theirs is None or (ours["role"], ours["spec"]) != (theirs["role"], theirs["spec"]):
             raise CheckpointError(
                 f"checkpoint {str(folder)!r} does not fit this model at site {path!r}: there "
-                f"{theirs or 'no such site'}, here {ours or 'no such site'}; use the configuration and the pyquant version "
-                f"that it was saved with"
+                f"{theirs or 'no such site'}, here {ours or 'no such site'}; use the configuration and the pyquant "
+                f"version that it was saved with"
             )
 
 
@@ -293,15 +295,16 @@ def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
 
 
 def _read(name: str, entry: Mapping[str, Any], grids: Mapping[str, QParams | None], reader: _Reader) -> Tensor:
-    stored, shape, dtype = reader.get(name), entry["shape"], getattr(torch, entry["dtype"])
-    if entry["kind"] == "float":
-        return stored
-    grid = grids[entry["site"]]
-    assert grid is not None
-    if grid.spec.dtype.bits == 4:
-        numel = torch.Size(shape).numel()
-        stored = ops.unpack_int4(stored, numel, grid.spec.dtype.signed).reshape(shape)
-    return _dequantize(stored, grid, dtype)
+    value, shape = reader.get(name), entry["shape"]
+    if entry["kind"] == "integer":
+        grid = grids[entry["site"]]
+        assert grid is not None
+        if grid.spec.dtype.bits == 4:
+            value = ops.unpack_int4(value, torch.Size(shape).numel(), grid.spec.dtype.signed).reshape(shape)
+        value = _dequantize(value, grid, getattr(torch, entry["dtype"]))
+    if "stride" in entry:
+        return torch.empty_strided(shape, entry["stride"], dtype=value.dtype).copy_(value)
+    return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours
 
 
 def _assign(q: QModule, name: str, value: Tensor, old: Tensor) -> Tensor:

@@ -38,9 +38,7 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
         raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
     q = wrap.wrap(fp, WrapContext("", policy))
     policy.check_used(list(q.all_sites()))
-    for module in q.all_qmodules():
-        for name, value in module.constants().items():
-            module.const(name, value)
+    _scan(q)
     return q.eval()
 
 
@@ -85,6 +83,7 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     tree.require(Phase.CALIBRATE, "convert")
     if tree.path:
         raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
+    _scan(tree)  # only what was edited since prepare
     settled: list[tuple[Site, QParams]] = []
     problems: list[str] = []
     for site in _used(list(tree.all_sites()), unused):
@@ -109,6 +108,12 @@ def finish(q: QModule) -> None:
         module.settle_biases()
     q.state.converted = True
     q.state.enter(Phase.QUANTIZED)
+
+
+def _scan(q: QModule) -> None:
+    for module in q.all_qmodules():
+        for name, value in module.constants().items():
+            module.site(name).scan(value)
 
 
 def _tree(q: Any, verb: str) -> QModule:

@@ -8,6 +8,7 @@ a site gets is policy.py.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant import observe, ops
-from pyquant.errors import InputError, PhaseError
+from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
 from pyquant.spec import QuantSpec
@@ -73,7 +74,9 @@ class Site(nn.Module):
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
+        self._ends = (-math.inf, math.inf)  # of the grid, as numbers: a clip is judged while tracing too
         self._cache = TensorCache()
+        self._scanned = TensorStamp()
 
     @property
     def phase(self) -> Phase:
@@ -87,7 +90,10 @@ class Site(nn.Module):
         return QParams(self.spec, self.scale, self.zero_point)
 
     def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
-        """`x` clamped to `clip` (float, calibrating), or on this site's grid (quantized: saturation is the clamp).
+        """`x` clamped to `clip` (float, calibrating), or on this site's grid.
+
+        Quantized, saturation is the clamp: the grid was found on clamped data. Where it is not (a symmetric grid has
+        the larger bound on both sides, every grid has zero) the clamp stays.
 
         `observed` is what the range is taken from, where that is not `x` itself (masked logits). Never changes `x`.
         """
@@ -98,9 +104,8 @@ class Site(nn.Module):
             )
         phase = self.state.phase
         if phase is Phase.QUANTIZED and self.scale is not None:
-            return self._quantize(x)
-        if clip is not None and clip != (None, None):
-            x = torch.clamp(x, *clip)
+            return self._quantize(_clamp(x, self._beyond(clip)))
+        x = _clamp(x, clip)
         if phase is Phase.CALIBRATE and self.observer is not None:
             self.observe(x if observed is None else observed)
         return x
@@ -114,7 +119,7 @@ class Site(nn.Module):
         """
         if self.state.phase is Phase.CALIBRATE:
             if self.observer is not None and self.observer.batches == 0:
-                self.observe(value)
+                self.scan(value)
             return value
         if self.state.phase is Phase.FLOAT or self.scale is None or self.zero_point is None:
             return value
@@ -122,13 +127,25 @@ class Site(nn.Module):
             return self._quantize(value)
         return self._cache.get((value, self.scale, self.zero_point), lambda: self._quantize(value))
 
+    def scan(self, value: Tensor) -> None:
+        """Observe a constant, unless it is the one that was observed last."""
+        if self.observer is not None and not self._scanned.is_of(value):
+            self.observer.reset()
+            self.observe(value)
+            self._scanned = TensorStamp(value)
+
     def observe(self, x: Tensor) -> None:
         """Take `x` into the statistics."""
         assert self.observer is not None, f"float site {self.path!r} has nothing to observe"
         if x.dtype not in _OBSERVED:
             names = ", ".join(str(dtype) for dtype in _OBSERVED)
             raise InputError(f"site {self.path!r} got a tensor of {x.dtype}, expected one of {names}; cast the model")
-        self.observer.update(x)
+        try:
+            self.observer.update(x)
+        except SpecError as error:
+            raise PolicyError(
+                f"site {self.path!r} cannot have its format: {error}; give it another one by a rule"
+            ) from error
         self.last_seen = next(_CLOCK)
 
     def judge(self) -> QParams | str:
@@ -164,6 +181,21 @@ class Site(nn.Module):
         """Store the numbers and let the statistics go."""
         assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
         self.scale, self.zero_point, self.observer = qparams.scale.clone(), qparams.zero_point.clone(), None
+        self._scanned = TensorStamp()
+        if qparams.scale.dim() == 0:
+            step, zero_point = float(qparams.scale), int(qparams.zero_point)
+            self._ends = ((qparams.spec.qmin - zero_point) * step, (qparams.spec.qmax - zero_point) * step)
+
+    def _beyond(self, clip: Clip | None) -> Clip | None:
+        """The bounds of `clip` that lie inside the grid by more than a step, so that saturation does not reach them."""
+        if clip is None:
+            return None
+        spec, (low_end, high_end), (low, high) = self._spec(), self._ends, clip
+        step = (high_end - low_end) / (spec.qmax - spec.qmin)
+        return (
+            None if low is None or low <= low_end + step else low,
+            None if high is None or high >= high_end - step else high,
+        )
 
     def _quantize(self, x: Tensor) -> Tensor:
         spec = self._spec()
@@ -189,30 +221,52 @@ class Site(nn.Module):
         return f"{self.path}, {self.role.value}, {self.spec or 'float'}"
 
 
-class TensorCache:
-    """One tensor computed from others, kept until one of them changes: replaced, edited in place, or moved.
+class TensorStamp:
+    """What tells later that tensors are still the same: not replaced, edited in place, moved or cast.
 
-    A copy or a pickle of it starts empty. An edit through `.data` has no trace in torch and goes unseen.
+    A copy or a pickle of it fits nothing. An edit through `.data` has no trace in torch and goes unseen; an inference
+    tensor does not count its edits and never fits.
     """
 
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors  # kept alive, so that an id is not reused
+        self._marks = None if any(t.is_inference() for t in tensors) else _marks(tensors)
+
+    def is_of(self, *tensors: Tensor) -> bool:
+        """True when the stamp is of exactly these tensors as they are now."""
+        if not tensors or self._marks is None or any(t.is_inference() for t in tensors):
+            return False
+        return self._marks == _marks(tensors)
+
+    def __reduce__(self) -> tuple[type[TensorStamp], tuple[()]]:
+        return TensorStamp, ()
+
+
+def _marks(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return tuple((id(t), t._version, t.data_ptr(), t.dtype, t.device) for t in tensors)
+
+
+class TensorCache:
+    """One tensor computed from others, kept until one of them changes. A copy or a pickle of it starts empty."""
+
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._inputs: tuple[Tensor, ...] = ()  # kept alive, so that an id is not reused
+        self._stamp = TensorStamp()
         self._value: Tensor | None = None
 
     def get(self, inputs: tuple[Tensor, ...], build: Callable[[], Tensor]) -> Tensor:
         """The tensor that `build` makes of `inputs`, from the cache when none of them changed."""
-        if any(t.is_inference() for t in inputs):  # such tensors do not count their edits
-            return build()
-        key = tuple((id(t), t._version, t.data_ptr(), t.dtype, t.device) for t in inputs)
-        if self._value is None or key != self._key:
+        if self._value is None or not self._stamp.is_of(*inputs):
             with torch.inference_mode(False), torch.no_grad():
                 self._value = build().detach()
-            self._key, self._inputs = key, inputs
+            self._stamp = TensorStamp(*inputs)
         return self._value
 
     def __reduce__(self) -> tuple[type[TensorCache], tuple[()]]:
         return TensorCache, ()
+
+
+def _clamp(x: Tensor, clip: Clip | None) -> Tensor:
+    return x if clip is None or clip == (None, None) else torch.clamp(x, *clip)
 
 
 def exporting() -> bool:

@@ -39,12 +39,8 @@ class HistogramObserver(Observer):
         ops.observe_histogram_(self.counts, self.edges, self.count, x)
 
     def _merge(self, other: dict[str, Tensor], batches: int) -> None:
-        """Exact when both have the same bins; else each bin's count goes where its middle falls in the joint range."""
-        edges = torch.stack(
-            (torch.minimum(self.edges[0], other["edges"][0]), torch.maximum(self.edges[1], other["edges"][1]))
-        )
-        self.counts = _rebin(self.counts, self.edges, edges) + _rebin(other["counts"], other["edges"], edges)
-        self.edges = edges
+        """Exact: bins nest, so the result is the histogram of all the data in any order."""
+        ops.merge_histogram_(self.counts, self.edges, other["counts"], other["edges"])
 
 
 class PercentileObserver(HistogramObserver):
@@ -70,13 +66,3 @@ class MseObserver(HistogramObserver):
     def range(self) -> tuple[Tensor, Tensor]:
         spec = self.spec
         return ops.histogram_mse_range(self.counts, self.edges, spec.qmin, spec.qmax, spec.symmetric)
-
-
-def _rebin(counts: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    if torch.equal(old, new) or not bool(torch.isfinite(old).all()):
-        return counts
-    bins = counts.numel()
-    middles = old[0] + (torch.arange(bins, device=counts.device) + 0.5) * ((old[1] - old[0]) / bins)
-    width = (new[1] - new[0]).clamp_min(torch.finfo(torch.float32).tiny)
-    index = ((middles - new[0]) / width * bins).long().clamp_(0, bins - 1)
-    return torch.zeros_like(counts).index_add_(0, index, counts)

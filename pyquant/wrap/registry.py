@@ -30,10 +30,12 @@ def register(*classes: type[nn.Module]) -> Callable[[W], W]:
     UnknownModuleError for what is no module class, or already has a wrapper.
     """
 
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise UnknownModuleError(f"register({cls!r}): expected a class of nn.Module")
+
     def add(wrapper: W) -> W:
         for cls in classes:
-            if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-                raise UnknownModuleError(f"register({cls!r}): expected a class of nn.Module")
             if _WRAPPERS.get(cls, wrapper) is not wrapper:
                 raise UnknownModuleError(
                     f"{qualified(cls)} already has the wrapper {_WRAPPERS[cls].__name__}; {wrapper.__name__} cannot "

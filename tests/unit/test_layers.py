@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports flow one way: each room of pyquant may know the rooms listed here, and no others."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "pyquant"
+
+# room -> rooms that it may import. A room is a folder or file of pyquant/; exporter.profile is one of its own.
+BASE = {"errors", "spec"}
+VALUES = BASE | {"qparams", "role"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "spec": {"errors"},
+    "role": BASE,
+    "qparams": BASE,
+    "recipes": set(),
+    "policy": VALUES | {"recipes"},
+    "ops": {"errors"},
+    "observe": VALUES | {"ops"},
+    "site": VALUES | {"ops", "observe"},
+    "wrap": VALUES | {"ops", "site", "policy"},
+    "lifecycle": VALUES | {"policy", "site", "wrap"},
+    "files": set(),
+    "checkpoint": VALUES | {"ops", "policy", "site", "wrap", "lifecycle", "files"},
+    "exporter.profile": {"errors"},
+    "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
+    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
+    "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
+    "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
+    "trace": {"errors"},
+    "_launch": set(),
+}
+ANY = {"cli", "__init__"}  # the command line knows all; the front door knows names and loads rooms on first use
+NATIVE = {"_C", "_circle"}  # the binaries: each has one door, ops/_native.py and circle/_native.py
+
+# rooms that must not need a heavy package
+WITHOUT = {
+    "torch": {"errors", "spec", "role", "recipes", "policy", "files", "circle", "cli", "_launch"},
+    "transformers": {
+        "ops",
+        "observe",
+        "site",
+        "policy",
+        "lifecycle",
+        "checkpoint",
+        "exporter",
+        "circle",
+        "verify",
+        "trace",
+    },
+}
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return "exporter.profile" if parts[:2] == ("exporter", "profile") else parts[0]
+
+
+def files() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py"))
+
+
+def module_parts(path: Path) -> tuple[str, ...]:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
+
+
+def imported(path: Path, *, at_start: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a file imports, at any depth, TYPE_CHECKING included.
+
+    `at_start`: only what importing the file itself loads.
+    """
+    package = ("pyquant", *path.relative_to(ROOT).parts[:-1])
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_start else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
+    room = room_of(module_parts(path))
+    if room in ANY:
+        return
+    assert room in ALLOWED, f"{room!r} is a new room: add it to ALLOWED, and to ARCHITECTURE.md"
+    faults = []
+    for line, name in imported(path):
+        parts = tuple(name.split("."))
+        if parts[0] != "pyquant" or len(parts) == 1 or parts[1] in NATIVE:
+            continue
+        target = room_of(parts[1:])
+        if target == "__version__" or target == room or target in ALLOWED[room]:
+            continue
+        faults.append(f"{path.relative_to(ROOT)}:{line} imports {name}, which is not below {room!r}")
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_light_rooms_stay_light(path: Path) -> None:
+    room = room_of(module_parts(path))
+    tops = {name.split(".")[0] for _, name in imported(path, at_start=True)}
+    for package, rooms in WITHOUT.items():
+        assert not (room in rooms and package in tops), f"{path.relative_to(ROOT)} imports {package}"
+
+
+def test_the_list_has_no_cycle_and_no_ghost() -> None:
+    order: list[str] = []
+    left = {room: set(below) for room, below in ALLOWED.items()}
+    while left:
+        ready = sorted(room for room, below in left.items() if below <= set(order))
+        assert ready, f"a cycle among {sorted(left)}"
+        order += ready
+        for room in ready:
+            del left[room]
+    present = {room_of(module_parts(path)) for path in files()}
+    assert set(ALLOWED) - present <= {"verify", "circle", "exporter.profile"}, set(ALLOWED) - present
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_opens_with_a_licence_and_a_docstring(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert ast.get_docstring(ast.parse(text)), "a module opens with what it owns and what it leaves to others"
+    assert text.count("\n") <= 400, "look for the second idea inside"
