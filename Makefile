@@ -14,7 +14,7 @@ help:           ## this list
 setup: $(VENV)/.ready ## virtual environment, dependencies, native build, editable install
 
 $(VENV)/.ready: requirements-dev.txt pyproject.toml CMakeLists.txt cmake/Flatc.cmake
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"

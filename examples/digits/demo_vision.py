@@ -51,7 +51,7 @@ def quantize(fp: DigitsClassifier, recipe: str, calibration: Digits) -> QuantDig
 
 def run_file(path: Path, pixel_values: Tensor, batch_size: int) -> Tensor:
     """Logits (N, classes) that TICO's reference runtime computes from the file, mode FAKE_QUANTIZE."""
-    runtime = tico.Runtime(path)
+    runtime = tico.TicoRuntime(path)
     starts = tqdm(range(0, len(pixel_values), batch_size), desc="circle", unit="batch", disable=None)
     parts = []
     for start in starts:
@@ -80,8 +80,7 @@ def demo(recipe: str, out: Path, limit: int | None, calibration: int, batch_size
         console.print(f"[red]{fault.code}[/] {fault.message} ({fault.where})")
     console.print(f"native check: {len(faults)} faults")
 
-    sample = {name: value[:batch_size] for name, value in inputs.items()}
-    console.print(pyquant.verify.compare(program, q, {"pixel_values": sample["pixel_values"]}).summary())
+    print(pyquant.verify.compare(program, q, {"pixel_values": inputs["pixel_values"][:batch_size]}))
     result = Result(
         float_logits=predict(fp, inputs),
         eager_logits=predict(q, inputs),
@@ -124,7 +123,7 @@ def show(result: Result, heldout: Digits, recipe: str, console: Console) -> None
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(min(console.width, 90), 24)
-    plotext.scatter(reference.flatten().tolist(), result.circle_logits.flatten().tolist(), marker="dot")
+    plotext.scatter(reference.flatten().tolist(), result.circle_logits.flatten().tolist(), marker="hd")
     plotext.title("logits: float (x) against Circle (y)")
     print(plotext.build())
 
@@ -143,11 +142,12 @@ def main() -> None:
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit must be at least 1, got {args.limit}")
     args.out.mkdir(parents=True, exist_ok=True)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     recipes = RECIPES if args.recipe == "all" else (args.recipe,)
     for recipe in recipes:
         out = args.out if len(recipes) == 1 else args.out / recipe
         out.mkdir(exist_ok=True)
-        demo(recipe, out, args.limit, args.calibration, args.batch_size, Console())
+        demo(recipe, out, args.limit, args.calibration, args.batch_size, console)
 
 
 if __name__ == "__main__":
