@@ -51,7 +51,7 @@ def quantize(fp: DigitsClassifier, recipe: str, calibration: Digits) -> QuantDig
 
 def run_file(path: Path, pixel_values: Tensor, batch_size: int) -> Tensor:
     """Logits (N, classes) that TICO's reference runtime computes from the file, mode FAKE_QUANTIZE."""
-    runtime = tico.TicoRuntime(path)
+    runtime = tico.Runtime(path)
     starts = tqdm(range(0, len(pixel_values), batch_size), desc="circle", unit="batch", disable=None)
     parts = []
     for start in starts:
