@@ -55,7 +55,7 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
             f"calibrate takes an iterable of batches, got one {type(batches).__name__}; pass [batch] for a single batch"
         )
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
-    known_bad = {id(site) for site in watched if site.observer is not None and site.observer.non_finite}
+    known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
     hide = None if progress is None else not progress
     with torch.no_grad():

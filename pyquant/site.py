@@ -165,7 +165,7 @@ class Site(nn.Module):
             return (
                 f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
             )
-        lo, hi = (t.double() for t in observer.range())
+        lo, hi = (t.cpu().double() for t in observer.range())
         low, high = float(lo.min()), float(hi.max())
         if max(-low, high) >= _MASKED:
             return (

@@ -68,7 +68,7 @@ def test_non_finite_values_are_counted_and_left_out(kind: str) -> None:
     observer = seen(observe.make(kind, {}, TENSOR), x)
     assert (observer.elements, observer.non_finite) == (5, 3)
     lo, hi = observer.range()
-    assert -2.0 <= lo <= hi <= 1.0
+    assert -2.01 <= lo <= hi <= 1.01  # a histogram knows its values to a bin
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,13 +105,16 @@ def test_percentile_leaves_the_tails_out() -> None:
 def test_percentile_of_everything_is_minmax() -> None:
     x = torch.randn(1000)
     observer = seen(observe.make("percentile", {"lower": 0.0, "upper": 100.0}, TENSOR), x)
-    assert ranges(observer) == ([x.min().item()], [x.max().item()])
+    lo, hi = observer.range()
+    bin_width = float(x.max() - x.min()) / 1024  # at least half of the bins are in use
+    assert x.min() - bin_width <= lo <= x.min()
+    assert x.max() <= hi <= x.max() + bin_width
 
 
 def test_mse_gives_up_an_outlier_that_costs_the_rest() -> None:
-    x = torch.cat([torch.randn(100_000), torch.tensor([1000.0])])
+    x = torch.cat([torch.randn(100_000), torch.tensor([100.0])])
     _, hi = seen(observe.make("mse", {}, QuantSpec(INT4, True)), x).range()
-    assert hi < 500
+    assert hi < 10
 
 
 @pytest.mark.parametrize("spec", [QuantSpec(INT4, True), QuantSpec(INT4, True, PerAxis(0)), GROUP], ids=str)
