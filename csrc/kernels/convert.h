@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// float32 from and to the 16-bit floats, branch-free so that loops over it vectorize; private to csrc/kernels.
+// float32 from and to the 16-bit floats, branch-free so that loops over it vectorize; private to
+// csrc/kernels.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ PYQUANT_INLINE float load(Float16 x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
   const uint32_t finite = bits_of(from_bits(magnitude << 13) * 0x1p112f);
   const uint32_t special = 0x7f800000u | (magnitude << 13);  // Inf and NaN
-  return from_bits((static_cast<uint32_t>(x.bits & 0x8000u) << 16) | (magnitude >= 0x7c00u ? special : finite));
+  return from_bits((static_cast<uint32_t>(x.bits & 0x8000u) << 16) |
+                   (magnitude >= 0x7c00u ? special : finite));
 }
 
 // The stores round to nearest even. x is not NaN: results of the kernels never are.

@@ -14,11 +14,13 @@ struct FakeQuantizeOp {
     store(dequantize_value(quantize_value(load(x), p.q, p.grid), p.q), y);
   }
 
-  // Clamping to [qmin - zero_point, qmax - zero_point] before rounding gives the same integer: the ends are integers.
+  // Clamping to [qmin - zero_point, qmax - zero_point] before rounding gives the same integer: the ends are
+  // integers. The last + 0 is for compilers that make trunc(v) of float(int(v)), and so -0 of -0.3; where
+  // that is not, it changes nothing.
   template <class T>
   PYQUANT_INLINE static void vector(const Params& p, T& y, T x) {
     const int32_t steps = round_small(clamp_number(load(x) / p.q.scale, p.lo, p.hi));
-    store(static_cast<float>(steps) * p.q.scale, y);
+    store(static_cast<float>(steps) * p.q.scale + 0.0f, y);
   }
 };
 
@@ -43,8 +45,8 @@ struct BackwardOp {
 }  // namespace
 
 template <class T>
-void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point, Grid grid,
-                   int64_t begin, int64_t end) {
+void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point,
+                   Grid grid, int64_t begin, int64_t end) {
   dispatch<Pointwise<FakeQuantizeOp, T, T>>(&map, scale, zero_point, grid, begin, end, y, x);
 }
 
@@ -54,11 +56,11 @@ void fake_quantize_backward(const T* dy, const T* x, T* dx, const ScaleMap& map,
   dispatch<Pointwise<BackwardOp, T, T, T>>(&map, scale, zero_point, grid, begin, end, dx, dy, x);
 }
 
-#define PYQUANT_INSTANTIATE(T)                                                                                        \
-  template void fake_quantize<T>(const T*, T*, const ScaleMap&, const float*, const int32_t*, Grid, int64_t,         \
-                                 int64_t);                                                                           \
-  template void fake_quantize_backward<T>(const T*, const T*, T*, const ScaleMap&, const float*, const int32_t*, Grid, \
-                                          int64_t, int64_t);
+#define PYQUANT_INSTANTIATE(T)                                                                               \
+  template void fake_quantize<T>(const T*, T*, const ScaleMap&, const float*, const int32_t*, Grid, int64_t, \
+                                 int64_t);                                                                   \
+  template void fake_quantize_backward<T>(const T*, const T*, T*, const ScaleMap&, const float*,             \
+                                          const int32_t*, Grid, int64_t, int64_t);
 PYQUANT_INSTANTIATE(float)
 PYQUANT_INSTANTIATE(BFloat16)
 PYQUANT_INSTANTIATE(Float16)

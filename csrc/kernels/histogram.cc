@@ -16,10 +16,10 @@ PYQUANT_INLINE float limited(float v) {
   return v > kHistogramLimit ? kHistogramLimit : v;
 }
 
-int64_t floor_at(double v, int exponent) { return static_cast<int64_t>(std::floor(std::ldexp(v, -exponent))); }
+double floor_at(double v, int exponent) { return std::floor(std::ldexp(v, -exponent)); }
 
-// The bin that a value falls into, counted from the first; `bins` if it is not finite. A negative value whose quotient
-// underflows to zero still lies below zero.
+// The bin that a value falls into, counted from the first; `bins` if it is not finite. A negative value whose
+// quotient underflows to zero still lies below zero.
 PYQUANT_INLINE int32_t bin_of(float x, float inverse_width, int32_t first, int32_t bins) {
   const bool finite = (bits_of(x) & 0x7fffffffu) < 0x7f800000u;
   const float v = limited(finite ? x : 0.0f);
@@ -40,10 +40,10 @@ struct Count {
     }
   }
 
-  // The bins of a block first, which vectorizes, then the counters: several tables, so that a run of equal values does
-  // not wait for its own increments.
-  PYQUANT_INLINE static void vector(const T* x, int64_t n, const Bins* where, int64_t bins, uint32_t* counters,
-                                    int tables) {
+  // The bins of a block first, which vectorizes, then the counters: several tables, so that a run of equal
+  // values does not wait for its own increments.
+  PYQUANT_INLINE static void vector(const T* x, int64_t n, const Bins* where, int64_t bins,
+                                    uint32_t* counters, int tables) {
     constexpr int64_t kBlock = 512;
     const float inverse = std::ldexp(1.0f, -where->exponent);
     const int32_t first = static_cast<int32_t>(where->first), last = static_cast<int32_t>(bins);
@@ -68,11 +68,12 @@ struct Count {
 }  // namespace
 
 bool bins_of(const float* range, int64_t bins, Bins* out) {
-  if (!(range[0] <= 0.0f) || !(range[1] > range[0]) || std::isinf(range[0]) || std::isinf(range[1])) return false;
+  if (!(range[0] <= 0.0f) || !(range[1] > range[0]) || std::isinf(range[0]) || std::isinf(range[1]))
+    return false;
   const double width = (static_cast<double>(range[1]) - range[0]) / static_cast<double>(bins);
   int exponent = 0;
   if (std::frexp(width, &exponent) != 0.5) return false;
-  *out = {exponent - 1, floor_at(range[0], exponent - 1)};
+  *out = {exponent - 1, static_cast<int64_t>(floor_at(range[0], exponent - 1))};
   return out->edge(0) == range[0] && out->edge(bins) == range[1];
 }
 
@@ -91,8 +92,10 @@ Bins bins_for(double lo, double hi, int least, int64_t bins) {
   lo = std::max(std::min(lo, 0.0), -limit);
   hi = std::min(std::max(hi, 0.0), limit);
   int exponent = std::max(least, kHistogramExponent);
-  while (floor_at(hi, exponent) - floor_at(lo, exponent) >= bins) ++exponent;
-  return {exponent, floor_at(lo, exponent)};
+  const double width = (hi - lo) / static_cast<double>(bins);
+  if (width > 0) exponent = std::max(exponent, std::ilogb(width) - 1);  // narrower ones cannot fit
+  while (floor_at(hi, exponent) - floor_at(lo, exponent) >= static_cast<double>(bins)) ++exponent;
+  return {exponent, static_cast<int64_t>(floor_at(lo, exponent))};
 }
 
 void add_counts(const int64_t* from, const Bins& from_bins, int64_t bins, int64_t* to, const Bins& to_bins) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads a range off a histogram: percentiles, and the search for the least square error.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -11,9 +12,11 @@ namespace {
 
 constexpr Range kNone{std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
 constexpr int kLanes = 8;
-constexpr int kSteps = 100;
+constexpr int kSteps = 1000;
+constexpr int kStride = 10;
 
-// The sum is defined as eight sums over every eighth bin, then one after the other, so that all versions round alike.
+// The sum is defined as eight sums over every eighth bin, then one after the other, so that all versions
+// round alike.
 struct SquareError {
   static double scalar(const int64_t* counts, const Bins* where, int64_t bins, ScaleZeroPoint q, Grid grid) {
     double sum[kLanes] = {};
@@ -25,8 +28,8 @@ struct SquareError {
     return total(sum);
   }
 
-  PYQUANT_INLINE static double vector(const int64_t* counts, const Bins* where, int64_t bins, ScaleZeroPoint q,
-                                      Grid grid) {
+  PYQUANT_INLINE static double vector(const int64_t* counts, const Bins* where, int64_t bins,
+                                      ScaleZeroPoint q, Grid grid) {
     const RoundParams p = RoundParams::make(q, grid);
     const float width = std::ldexp(1.0f, where->exponent);
     double sum[kLanes] = {};
@@ -64,7 +67,8 @@ Range percentile_range(const int64_t* counts, const Bins& where, int64_t bins, d
   const auto value_at = [&](double percent) {
     const double rank = percent / 100.0 * static_cast<double>(all);
     int64_t below = 0, b = 0;
-    while (b + 1 < bins && (below + counts[b] == 0 || static_cast<double>(below + counts[b]) < rank)) below += counts[b++];
+    while (b + 1 < bins && (below + counts[b] == 0 || static_cast<double>(below + counts[b]) < rank))
+      below += counts[b++];
     const double part = (rank - static_cast<double>(below)) / static_cast<double>(counts[b]);
     return static_cast<float>(std::ldexp(static_cast<double>(where.first + b) + part, where.exponent));
   };
@@ -79,20 +83,33 @@ Range least_error_range(const int64_t* counts, const Bins& where, int64_t bins, 
   const float full_lo = std::fmin(where.edge(begin), 0.0f), full_hi = std::fmax(where.edge(end), 0.0f);
   Range best{full_lo, full_hi};
   double least = std::numeric_limits<double>::infinity();
-  const auto consider = [&](float lo, float hi) {
-    const ScaleZeroPoint q = choose_qparams(lo, hi, grid, symmetric);
-    const double error = dispatch<SquareError>(counts, &where, bins, q, grid);
+  const auto error_of = [&](Range r) {
+    const double error =
+        dispatch<SquareError>(counts, &where, bins, choose_qparams(r.lo, r.hi, grid, symmetric), grid);
     if (error < least) {
       least = error;
-      best = {lo, hi};
+      best = r;
     }
+    return error;
   };
-  for (int step = kSteps; step > 0; --step) consider(fraction(full_lo, step), fraction(full_hi, step));
+  // range_at(step) for hundredths of the full range, then for thousandths around the best of them.
+  const auto search = [&](const auto& range_at) {
+    double least_here = std::numeric_limits<double>::infinity();
+    int center = kSteps;
+    for (int step = kSteps; step > 0; step -= kStride) {
+      const double error = error_of(range_at(step));
+      if (error < least_here) {
+        least_here = error;
+        center = step;
+      }
+    }
+    for (int step = std::min(center + kStride, kSteps + 1) - 1; step > center - kStride; --step)
+      error_of(range_at(step));
+  };
+  search([&](int step) { return Range{fraction(full_lo, step), fraction(full_hi, step)}; });
   if (symmetric) return best;
-  const float lo = best.lo;
-  for (int step = kSteps; step > 0; --step) consider(lo, fraction(full_hi, step));
-  const float hi = best.hi;
-  for (int step = kSteps; step > 0; --step) consider(fraction(full_lo, step), hi);
+  search([&, lo = best.lo](int step) { return Range{lo, fraction(full_hi, step)}; });
+  search([&, hi = best.hi](int step) { return Range{fraction(full_lo, step), hi}; });
   return best;
 }
 

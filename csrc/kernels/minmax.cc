@@ -41,7 +41,8 @@ PYQUANT_INLINE Extent run_scalar(const T* x, int64_t n) {
   return e;
 }
 
-// Values of a block are taken as finite while the largest magnitude is kept too; a block that held NaN or Inf is done again.
+// Values of a block are taken as finite while the largest magnitude is kept too; a block that held NaN or Inf
+// is done again.
 template <class T>
 PYQUANT_INLINE Extent run_vector(const T* x, int64_t n) {
   constexpr int64_t kBlock = 4096;
@@ -93,7 +94,8 @@ struct MinMax {
     return walk<false>(x, map, box, lo, hi);
   }
 
-  PYQUANT_INLINE static int64_t vector(const T* x, const ScaleMap* map, const Box* box, float* lo, float* hi) {
+  PYQUANT_INLINE static int64_t vector(const T* x, const ScaleMap* map, const Box* box, float* lo,
+                                       float* hi) {
     return walk<true>(x, map, box, lo, hi);
   }
 
@@ -119,7 +121,8 @@ struct MinMax {
     return nonfinite;
   }
 
-  PYQUANT_INLINE static int64_t columns(const T* __restrict x, int64_t n, float* __restrict lo, float* __restrict hi) {
+  PYQUANT_INLINE static int64_t columns(const T* __restrict x, int64_t n, float* __restrict lo,
+                                        float* __restrict hi) {
     int64_t nonfinite = 0;
     for (int64_t k = 0; k < n; ++k) {
       const float v = load(x[k]) + 0.0f;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Walks a tensor whose elements have scales, and applies an Op to each; private to csrc/kernels.
 //
-// An Op has `Params` (made once per scale), `scalar(params, in...)`, the definition, and `vector(params, in...)`, the same in
-// operations that vectorize.
+// An Op has `Params` (made once per scale), `scalar(params, in...)`, the definition, and `vector(params,
+// in...)`, the same in operations that vectorize.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,9 @@
 
 namespace pyquant::kernels {
 
-/// Nearest integer, halves away from zero, for |v| < 2^22. 0.49999997 is the float32 below one half: a sum that would
-/// wrongly reach the next integer (from 0.49999997, say) stays below it, and the one from an exact half rounds up to it.
+/// Nearest integer, halves away from zero, for |v| < 2^22. 0.49999997 is the float32 below one half: a sum
+/// that would wrongly reach the next integer (from 0.49999997, say) stays below it, and the one from an exact
+/// half rounds up to it.
 PYQUANT_INLINE int32_t round_small(float v) {
   return static_cast<int32_t>(v + __builtin_copysignf(0x1.fffffep-2f, v));
 }
@@ -31,20 +32,20 @@ template <class Op, class Out, class... In>
 struct Pointwise {
   using Params = typename Op::Params;
 
-  static void scalar(const ScaleMap* map, const float* scale, const int32_t* zero_point, Grid grid, int64_t begin,
-                     int64_t end, Out* y, const In*... in) {
+  static void scalar(const ScaleMap* map, const float* scale, const int32_t* zero_point, Grid grid,
+                     int64_t begin, int64_t end, Out* y, const In*... in) {
     walk<false>(map, scale, zero_point, grid, begin, end, y, in...);
   }
 
-  PYQUANT_INLINE static void vector(const ScaleMap* map, const float* scale, const int32_t* zero_point, Grid grid,
-                                    int64_t begin, int64_t end, Out* y, const In*... in) {
+  PYQUANT_INLINE static void vector(const ScaleMap* map, const float* scale, const int32_t* zero_point,
+                                    Grid grid, int64_t begin, int64_t end, Out* y, const In*... in) {
     walk<true>(map, scale, zero_point, grid, begin, end, y, in...);
   }
 
  private:
   template <bool kVector>
-  PYQUANT_INLINE static void walk(const ScaleMap* map, const float* scale, const int32_t* zero_point, Grid grid,
-                                  int64_t begin, int64_t end, Out* y, const In*... in) {
+  PYQUANT_INLINE static void walk(const ScaleMap* map, const float* scale, const int32_t* zero_point,
+                                  Grid grid, int64_t begin, int64_t end, Out* y, const In*... in) {
     if (begin >= end) return;
     const int64_t width = map->dims[2];
     const int64_t row = begin / width;
@@ -75,8 +76,9 @@ struct Pointwise {
   }
 
   template <bool kVector>
-  PYQUANT_INLINE static void columns(int64_t n, const float* __restrict scale, const int32_t* __restrict zero_point,
-                                     Grid grid, Out* __restrict y, const In* __restrict... in) {
+  PYQUANT_INLINE static void columns(int64_t n, const float* __restrict scale,
+                                     const int32_t* __restrict zero_point, Grid grid, Out* __restrict y,
+                                     const In* __restrict... in) {
     for (int64_t i = 0; i < n; ++i) {
       const Params p = Op::params({scale[i], zero_point[i]}, grid);
       if constexpr (kVector) {
@@ -96,7 +98,8 @@ struct RoundParams {
   float hi;
 
   PYQUANT_INLINE static RoundParams make(ScaleZeroPoint q, Grid grid) {
-    return {q, grid, static_cast<float>(grid.qmin - q.zero_point), static_cast<float>(grid.qmax - q.zero_point)};
+    return {q, grid, static_cast<float>(grid.qmin - q.zero_point),
+            static_cast<float>(grid.qmax - q.zero_point)};
   }
 };
 

@@ -49,13 +49,15 @@ void dequantize(const Q* q, float* x, const ScaleMap& map, const float* scale, c
   dispatch<Pointwise<DequantizeOp, float, Q>>(&map, scale, zero_point, Grid{}, begin, end, x, q);
 }
 
-#define PYQUANT_INSTANTIATE_QUANTIZE(T, Q)                                                                         \
-  template void quantize<T, Q>(const T*, Q*, const ScaleMap&, const float*, const int32_t*, Grid, int64_t, int64_t);
-#define PYQUANT_INSTANTIATE(Q)                                                                               \
-  PYQUANT_INSTANTIATE_QUANTIZE(float, Q)                                                                     \
-  PYQUANT_INSTANTIATE_QUANTIZE(BFloat16, Q)                                                                  \
-  PYQUANT_INSTANTIATE_QUANTIZE(Float16, Q)                                                                   \
-  template void dequantize<Q>(const Q*, float*, const ScaleMap&, const float*, const int32_t*, int64_t, int64_t);
+#define PYQUANT_INSTANTIATE_QUANTIZE(T, Q)                                                                 \
+  template void quantize<T, Q>(const T*, Q*, const ScaleMap&, const float*, const int32_t*, Grid, int64_t, \
+                               int64_t);
+#define PYQUANT_INSTANTIATE(Q)                                                                          \
+  PYQUANT_INSTANTIATE_QUANTIZE(float, Q)                                                                \
+  PYQUANT_INSTANTIATE_QUANTIZE(BFloat16, Q)                                                             \
+  PYQUANT_INSTANTIATE_QUANTIZE(Float16, Q)                                                              \
+  template void dequantize<Q>(const Q*, float*, const ScaleMap&, const float*, const int32_t*, int64_t, \
+                              int64_t);
 PYQUANT_INSTANTIATE(int8_t)
 PYQUANT_INSTANTIATE(uint8_t)
 PYQUANT_INSTANTIATE(int16_t)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three granularities as a ScaleMap. Groups of the last dimension are channels of a flat view, so that their inner loop is a run.
+// The three granularities as a ScaleMap. Groups of the last dimension are channels of a flat view, so that
+// their inner loop is a run.
 #include "pyquant/kernels.h"
 
 namespace pyquant::kernels {

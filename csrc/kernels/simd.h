@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // One loop, compiled for several instruction sets and chosen at run time; private to csrc/kernels.
 //
-// A kernel is a struct with two static functions of the same arguments: `scalar`, the definition, and `vector`, a plain
-// loop that the compiler vectorizes. `vector` and what it calls are PYQUANT_INLINE, so that each of the functions below
-// gets its own copy for its own instruction set. Only these carry a target attribute: no header function of std can be
-// emitted with instructions that the CPU lacks (the trap of compiling a whole file with -mavx512f).
+// A kernel is a struct with two static functions of the same arguments: `scalar`, the definition, and
+// `vector`, a plain loop that the compiler vectorizes. `vector` and what it calls are PYQUANT_INLINE, so that
+// each of the functions below gets its own copy for its own instruction set. Only these carry a target
+// attribute: no header function of std can be emitted with instructions that the CPU lacks (the trap of
+// compiling a whole file with -mavx512f).
 #pragma once
 
 #include <utility>
@@ -17,7 +18,8 @@
 #define PYQUANT_X86 1
 #define PYQUANT_TARGET_AVX2 __attribute__((noinline, target("avx2,f16c")))
 #if defined(__clang__)
-#define PYQUANT_TARGET_AVX512 __attribute__((noinline, target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define PYQUANT_TARGET_AVX512 \
+  __attribute__((noinline, target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #else
 #define PYQUANT_TARGET_AVX512 \
   __attribute__((noinline, target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))

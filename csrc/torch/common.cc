@@ -40,18 +40,21 @@ const char* dtype_text(ScalarType type) {
 }
 
 void check_cpu(const char* op, const char* name, const Tensor& t) {
-  PYQUANT_CHECK(t.is_cpu(), op, ": ", name, " is on another device than the rest; move all tensors to one device");
+  PYQUANT_CHECK(t.is_cpu(), op, ": ", name,
+                " is on another device than the rest; move all tensors to one device");
 }
 
 void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
   const ScalarType type = t.scalar_type();
-  PYQUANT_CHECK(type == expected, op, ": ", name, " is ", dtype_text(type), "; expected ", dtype_text(expected));
+  PYQUANT_CHECK(type == expected, op, ": ", name, " is ", dtype_text(type), "; expected ",
+                dtype_text(expected));
   check_cpu(op, name, t);
 }
 
 void check_state(const char* op, const char* name, const Tensor& t, ScalarType expected, int64_t numel) {
   check_dtype(op, name, t, expected);
-  PYQUANT_CHECK(t.numel() == numel, op, ": ", name, " has shape ", shape_text(t), "; expected ", numel, " elements");
+  PYQUANT_CHECK(t.numel() == numel, op, ": ", name, " has shape ", shape_text(t), "; expected ", numel,
+                " elements");
   PYQUANT_CHECK(t.is_contiguous(), op, ": ", name, " is updated in place and must be contiguous");
 }
 
@@ -75,19 +78,21 @@ int64_t Granularity::scales(const Tensor& x) const {
 
 Granularity granularity(const char* op, const Tensor& x, Axis axis, int64_t group) {
   if (!axis.has_value()) {
-    PYQUANT_CHECK(group == 0, op, ": group is ", group, " and axis is None; groups need the axis that they divide");
+    PYQUANT_CHECK(group == 0, op, ": group is ", group,
+                  " and axis is None; groups need the axis that they divide");
     return {kernels::ScaleMap::per_tensor(x.numel()), 0, -1, 0};
   }
   const int64_t rank = x.dim(), a = *axis < 0 ? *axis + rank : *axis;
   PYQUANT_CHECK(a >= 0 && a < rank, op, ": axis ", *axis, " is out of range for x of shape ", shape_text(x));
-  PYQUANT_CHECK(group >= 0, op, ": group is ", group, "; expected 0 (one scale per channel) or a positive size");
+  PYQUANT_CHECK(group >= 0, op, ": group is ", group,
+                "; expected 0 (one scale per channel) or a positive size");
   int64_t outer = 1, inner = 1;
   for (int64_t d = 0; d < a; ++d) outer *= x.size(d);
   for (int64_t d = a + 1; d < rank; ++d) inner *= x.size(d);
   const int64_t channels = x.size(a);
   if (group == 0) return {kernels::ScaleMap::per_channel(outer, channels, inner), 1, a, 0};
-  PYQUANT_CHECK(channels % group == 0, op, ": group ", group, " does not divide dimension ", a, " of x of shape ",
-                shape_text(x));
+  PYQUANT_CHECK(channels % group == 0, op, ": group ", group, " does not divide dimension ", a,
+                " of x of shape ", shape_text(x));
   return {kernels::ScaleMap::per_group(outer, channels / group, group, inner), rank, a, group};
 }
 
@@ -110,7 +115,8 @@ Scales::Scales(const char* op, const Tensor& x, const Tensor& scale_, const Tens
     PYQUANT_CHECK(fits, op, ": ", t == &scale_ ? "scale" : "zero_point", " has shape ", shape_text(*t),
                   ", which does not fit x of shape ", shape_text(x), " with axis ",
                   axis ? std::to_string(*axis) : std::string("None"), " and group ", group,
-                  "; expected () per tensor, (x.size(axis),) per channel, x's shape with axis divided by group otherwise");
+                  "; expected () per tensor, (x.size(axis),) per channel, x's shape with axis divided by "
+                  "group otherwise");
   }
   map = g.map;
   scale_tensor = dense(scale_);
@@ -126,8 +132,8 @@ Scales::Scales(const char* op, const Tensor& x, const Tensor& scale_, const Tens
   for (int64_t s = 0; s < n; ++s) {
     PYQUANT_CHECK(scale[s] > 0.0f && std::isfinite(scale[s]), op, ": scale number ", s, " is ", scale[s],
                   "; every scale must be finite and positive");
-    PYQUANT_CHECK(zero_point[s] >= qmin && zero_point[s] <= qmax, op, ": zero_point number ", s, " is ", zero_point[s],
-                  "; it must lie on the grid [", qmin, ", ", qmax, "]");
+    PYQUANT_CHECK(zero_point[s] >= qmin && zero_point[s] <= qmax, op, ": zero_point number ", s, " is ",
+                  zero_point[s], "; it must lie on the grid [", qmin, ", ", qmax, "]");
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the operators share: argument checks, scales as a ScaleMap, dtype dispatch, threads. Only headers of the LibTorch
-// stable ABI are included in this room.
+// What the operators share: argument checks, scales as a ScaleMap, dtype dispatch, threads. Only headers of
+// the LibTorch stable ABI are included in this room.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -66,8 +66,8 @@ struct Scales {
   const float* scale;
   const int32_t* zero_point;
 
-  Scales(const char* op, const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t group,
-         int64_t qmin, int64_t qmax);
+  Scales(const char* op, const Tensor& x, const Tensor& scale, const Tensor& zero_point, Axis axis,
+         int64_t group, int64_t qmin, int64_t qmax);
 };
 
 /// f(begin, end) over [0, n), on torch's own threads when it is worth asking. f must not throw.

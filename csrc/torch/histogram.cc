@@ -29,7 +29,8 @@ struct Histogram {
     range = out<float>(range_);
     seen = kernels::bins_of(range, bins, &where);
     PYQUANT_CHECK(seen || !(range[0] <= range[1]), op, ": range is [", range[0], ", ", range[1],
-                  "], which no histogram of ", bins, " bins has; start it at [inf, -inf] and leave it to this operator");
+                  "], which no histogram of ", bins,
+                  " bins has; start it at [inf, -inf] and leave it to this operator");
   }
 
   // Makes room for [lo, hi] beside what is counted already, in bins of width 2^least or more.
@@ -98,7 +99,8 @@ void observe_histogram_(const Tensor& counts, const Tensor& range, const Tensor&
   });
 }
 
-void merge_histogram_(const Tensor& counts, const Tensor& range, const Tensor& other_counts, const Tensor& other_range) {
+void merge_histogram_(const Tensor& counts, const Tensor& range, const Tensor& other_counts,
+                      const Tensor& other_range) {
   const char* op = "merge_histogram_";
   Histogram h(op, counts, range);
   const Histogram other(op, other_counts, other_range);
@@ -118,23 +120,27 @@ std::tuple<Tensor, Tensor> as_tensors(const Tensor& like, kernels::Range r) {
   return {lo, hi};
 }
 
-constexpr kernels::Range kNone{std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
+constexpr kernels::Range kNone{std::numeric_limits<float>::quiet_NaN(),
+                               std::numeric_limits<float>::quiet_NaN()};
 
-std::tuple<Tensor, Tensor> histogram_percentile(const Tensor& counts, const Tensor& range, double lower, double upper) {
+std::tuple<Tensor, Tensor> histogram_percentile(const Tensor& counts, const Tensor& range, double lower,
+                                                double upper) {
   const char* op = "histogram_percentile";
-  PYQUANT_CHECK(lower >= 0.0 && lower < upper && upper <= 100.0, op, ": percentiles are ", lower, " and ", upper,
-                "; expected 0 <= lower < upper <= 100");
+  PYQUANT_CHECK(lower >= 0.0 && lower < upper && upper <= 100.0, op, ": percentiles are ", lower, " and ",
+                upper, "; expected 0 <= lower < upper <= 100");
   const Histogram h(op, counts, range);
-  return as_tensors(range, h.seen ? kernels::percentile_range(h.counts, h.where, h.bins, lower, upper) : kNone);
+  return as_tensors(range,
+                    h.seen ? kernels::percentile_range(h.counts, h.where, h.bins, lower, upper) : kNone);
 }
 
-std::tuple<Tensor, Tensor> histogram_mse_range(const Tensor& counts, const Tensor& range, int64_t qmin, int64_t qmax,
-                                               bool symmetric) {
+std::tuple<Tensor, Tensor> histogram_mse_range(const Tensor& counts, const Tensor& range, int64_t qmin,
+                                               int64_t qmax, bool symmetric) {
   const char* op = "histogram_mse_range";
   check_search_grid(op, qmin, qmax, symmetric);
   const Histogram h(op, counts, range);
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
-  return as_tensors(range, h.seen ? kernels::least_error_range(h.counts, h.where, h.bins, grid, symmetric) : kNone);
+  return as_tensors(range,
+                    h.seen ? kernels::least_error_range(h.counts, h.where, h.bins, grid, symmetric) : kNone);
 }
 
 }  // namespace
@@ -145,7 +151,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) {
       "merge_histogram_(Tensor(a!) counts, Tensor(b!) range, Tensor other_counts, Tensor other_range) -> ()");
   m.def("histogram_percentile(Tensor counts, Tensor range, float lower, float upper) -> (Tensor, Tensor)");
   m.def(
-      "histogram_mse_range(Tensor counts, Tensor range, int qmin, int qmax, bool symmetric) -> (Tensor, Tensor)");
+      "histogram_mse_range(Tensor counts, Tensor range, int qmin, int qmax, bool symmetric) -> (Tensor, "
+      "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(pyquant, CPU, m) {
   m.impl("observe_histogram_", TORCH_BOX(&observe_histogram_));

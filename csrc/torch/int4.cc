@@ -35,8 +35,8 @@ Tensor pack_int4(const Tensor& q_) {
 Tensor unpack_int4(const Tensor& packed_, int64_t numel, bool is_signed) {
   const char* op = "unpack_int4";
   check_dtype(op, "packed", packed_, ScalarType::Byte);
-  PYQUANT_CHECK(numel >= 0 && packed_.numel() == (numel + 1) / 2, op, ": packed has ", packed_.numel(), " bytes, but ",
-                numel, " 4-bit integers take ", (numel + 1) / 2);
+  PYQUANT_CHECK(numel >= 0 && packed_.numel() == (numel + 1) / 2, op, ": packed has ", packed_.numel(),
+                " bytes, but ", numel, " 4-bit integers take ", (numel + 1) / 2);
   const Tensor packed = dense(packed_);
   const uint8_t* from = in<uint8_t>(packed);
   Tensor q = torch::stable::new_empty(packed, {numel}, is_signed ? ScalarType::Char : ScalarType::Byte);

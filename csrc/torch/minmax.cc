@@ -40,7 +40,8 @@ void observe_ema_(const Tensor& lo, const Tensor& hi, const Tensor& count, const
                   double momentum) {
   const char* op = "observe_ema_";
   check_cpu(op, "x", x_);
-  PYQUANT_CHECK(momentum >= 0.0 && momentum < 1.0, op, ": momentum is ", momentum, "; expected 0 <= momentum < 1");
+  PYQUANT_CHECK(momentum >= 0.0 && momentum < 1.0, op, ": momentum is ", momentum,
+                "; expected 0 <= momentum < 1");
   const Granularity g = granularity(op, x_, axis, 0);
   const int64_t n = g.scales(x_);
   const State state(op, lo, hi, count, n);
@@ -77,7 +78,9 @@ std::tuple<Tensor, Tensor> minmax(const Tensor& x_, Axis axis, int64_t group) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) {
   m.def("observe_minmax_(Tensor(a!) lo, Tensor(b!) hi, Tensor(c!) count, Tensor x, int? axis) -> ()");
-  m.def("observe_ema_(Tensor(a!) lo, Tensor(b!) hi, Tensor(c!) count, Tensor x, int? axis, float momentum) -> ()");
+  m.def(
+      "observe_ema_(Tensor(a!) lo, Tensor(b!) hi, Tensor(c!) count, Tensor x, int? axis, float momentum) -> "
+      "()");
   m.def("minmax(Tensor x, int? axis, int group) -> (Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(pyquant, CPU, m) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module `pyquant._C`: empty, because loading it is what registers the operators. Also two private operators,
-// which say what was built.
+// The Python module `pyquant._C`: empty, because loading it is what registers the operators. Also two private
+// operators, which say what was built.
 #include <Python.h>
 
 #include "torch/common.h"
@@ -13,7 +13,8 @@ constexpr int64_t kAbi = 1;
 
 int64_t abi() { return kAbi; }
 
-// The instruction set in use (see kernels::Isa), after setting it if `isa` >= 0. An unknown or unsupported one changes nothing.
+// The instruction set in use (see kernels::Isa), after setting it if `isa` >= 0. An unknown or unsupported
+// one changes nothing.
 int64_t isa(int64_t isa) {
   if (isa >= 0 && isa <= static_cast<int64_t>(kernels::Isa::avx512)) {
     kernels::set_isa(static_cast<kernels::Isa>(isa));
@@ -35,7 +36,14 @@ STABLE_TORCH_LIBRARY_IMPL(pyquant, CompositeExplicitAutograd, m) {
 }  // namespace pyquant::torch_ops
 
 static PyModuleDef_Slot slots[] = {{0, nullptr}};
-static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_C", "The native operators of pyquant.", 0, nullptr, slots, nullptr, nullptr, nullptr};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                 "_C",
+                                 "The native operators of pyquant.",
+                                 0,
+                                 nullptr,
+                                 slots,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr};
 
 PyMODINIT_FUNC PyInit__C(void) { return PyModuleDef_Init(&definition); }

@@ -37,15 +37,16 @@ template <class F>
 void for_each_bias(const char* op, const Tensor& bias, const Tensor& scale_, int64_t bits, const F& f) {
   check_dtype(op, "bias", bias, ScalarType::Float);
   check_dtype(op, "scale", scale_, ScalarType::Float);
-  PYQUANT_CHECK(bits == 32 || bits == 64, op, ": bits is ", bits, "; expected 32 (8-bit input) or 64 (16-bit input)");
+  PYQUANT_CHECK(bits == 32 || bits == 64, op, ": bits is ", bits,
+                "; expected 32 (8-bit input) or 64 (16-bit input)");
   PYQUANT_CHECK(scale_.dim() == 0 || shape_text(scale_) == shape_text(bias), op, ": scale has shape ",
                 shape_text(scale_), "; expected () or that of bias, ", shape_text(bias));
   const Tensor scale = dense(scale_);
   const float* s = in<float>(scale);
   const int64_t step = scale.dim() == 0 ? 0 : 1, n = bias.numel();
   for (int64_t i = 0; i < n; ++i) {
-    PYQUANT_CHECK(s[i * step] > 0.0f && s[i * step] <= 3.40282347e+38f, op, ": scale number ", i * step, " is ",
-                  s[i * step], "; every scale must be finite and positive");
+    PYQUANT_CHECK(s[i * step] > 0.0f && s[i * step] <= 3.40282347e+38f, op, ": scale number ", i * step,
+                  " is ", s[i * step], "; every scale must be finite and positive");
     f(i, s[i * step]);
   }
 }
@@ -53,9 +54,10 @@ void for_each_bias(const char* op, const Tensor& bias, const Tensor& scale_, int
 Tensor quantize_bias(const Tensor& bias_, const Tensor& scale, int64_t bits) {
   const Tensor bias = dense(bias_);
   Tensor q = torch::stable::new_empty(bias, bias.sizes(), ScalarType::Long);
-  for_each_bias("quantize_bias", bias, scale, bits, [b = in<float>(bias), q = out<int64_t>(q), bits](int64_t i, float s) {
-    q[i] = pyquant::quantize_bias(b[i], s, static_cast<int>(bits));
-  });
+  for_each_bias("quantize_bias", bias, scale, bits,
+                [b = in<float>(bias), q = out<int64_t>(q), bits](int64_t i, float s) {
+                  q[i] = pyquant::quantize_bias(b[i], s, static_cast<int>(bits));
+                });
   return q;
 }
 

@@ -5,8 +5,8 @@
 namespace pyquant::torch_ops {
 namespace {
 
-Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t group,
-                     int64_t qmin, int64_t qmax) {
+Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, Axis axis,
+                     int64_t group, int64_t qmin, int64_t qmax) {
   const Scales s("fake_quantize", x_, scale, zero_point, axis, group, qmin, qmax);
   const Tensor x = dense(x_);
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
@@ -22,13 +22,14 @@ Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_p
   });
 }
 
-Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale, const Tensor& zero_point,
-                              Axis axis, int64_t group, int64_t qmin, int64_t qmax) {
+Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale,
+                              const Tensor& zero_point, Axis axis, int64_t group, int64_t qmin,
+                              int64_t qmax) {
   const char* op = "fake_quantize_backward";
   const Scales s(op, x_, scale, zero_point, axis, group, qmin, qmax);
   check_dtype(op, "grad", grad_, x_.scalar_type());
-  PYQUANT_CHECK(grad_.numel() == x_.numel(), op, ": grad has shape ", shape_text(grad_), "; expected that of x, ",
-                shape_text(x_));
+  PYQUANT_CHECK(grad_.numel() == x_.numel(), op, ": grad has shape ", shape_text(grad_),
+                "; expected that of x, ", shape_text(x_));
   const Tensor grad = dense(grad_), x = dense(x_);
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
   return with_float(op, x, [&](auto type) {
@@ -43,15 +44,15 @@ Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tenso
   });
 }
 
-Tensor quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t group, int64_t qmin,
-                int64_t qmax, ScalarType dtype) {
+Tensor quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, Axis axis, int64_t group,
+                int64_t qmin, int64_t qmax, ScalarType dtype) {
   const Scales s("quantize", x_, scale, zero_point, axis, group, qmin, qmax);
   const Tensor x = dense(x_);
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
   return with_integer("quantize", "dtype", dtype, [&](auto integer) {
     using Q = decltype(integer);
-    PYQUANT_CHECK(qmin >= std::numeric_limits<Q>::min() && qmax <= std::numeric_limits<Q>::max(), "quantize: dtype ",
-                  dtype_text(dtype), " cannot hold the grid [", qmin, ", ", qmax, "]");
+    PYQUANT_CHECK(qmin >= std::numeric_limits<Q>::min() && qmax <= std::numeric_limits<Q>::max(),
+                  "quantize: dtype ", dtype_text(dtype), " cannot hold the grid [", qmin, ", ", qmax, "]");
     return with_float("quantize", x, [&](auto type) {
       using T = decltype(type);
       Tensor q = torch::stable::new_empty(x, x.sizes(), dtype);
@@ -84,12 +85,15 @@ Tensor dequantize(const Tensor& q_, const Tensor& scale, const Tensor& zero_poin
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) {
   m.def(
-      "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, int qmin, int qmax) -> Tensor");
+      "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, int qmin, int qmax) -> "
+      "Tensor");
   m.def(
-      "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, int qmin, "
+      "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, "
+      "int qmin, "
       "int qmax) -> Tensor");
   m.def(
-      "quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, int qmin, int qmax, ScalarType dtype) "
+      "quantize(Tensor x, Tensor scale, Tensor zero_point, int? axis, int group, int qmin, int qmax, "
+      "ScalarType dtype) "
       "-> Tensor");
   m.def("dequantize(Tensor q, Tensor scale, Tensor zero_point, int? axis, int group) -> Tensor");
 }

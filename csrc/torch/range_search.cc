@@ -52,16 +52,18 @@ std::tuple<Tensor, Tensor> mse_range(const Tensor& x_, Axis axis, int64_t group,
     const T* from = in<T>(x);
     widen_range(from, kernels::ScaleMap::per_channel(1, runs, length), low, high);
     if (chunks == 1) {
-      parallel(runs, std::max<int64_t>(1, kGrain / kernels::kCandidates / length), [&](int64_t begin, int64_t end) {
-        double errors[kernels::kCandidates];
-        for (int64_t r = begin; r < end; ++r) {
-          if (low[r] > high[r]) continue;
-          kernels::candidate_errors(from + r * length, length, low[r], high[r], grid, symmetric, errors);
-          const Best best(low[r], high[r], errors);
-          low[r] = best.range.lo;
-          high[r] = best.range.hi;
-        }
-      });
+      parallel(runs, std::max<int64_t>(1, kGrain / kernels::kCandidates / length),
+               [&](int64_t begin, int64_t end) {
+                 double errors[kernels::kCandidates];
+                 for (int64_t r = begin; r < end; ++r) {
+                   if (low[r] > high[r]) continue;
+                   kernels::candidate_errors(from + r * length, length, low[r], high[r], grid, symmetric,
+                                             errors);
+                   const Best best(low[r], high[r], errors);
+                   low[r] = best.range.lo;
+                   high[r] = best.range.hi;
+                 }
+               });
       return 0;
     }
     std::vector<double> parts(chunks * kernels::kCandidates);
@@ -71,8 +73,8 @@ std::tuple<Tensor, Tensor> mse_range(const Tensor& x_, Axis axis, int64_t group,
       parallel(chunks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; ++c) {
           const int64_t at = c * kernels::kErrorChunk;
-          kernels::candidate_errors(run + at, std::min(kernels::kErrorChunk, length - at), low[r], high[r], grid,
-                                    symmetric, parts.data() + c * kernels::kCandidates);
+          kernels::candidate_errors(run + at, std::min(kernels::kErrorChunk, length - at), low[r], high[r],
+                                    grid, symmetric, parts.data() + c * kernels::kCandidates);
         }
       });
       double errors[kernels::kCandidates] = {};

@@ -12,8 +12,8 @@ namespace pyquant::torch_ops {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-/// Widens lo, hi (one per scale) to x; returns how many values are not finite. Threads own the scales that they update,
-/// except when there is one for all.
+/// Widens lo, hi (one per scale) to x; returns how many values are not finite. Threads own the scales that
+/// they update, except when there is one for all.
 template <class T>
 int64_t widen_range(const T* x, const kernels::ScaleMap& map, float* lo, float* hi) {
   if (map.numel() == 0) return 0;

@@ -59,8 +59,8 @@ def histogram_percentile(counts: Tensor, range: Tensor, lower: float, upper: flo
 def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(lo, hi), float32 (): the range whose grid has the least square error over the middles of the bins.
 
-    Tried are hundredths of the occupied range: both ends together, then (asymmetric) hi alone, then lo alone. The
-    widest of equals wins. NaN when nothing was counted.
+    Tried are hundredths of the occupied range and then thousandths around the best: both ends together, then
+    (asymmetric) hi alone, then lo alone. NaN when nothing was counted.
     """
     try:
         return _mse_range(counts, range, qmin, qmax, symmetric)

@@ -7,7 +7,9 @@ on the CPU.
 
 from __future__ import annotations
 
+import builtins
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -117,25 +119,30 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
     full = torch.tensor([min(where.edge(occupied[0]), 0.0), max(where.edge(occupied[-1] + 1), 0.0)])
     best, least = full, math.inf
 
-    def consider(lo: Tensor, hi: Tensor) -> None:
+    def error_of(lo: Tensor, hi: Tensor) -> float:
         nonlocal best, least
         scale, zero_point = choose_qparams(lo, hi, qmin, qmax, symmetric)
         error = middles.double() - fake_quantize(middles, scale, zero_point, None, 0, qmin, qmax).double()
         lanes = _in_lanes(weights * (error * error), 8)
-        sum_ = _sequential_sum(_sequential_sum(lanes.T)).item()
-        if sum_ < least:
-            best, least = torch.stack((lo, hi)), sum_
+        total = float(_sequential_sum(_sequential_sum(lanes.T)))
+        if total < least:
+            best, least = torch.stack((lo, hi)), total
+        return total
 
-    steps = (torch.arange(100, 0, -1).float() / 100.0).unbind()
-    for part in steps:
-        consider(full[0] * part, full[1] * part)
+    def search(range_at: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """range_at(part) for hundredths of the full range, then for thousandths around the best of them."""
+        errors = [error_of(*range_at(parts[step])) for step in builtins.range(1000, 0, -10)]
+        center = 1000 - 10 * errors.index(min(errors))
+        for step in builtins.range(min(center + 9, 1000), center - 10, -1):
+            error_of(*range_at(parts[step]))
+
+    parts = torch.arange(1001).float() / 1000.0
+    search(lambda part: (full[0] * part, full[1] * part))
     if not symmetric:
         lo = best[0]
-        for part in steps:
-            consider(lo, full[1] * part)
+        search(lambda part: (lo, full[1] * part))
         hi = best[1]
-        for part in steps:
-            consider(full[0] * part, hi)
+        search(lambda part: (full[0] * part, hi))
     return best[0].to(range.device), best[1].to(range.device)
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops over arrays: observe, fake-quantize, quantize, pack. Plain pointers and counts; no torch, no exceptions, no allocation.
-// Splitting work among threads is the caller's business: each kernel takes the part it shall do.
+// The loops over arrays: observe, fake-quantize, quantize, pack. Plain pointers and counts; no torch, no
+// exceptions, no allocation. Splitting work among threads is the caller's business: each kernel takes the
+// part it shall do.
 #pragma once
 
 #include <cmath>
@@ -29,8 +30,8 @@ struct Float16 {
   uint16_t bits;
 };
 
-/// Where an element's scale is. A contiguous tensor is seen as dims[0] x dims[1] x dims[2]; element (i, j, k) uses
-/// scale number i * strides[0] + j * strides[1] + k * strides[2]. strides[2] is 0 or 1.
+/// Where an element's scale is. A contiguous tensor is seen as dims[0] x dims[1] x dims[2]; element (i, j, k)
+/// uses scale number i * strides[0] + j * strides[1] + k * strides[2]. strides[2] is 0 or 1.
 struct ScaleMap {
   int64_t dims[3];
   int64_t strides[3];
@@ -48,15 +49,17 @@ struct Box {
   int64_t begin[3];
   int64_t end[3];
 };
-/// The dimension that threads may split without sharing a scale, or -1 if all elements share one (then split dims[2]).
+/// The dimension that threads may split without sharing a scale, or -1 if all elements share one (then split
+/// dims[2]).
 int independent_dim(const ScaleMap& map);
 
-// --- pointwise: elements [begin, end) of x. T: float, BFloat16, Float16 (computed in float32, stored to nearest even).
+// --- pointwise: elements [begin, end) of x. T: float, BFloat16, Float16 (computed in float32, stored to
+// nearest even).
 
 /// y = dequantize(quantize(x)).
 template <class T>
-void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point, Grid grid,
-                   int64_t begin, int64_t end);
+void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point,
+                   Grid grid, int64_t begin, int64_t end);
 /// dx = dy where x is representable, else 0.
 template <class T>
 void fake_quantize_backward(const T* dy, const T* x, T* dx, const ScaleMap& map, const float* scale,
@@ -71,13 +74,14 @@ void dequantize(const Q* q, float* x, const ScaleMap& map, const float* scale, c
 
 // --- reductions
 
-/// Widens lo[s], hi[s] (one per scale) to the finite values of the box; returns how many values were not finite.
-/// -0 counts as +0. Start at lo = +inf, hi = -inf.
+/// Widens lo[s], hi[s] (one per scale) to the finite values of the box; returns how many values were not
+/// finite. -0 counts as +0. Start at lo = +inf, hi = -inf.
 template <class T>
 int64_t minmax(const T* x, const ScaleMap& map, const Box& box, float* lo, float* hi);
 
-// --- histogram: bins of width 2^exponent at multiples of it, so that bins merge exactly in pairs. Where the bins lie depends
-// on the extent of all data only: the counts are the same in whatever order, batches and shards the data came.
+// --- histogram: bins of width 2^exponent at multiples of it, so that bins merge exactly in pairs. Where the
+// bins lie depends on the extent of all data only: the counts are the same in whatever order, batches and
+// shards the data came.
 
 constexpr int64_t kMaxBins = 1 << 20;
 /// Values beyond it count as it.
@@ -92,15 +96,18 @@ struct Bins {
 
   float edge(int64_t b) const { return std::ldexp(static_cast<float>(first + b), exponent); }
 };
-/// The bins whose first and last edge are range[0], range[1]; false where range is not one (nothing seen yet).
+/// The bins whose first and last edge are range[0], range[1]; false where range is not one (nothing seen
+/// yet).
 bool bins_of(const float* range, int64_t bins, Bins* out);
 /// Widens [lo, hi] by a value of the first and one of the last bin that is not empty.
 void widen_by_counts(const int64_t* counts, const Bins& where, int64_t bins, double* lo, double* hi);
-/// The narrowest bins, of width 2^least at least, that hold 0, lo and hi. kHistogramExponent is the least of all.
+/// The narrowest bins, of width 2^least at least, that hold 0, lo and hi. kHistogramExponent is the least of
+/// all.
 Bins bins_for(double lo, double hi, int least, int64_t bins);
 /// Adds the counts of one histogram to another that holds it.
 void add_counts(const int64_t* from, const Bins& from_bins, int64_t bins, int64_t* to, const Bins& to_bins);
-/// Adds x to `tables` counters (1 or 4 of them, of bins + 1 each; the last takes what is not finite). n < 2^32.
+/// Adds x to `tables` counters (1 or 4 of them, of bins + 1 each; the last takes what is not finite). n <
+/// 2^32.
 template <class T>
 void count_values(const T* x, int64_t n, const Bins& where, int64_t bins, uint32_t* counters, int tables);
 
@@ -110,15 +117,17 @@ struct Range {
 };
 /// Where `lower` and `upper` percent of the counts lie, linear within a bin. NaN when all counts are 0.
 Range percentile_range(const int64_t* counts, const Bins& where, int64_t bins, double lower, double upper);
-/// The range whose grid has the least square error over the middles of the bins: hundredths of the occupied range, both ends
-/// together, then (asymmetric) hi alone, then lo alone; the widest of equals. NaN when all counts are 0.
+/// The range whose grid has the least square error over the middles of the bins: hundredths of the occupied
+/// range and then thousandths around the best, for both ends together, then (asymmetric) hi alone, then lo
+/// alone; the first of equals, widest first. NaN when all counts are 0.
 Range least_error_range(const int64_t* counts, const Bins& where, int64_t bins, Grid grid, bool symmetric);
 
 // --- search of a range over the values themselves, for weights.
 
 /// A candidate is the full range times (100 - c) / 100, c = 0 .. kCandidates - 1.
 constexpr int kCandidates = 80;
-/// Elements whose errors are summed before they are added to the sums of others, so that the sum does not depend on threads.
+/// Elements whose errors are summed before they are added to the sums of others, so that the sum does not
+/// depend on threads.
 constexpr int64_t kErrorChunk = 65536;
 Range candidate_range(float lo, float hi, int candidate);
 /// errors[c] = sum of squared errors of candidate c over x. n <= kErrorChunk.
@@ -127,7 +136,8 @@ void candidate_errors(const T* x, int64_t n, float lo, float hi, Grid grid, bool
 
 // --- two 4-bit integers in a byte: element 2i in the low half, 2i + 1 in the high half, 0 after an odd end.
 
-/// packed: (n + 1) / 2 bytes. Returns false when a value needs more than 4 bits (the low 4 are packed all the same).
+/// packed: (n + 1) / 2 bytes. Returns false when a value needs more than 4 bits (the low 4 are packed all the
+/// same).
 template <class Q>
 bool pack_int4(const Q* q, int64_t n, uint8_t* packed);
 /// Q = int8_t extends the sign. `q` starts at an even element.

@@ -21,7 +21,8 @@ struct ScaleZeroPoint {
 };
 
 /// q = clamp(round_half_away_from_zero(x / scale) + zero_point, qmin, qmax), in float32.
-/// NaN becomes qmin (what the runtimes do), infinities saturate. The scale is positive and finite, the zero point on the grid.
+/// NaN becomes qmin (what the runtimes do), infinities saturate. The scale is positive and finite, the zero
+/// point on the grid.
 inline int32_t quantize_value(float x, ScaleZeroPoint p, Grid grid) {
   const float q = std::round(x / p.scale) + static_cast<float>(p.zero_point);
   if (!(q > static_cast<float>(grid.qmin))) return grid.qmin;  // also NaN
@@ -33,7 +34,8 @@ inline float dequantize_value(int32_t q, ScaleZeroPoint p) {
   return static_cast<float>(q - p.zero_point) * p.scale;
 }
 
-/// True when x rounds to an integer of the grid without clamping; where the straight-through gradient passes. False for NaN.
+/// True when x rounds to an integer of the grid without clamping; where the straight-through gradient passes.
+/// False for NaN.
 inline bool is_representable(float x, ScaleZeroPoint p, Grid grid) {
   const float q = std::round(x / p.scale) + static_cast<float>(p.zero_point);
   return q >= static_cast<float>(grid.qmin) && q <= static_cast<float>(grid.qmax);
@@ -42,13 +44,15 @@ inline bool is_representable(float x, ScaleZeroPoint p, Grid grid) {
 /// The qparams of a range.
 ///
 /// Asymmetric: the range is widened to contain 0; scale = (hi - lo) / (qmax - qmin) and
-/// zero_point = clamp(round_half_away(qmin - lo / scale)). Symmetric: scale = max(|lo|, |hi|) / qmax, zero_point = 0.
-/// Computed in double, the scale stored as float32. A range whose scale is no normal float32 number (all zeros, say)
-/// gives scale 1. A range that is not one (NaN, Inf, lo > hi, which is what an observer without data holds), or that
-/// overflows, gives scale NaN, so that nobody takes it for a result. Where there is no better zero point, it is 0 clamped to the grid.
+/// zero_point = clamp(round_half_away(qmin - lo / scale)). Symmetric: scale = max(|lo|, |hi|) / qmax,
+/// zero_point = 0. Computed in double, the scale stored as float32. A range whose scale is no normal float32
+/// number (all zeros, say) gives scale 1. A range that is not one (NaN, Inf, lo > hi, which is what an
+/// observer without data holds), or that overflows, gives scale NaN, so that nobody takes it for a result.
+/// Where there is no better zero point, it is 0 clamped to the grid.
 ScaleZeroPoint choose_qparams(float lo, float hi, Grid grid, bool symmetric);
 
-/// clamp(round_half_away(bias / scale)) to a signed integer of 32 or 64 bits, in double. NaN becomes the smallest.
+/// clamp(round_half_away(bias / scale)) to a signed integer of 32 or 64 bits, in double. NaN becomes the
+/// smallest.
 int64_t quantize_bias(float bias, float scale, int bits);
 
 /// The float32 nearest to q * scale, in double.
