@@ -53,9 +53,9 @@ class Context(State):
         key = ("dequantize", value.index)
         if key not in self._shared:
             tensor = self.build.tensors[value.index]
-            out = self.emit("DEQUANTIZE", [value], shape=tensor.shape, dtype="float32", name=tensor.name + ".f")
-            self.build.update(out, origin=tensor.origin, note="a float operator reads it")
-            self._shared[key] = out
+            self._shared[key] = self.emit(
+                "DEQUANTIZE", [value], shape=tensor.shape, dtype="float32", name=tensor.name + ".f"
+            )
         return self._shared[key]  # type: ignore[no-any-return]
 
     # ---- operators

@@ -37,6 +37,8 @@ def export(
     """
     if target not in TARGETS:
         raise ExportError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
+    if not isinstance(q, nn.Module):
+        raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
     _require_converted(q, allow_float)
     adapter = _adapter(q, profile)
     traced = trace(adapter, name)
@@ -79,8 +81,6 @@ def _float_by_policy(q: nn.Module, traced: Traced) -> bool:
 
 
 def _adapter(q: nn.Module, profile: Any) -> nn.Module:
-    if not isinstance(q, nn.Module):
-        raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
     if hasattr(q, "as_export_module"):
         if profile is None:
             raise ProfileError(

@@ -19,7 +19,7 @@ from pyquant import ops
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BIAS, STORAGE, bias_quant, quant_of
 from pyquant.exporter.plan import Quant
-from pyquant.exporter.trace import Traced, static_shape, where
+from pyquant.exporter.trace import Traced, readable, static_shape, where
 from pyquant.exporter.values import Const, dequantize_from
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them
@@ -35,7 +35,7 @@ def fold(traced: Traced, moves: Callable[[str], bool]) -> Folded:
     for node in traced.nodes:
         if node.op == "placeholder" and node.name in traced.lifted:
             path, tensor = traced.lifted[node.name]
-            folded[node] = Const(path, tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
+            folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
             made = _fold_call(node, folded, moves)
             if made is not None:

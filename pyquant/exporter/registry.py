@@ -45,6 +45,7 @@ _ADVICE = {
     "aten.index_put.default": "use an index input and a gather (aten.index_select) instead of writing in place",
     "aten.masked_scatter.default": "use an index input and a gather (aten.index_select) instead",
     "aten.cos.default": "precompute rotary tables in the export adapter",
+    "aten.sym_size.int": "a size here depends on data; take it from the profile",
     "aten.nonzero.default": "its shape depends on data; pass indices as an input",
 }
 
@@ -94,6 +95,8 @@ def refuse_unknown(nodes: Iterable[Node], known: Collection[Node]) -> None:
         lines[f"  {target} in {where(node)}"] = None
         if target in _ADVICE:
             advice[f"  {target}: {_ADVICE[target]}"] = None
+        elif getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            advice[f"  {target}: a static graph has no state; return a new value instead of changing one"] = None
     if lines:
         text = f"{len(lines)} operator(s) have no Circle form here:\n" + "\n".join(lines)
         if advice:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from pyquant.errors import ExportError, ProfileError
@@ -22,6 +22,8 @@ from pyquant.exporter.plan import Where
 from pyquant.exporter.profile import TensorSpec, check_interface
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n?\s*([^\n]*)')
+_PATH = re.compile(r"slice\([^)]*\)|[^.]+")
+_SLICE = re.compile(r"slice\((-?\d+|None), (?:-?\d+|None), (-?\d+|None)\)")
 _PLUMBING = ("/torch/", "/pyquant/ops/", "/pyquant/site.py", "/pyquant/wrap/base.py")
 
 
@@ -92,12 +94,6 @@ def _named(
             user.append(node)
         else:
             raise ExportError(f"graph input {node!r} is a {spec.kind.name}; only tensors can be inputs of a graph")
-    for out in signature.output_specs:
-        if out.kind is not OutputKind.USER_OUTPUT:
-            raise ExportError(
-                f"the model changes {out.target!r} in place ({out.kind.name}); a static graph has no state, "
-                "so return the new value as an output"
-            )
     if len(user) != len(specs):
         raise ProfileError(f"the adapter names {len(specs)} inputs {list(specs)}, but its graph takes {len(user)}")
     if len(signature.output_specs) != len(outputs):
@@ -110,13 +106,30 @@ def _named(
 def where(node: Node) -> Where:
     """Module path and source line of a node: the innermost frame outside torch and our own plumbing."""
     stack = node.meta.get("nn_module_stack") or {}
-    module = str(list(stack.values())[-1][0]).removeprefix("module.") if stack else ""  # the default adapter's level
+    module = readable(str(list(stack.values())[-1][0])) if stack else ""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not any(part in frame[0] for part in _PLUMBING)] or frames
     if not own:
         return Where(module)
     path, number, _, code = own[-1]
     return Where(module, f"{path}:{number}: {code.strip()}")
+
+
+def readable(path: str) -> str:
+    """A module path as the user knows it: without adapters' own level `module`, and with the items of a sliced list
+    (`layers.slice(1, None, None).0`) at their place in the list (`layers.1`)."""
+    parts: list[str] = []
+    step: tuple[int, int] | None = None
+    for part in _PATH.findall(path):
+        if sliced := _SLICE.fullmatch(part):
+            first, by = (None if group == "None" else int(group) for group in sliced.groups())
+            step = (first or 0, by or 1)
+        elif step is not None:
+            parts.append(str(step[0] + step[1] * int(part)) if part.isdigit() else part)
+            step = None
+        elif part != "module":
+            parts.append(part)
+    return ".".join(parts)
 
 
 def static_shape(value: Any, node: Node) -> tuple[int, ...]:

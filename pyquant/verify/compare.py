@@ -19,7 +19,7 @@ from pyquant.exporter.grid import scales
 from pyquant.exporter.plan import Tensor
 from pyquant.verify.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
-from pyquant.verify.runtimes.tico import Array, Inputs, TicoRuntime
+from pyquant.verify.runtimes.tico import Array, Inputs, Runtime
 
 
 def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
@@ -31,7 +31,7 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     given = _ordered(prog, inputs)
     eager = eager_outputs(prog, q, given)
     values, exported = _exported_values(prog, given)
-    runtime = TicoRuntime(prog)
+    runtime = Runtime(prog)
     circle = runtime.run(given)
     outputs = [
         _output_diff(tensor, eager[tensor.name], got, circle[tensor.name])
@@ -78,7 +78,7 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _operators(prog: Any, runtime: TicoRuntime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
+def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
     graph = prog.graph
     held: dict[str, Array] = runtime.constants()
     last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}

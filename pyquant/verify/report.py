@@ -87,6 +87,10 @@ class Report:
         return {key: _plain(value) for key, value in {**summary, **parts}.items()}
 
     def __str__(self) -> str:
+        return self.summary()
+
+    def summary(self) -> str:
+        """The outputs and the worst operators as a table."""
         lines = [
             f"{self.name}: exported program {'equals' if self.exported_equal else 'DIFFERS FROM'} eager; "
             f"{len(self.operators)} operators, max {self.max_lsb:.0f} LSB, {self.share_equal:.3%} of elements equal",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyquant.verify.compare import compare
+from pyquant.verify.compare import compare, eager_outputs
 from pyquant.verify.metrics import peir
 from pyquant.verify.report import Report
 
@@ -66,14 +66,15 @@ def layer_faults(report: Report) -> list[str]:
 
 
 def deep_faults(prog: Any, q: Any, inputs: Any, reference: Mapping[str, Any], report: Report) -> list[str]:
-    """What is wrong end to end for a deep model, judged by the float outputs `reference`."""
-    from pyquant.verify.compare import eager_outputs
+    """What is wrong end to end for a deep model, judged by the float outputs `reference`.
 
+    One step of the output grid is always allowed: on 8 bits that step alone is a PEIR of 1/255.
+    """
     eager = eager_outputs(prog, q, inputs)
     faults = []
     for out in report.outputs:
         quantization = peir(reference[out.name], eager[out.name])
-        if out.peir > PEIR_SHARE * quantization:
+        if out.peir > PEIR_SHARE * quantization and (out.max_lsb is None or out.max_lsb > MAX_LSB):
             faults.append(
                 f"output '{out.name}': PEIR {out.peir:.3g}, but quantization itself makes only {quantization:.3g}"
             )

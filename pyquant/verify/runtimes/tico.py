@@ -22,10 +22,10 @@ Inputs = Mapping[str, Any] | Sequence[Any]
 
 def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
     """Outputs by name (with `trace`: every tensor by name) of a CircleProgram, a path, or a file's bytes."""
-    return TicoRuntime(program).run(inputs, trace=trace)
+    return Runtime(program).run(inputs, trace=trace)
 
 
-class TicoRuntime:
+class Runtime:
     """One file, parsed once. Float tensors in and out; a quantized tensor's value is on its grid.
 
     Raises ImportError with the install command when tico is missing.
