@@ -125,17 +125,17 @@ def show(result: Result, heldout: Digits, recipe: str, console: Console) -> None
     plotext.plot_size(min(console.width, 90), 24)
     plotext.scatter(reference.flatten().tolist(), result.circle_logits.flatten().tolist(), marker="hd")
     plotext.title("logits: float (x) against Circle (y)")
-    print(plotext.build())
+    print(plotext.uncolorize(plotext.build()))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=(*RECIPES, "all"), default="w8a8")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the file (default: out)")
     parser.add_argument("--limit", type=int, default=None, help="held-out images to run (default: all)")
     parser.add_argument("--calibration", type=int, default=256, help="training images to calibrate on (default: 256)")
     parser.add_argument("--batch-size", type=int, default=8, help="images that one run of the file takes (default: 8)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for name in ("calibration", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
