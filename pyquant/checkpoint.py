@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyquant import files, lifecycle, ops, wrap
+from pyquant import files, lifecycle, ops
 from pyquant.errors import CheckpointError, PhaseError, PyquantError, SpecError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
-from pyquant.wrap import QModule, WrapContext, registry
+from pyquant.wrap import QModule, registry
 
 __all__ = ["load_quantized", "save_quantized"]
 
@@ -90,7 +90,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
                 f"checkpoint {str(path)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
                 f"of the class that was quantized"
             )
-        q = wrap.wrap(fp, WrapContext("", policy))
+        q = lifecycle.build(fp, policy)
         _check_sites(q, index["sites"], folder)
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             _restore(q, index, _Reader(file, folder))

@@ -36,10 +36,16 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
         raise PhaseError(f"prepare takes a float model, got {type(fp).__name__}, which is already prepared")
     if not isinstance(fp, nn.Module):
         raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
-    q = wrap.wrap(fp, WrapContext("", policy))
+    q = build(fp, policy)
     policy.check_used(list(q.all_sites()))
     _scan(q)
     return q.eval()
+
+
+def build(fp: nn.Module, policy: Policy) -> QModule:
+    """The tree of prepare and of loading, before any value was looked at."""
+    with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
+        return wrap.wrap(fp, WrapContext("", policy))
 
 
 def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None) -> None:
