@@ -26,7 +26,7 @@ class QuantDigitsClassifier(QModule):
         self.hidden_size = fp.config.hidden_size
 
     def forward(self, pixel_values: Tensor, pixel_position_ids: Tensor) -> Tensor:
-        """pixel_values (B, P, 3 * patch**2), pixel_position_ids (B, P, 2) -> logits (B, classes), as DigitsClassifier."""
+        """pixel_values (B, P, 3 * patch**2), pixel_position_ids (B, P, 2) -> logits (B, classes)."""
         tokens = self.vision(pixel_values=pixel_values, pixel_position_ids=pixel_position_ids).last_hidden_state
         return self.classify(tokens, batch_size=pixel_values.shape[0])
 
