@@ -42,7 +42,8 @@ class QuantRMSNorm(QModule):
         self.register_parameter("weight", getattr(fp, "weight", None))
         self.eps: float | None = getattr(fp, "eps", getattr(fp, "variance_epsilon", None))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = hidden_states
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps  # None as torch.nn.RMSNorm means it
         y = as_float32(self.q("act_in", x))
         weight = None if self.weight is None else as_float32(self.const("weight", self.weight))

@@ -7,6 +7,7 @@ It owns the calling convention. The tables come from tables.py, the arithmetic i
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class StaticAdapter(nn.Module):
             module.require(Phase.QUANTIZED, "export")
         super().__init__()
         self.module = module
-        self.tables = tables.to(next(module.parameters()).device)
+        self.tables = tables.to(next(chain(module.parameters(), module.buffers())).device)  # a pooler has buffers only
         self.arguments = arguments
         self.input_specs = inputs
         self.output_names = (output,)

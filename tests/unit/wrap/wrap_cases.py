@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 import pyquant
+import pyquant.lifecycle
 from pyquant import ExportProfile
 from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap import QModule
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,15 @@ def quantized(fp: nn.Module, batches: list, preset: str = "w8a16") -> QModule:
     pyquant.calibrate(q, batches, progress=False)
     pyquant.convert(q)
     return q
+
+
+def settle(piece: QModule) -> None:
+    """convert() for a piece of a tree, which has a path."""
+    for site in piece.all_sites():
+        verdict = site.judge()
+        assert not isinstance(verdict, str), f"{site.path}: {verdict}"
+        site.settle(verdict)
+    pyquant.lifecycle.finish(piece)
 
 
 def profile_of(x: Tensor, name: str = "x") -> ExportProfile:
