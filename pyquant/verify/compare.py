@@ -115,7 +115,7 @@ def _expected(tensor: Tensor, values: Mapping[str, Array]) -> Array:
 
 
 def _op_diff(index: int, op: str, tensor: Tensor, expected: Array, got: Array) -> OpDiff:
-    steps, unequal = _steps(tensor, expected, got)
+    steps, unequal, _ = _steps(tensor, expected, got)
     peak = float(np.abs(expected.astype(np.float64)).max()) if expected.size else 0.0
     error = _finite_diff(expected, got)
     relative = error / peak if peak > 0 else error
@@ -124,7 +124,7 @@ def _op_diff(index: int, op: str, tensor: Tensor, expected: Array, got: Array) -
 
 def _output_diff(tensor: Tensor, eager: torch.Tensor, exported: torch.Tensor, circle: torch.Tensor) -> OutputDiff:
     plain, got = (value.float() if value.is_floating_point() else value for value in (eager.detach().cpu(), circle))
-    steps, unequal = _steps(tensor, plain.numpy(), got.numpy())
+    steps, unequal, beyond = _steps(tensor, plain.numpy(), got.numpy())
     return OutputDiff(
         tensor.name,
         plain.numel(),
@@ -135,24 +135,26 @@ def _output_diff(tensor: Tensor, eager: torch.Tensor, exported: torch.Tensor, ci
         sqnr_db(plain, got),
         steps,
         unequal,
+        beyond,
     )
 
 
-def _steps(tensor: Tensor, expected: Array, got: Array) -> tuple[float | None, int]:
-    """The largest difference in steps of the grid (integers: in ones; float: None), and how many elements differ.
+def _steps(tensor: Tensor, expected: Array, got: Array) -> tuple[float | None, int, int]:
+    """The largest difference in steps of the grid (integers: in ones; float: None), and how many elements differ at
+    all, and by more than a step.
 
     The runtime saturates at the ends of the integer type. Where the eager grid ends earlier (int16 at -32767), both
     saturate, and that is no difference.
     """
     if tensor.is_float:
-        return None, int((expected != got).sum())
+        return None, int((expected != got).sum()), 0
     scale = 1.0
     if tensor.quant is not None:
         scale = tensor.quant.scale[0]
         low, high = ((end - tensor.quant.zero_point[0]) * scale for end in (tensor.quant.qmin, tensor.quant.qmax))
         got = np.clip(got, low, high)
     steps = np.rint(lsb_error(expected, got, scale))
-    return (float(steps.max()) if steps.size else 0.0), int((steps > 0).sum())
+    return (float(steps.max()) if steps.size else 0.0), int((steps > 0).sum()), int((steps > 1).sum())
 
 
 def _finite_diff(expected: Array, got: Array) -> float:

@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OutputDiff:
-    """One graph output, end to end. `exported_equal`: the traced program equals eager bit for bit."""
+    """One graph output, end to end. `exported_equal`: the traced program equals eager bit for bit.
+
+    `unequal` elements differ at all, `beyond` of them by more than one step of the grid.
+    """
 
     name: str
     elements: int
@@ -24,6 +27,7 @@ class OutputDiff:
     sqnr_db: float
     max_lsb: float | None  # None for a tensor without a grid
     unequal: int
+    beyond: int
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,12 @@ class Report:
         lines = [
             f"{self.name}: exported program {'equals' if self.exported_equal else 'DIFFERS FROM'} eager; "
             f"{len(self.operators)} operators, max {self.max_lsb:.0f} LSB, {self.share_equal:.3%} of elements equal",
-            f"{'output':<24} {'max LSB':>8} {'unequal':>8} {'max |diff|':>11} {'mean |diff|':>11} "
-            f"{'PEIR':>9} {'SQNR dB':>8}",
+            f"{'output':<24} {'max LSB':>8} {'unequal':>8} {'> 1 LSB':>8} "
+            f"{'max |diff|':>11} {'mean |diff|':>11} {'PEIR':>9} {'SQNR dB':>8}",
         ]
         lines += [
-            f"{out.name:<24} {_lsb(out.max_lsb)} {out.unequal:>8} {out.max_abs:>11.4g} {out.mean_abs:>11.4g} "
-            f"{out.peir:>9.2e} {out.sqnr_db:>8.1f}"
+            f"{out.name:<24} {_lsb(out.max_lsb)} {out.unequal:>8} {out.beyond:>8} "
+            f"{out.max_abs:>11.4g} {out.mean_abs:>11.4g} {out.peir:>9.2e} {out.sqnr_db:>8.1f}"
             for out in self.outputs
         ]
         if worst := self.worst():

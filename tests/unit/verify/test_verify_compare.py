@@ -126,20 +126,20 @@ def test_report_prints_and_is_json(layer: Layer, x: Tensor) -> None:
 
 
 def output(**changes: Any) -> OutputDiff:
-    return replace(OutputDiff("y", 1000, True, 0.0, 0.0, 0.0, 99.0, 0.0, 0), **changes)
+    return replace(OutputDiff("y", 1000, True, 0.0, 0.0, 0.0, 99.0, 0.0, 0, 0), **changes)
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
         ({}, ""),
-        ({"max_lsb": 1.0, "unequal": 1}, ""),
-        ({"max_lsb": 1.0, "unequal": 2}, "output 'y': 1 LSB, 2 of 1000 elements differ"),
-        ({"max_lsb": 2.0, "unequal": 1}, "output 'y': 2 LSB, 1 of 1000 elements differ"),
+        ({"max_lsb": 1.0, "unequal": 900}, ""),
+        ({"max_lsb": 3.0, "unequal": 9, "beyond": 1}, ""),
+        ({"max_lsb": 2.0, "unequal": 9, "beyond": 2}, "output 'y': 2 LSB, 2 of 1000 elements beyond 1"),
         ({"max_lsb": None, "peir": 1e-6}, ""),
         ({"max_lsb": None, "peir": 1e-3}, "output 'y': PEIR 0.001 of a float output"),
     ],
-    ids=["equal", "one_flip", "two_flips", "two_steps", "float_near", "float_far"],
+    ids=["equal", "flips", "one_beyond", "two_beyond", "float_near", "float_far"],
 )
 def test_layer_tolerance(change: dict[str, Any], fault: str) -> None:
     assert layer_faults(Report("r", (output(**change),), (), 0)) == ([fault] if fault else [])
