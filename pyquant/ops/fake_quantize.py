@@ -7,7 +7,7 @@ It owns the differentiable face of the operator and its Meta kernel; integers th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ def fake_quantize(
     group or grid, and (on CPU) for a scale that is not finite and positive or a zero point off the grid.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        straight_through: Tensor = _straight_through(x, scale, zero_point, axis, group, qmin, qmax)
-        return straight_through
+        out: Tensor = _StraightThrough.apply(x, scale, zero_point, axis, group, qmin, qmax)  # type: ignore[no-untyped-call]
+        return out
     try:
         return _fake_quantize(x, scale, zero_point, axis, group, qmin, qmax)
     except RuntimeError as error:
@@ -57,9 +57,6 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
         return _backward(grad, x, scale, zero_point, *ctx.rest), None, None, None, None, None, None
-
-
-_straight_through = cast("Callable[..., Tensor]", _StraightThrough.apply)
 
 
 @meta("fake_quantize")

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading the binary: a missing or stale one is an ImportError that says how to build. Which backends have kernels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from ops_cases import DTYPES, GRANULARITIES, ISAS, assert_same_bits, calls, other_calls
+
+from pyquant.ops import _native
+from pyquant.ops.backends import BACKENDS, OPERATORS
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else done.stdout.strip()
+
+
+def test_missing_binary() -> None:
+    last = in_a_new_process("import sys; sys.modules['pyquant._C'] = None; import pyquant.ops")
+    assert last.startswith("ImportError: pyquant's native operators (pyquant/_C.abi3.so) are missing")
+    assert "pip install --no-build-isolation -e ." in last
+
+
+def test_stale_binary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "ABI", 10**6)
+    with pytest.raises(
+        ImportError, match=r"stale: pyquant/_C.abi3.so has version \d+, .* expects 1000000; build it with"
+    ):
+        _native._load()
+
+
+def test_binary_without_an_operator() -> None:
+    with pytest.raises(ImportError, match=r"stale: it has no operator 'not_there'; build it with `pip install"):
+        _native.native("not_there")
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    error = RuntimeError("out of memory")
+    assert _native.op_error(error) is error
+
+
+def test_best_instruction_set_is_the_default() -> None:
+    best = int(in_a_new_process("import torch, pyquant.ops; print(torch.ops.pyquant._isa(-1))"))
+    assert ISAS[best] in ISAS[1:]
+    before = torch.ops.pyquant._isa(-1)
+    assert torch.ops.pyquant._isa(99) == before
+
+
+def has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyquant::{name}", key)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_backend_has_a_kernel(name: str) -> None:
+    assert all(has_kernel(name, key) for key in ("CPU", "Meta", *BACKENDS))
+    assert not has_kernel(name, "CompositeExplicitAutograd")  # which would stand in for a missing CPU kernel
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_equals_cpu() -> None:
+    every = [c for d in DTYPES for g in GRANULARITIES for c in calls(d, g)] + other_calls()
+    for call in every:
+        here = [a.clone() if isinstance(a, torch.Tensor) else a for a in call.args]
+        there = [a.cuda() if isinstance(a, torch.Tensor) else a for a in call.args]
+        actual, expected = call.op(*there), call.op(*here)
+        for a, e in zip(there, here, strict=True):
+            if isinstance(a, torch.Tensor):
+                assert_same_bits(a.cpu(), e)
+        if expected is not None:
+            cpu = tuple(t.cpu() for t in actual) if isinstance(actual, tuple) else actual.cpu()
+            assert_same_bits(cpu, expected)
