@@ -2,6 +2,7 @@
 // The spelling of tensors, operators and options in JSON, as plan_parse.cc reads it.
 #include "circle/describe.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "circle/json.h"
@@ -144,6 +145,15 @@ std::string named_json(const std::vector<NamedIndex>& entries) {
     out += (i ? ", " : "") + quoted(entries[i].first) + ": " + std::to_string(entries[i].second);
   }
   return out + "}";
+}
+
+std::string UniqueNames::of(const std::string& name) {
+  std::string key = name;
+  for (int& n = next_[name]; !taken_.insert(key).second;) {
+    n = std::max(n + 1, 2);
+    key = name + "#" + std::to_string(n);
+  }
+  return key;
 }
 
 bool is_utf8(std::string_view text) {

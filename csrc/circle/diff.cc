@@ -70,14 +70,10 @@ class Diff {
     return out;
   }
 
-  // Names that stand several times are told apart by their order.
   static std::map<std::string, size_t> by_name(const Model& model) {
     std::map<std::string, size_t> index;
-    std::map<std::string, int> seen;
-    for (size_t i = 0; i < model.tensors.size(); ++i) {
-      const int n = ++seen[model.tensors[i].name];
-      index[model.tensors[i].name + (n > 1 ? "#" + std::to_string(n) : "")] = i;
-    }
+    UniqueNames unique;
+    for (size_t i = 0; i < model.tensors.size(); ++i) index[unique.of(model.tensors[i].name)] = i;
     return index;
   }
 
@@ -131,9 +127,16 @@ class Diff {
     }
   }
 
-  static std::string key(const Model& model, size_t i) {
-    const Tensor* t = output(model, model.operators[i], 0);
-    return t ? t->name : "#" + std::to_string(i);
+  // Operators go by the tensor that they produce; keys that stand several times are told apart by their
+  // order.
+  static std::vector<std::string> keys(const Model& model) {
+    std::vector<std::string> list;
+    UniqueNames unique;
+    for (size_t i = 0; i < model.operators.size(); ++i) {
+      const Tensor* t = output(model, model.operators[i], 0);
+      list.push_back(unique.of(t ? t->name : "nothing"));
+    }
+    return list;
   }
 
   static std::string options(const Operator& op) {
@@ -146,12 +149,13 @@ class Diff {
   }
 
   void operators() {
+    const auto left = keys(a_), names_of_b = keys(b_);
     std::map<std::string, size_t> right;
-    for (size_t i = 0; i < b_.operators.size(); ++i) right.try_emplace(key(b_, i), i);
+    for (size_t i = 0; i < b_.operators.size(); ++i) right.emplace(names_of_b[i], i);
     std::vector<size_t> order;
     for (size_t i = 0; i < a_.operators.size(); ++i) {
-      const auto found = right.find(key(a_, i));
-      const std::string what = "operator " + op_name(a_.operators[i]) + " of '" + key(a_, i) + "'";
+      const auto found = right.find(left[i]);
+      const std::string what = "operator " + op_name(a_.operators[i]) + " of '" + left[i] + "'";
       if (found == right.end()) {
         lines_.push_back(what + ": only in the first");
         continue;

@@ -41,6 +41,7 @@ Status bind_constants(Plan& plan, const Safetensors& weights, std::vector<std::s
 struct PlanText {
   std::string json;
   std::vector<WeightsEntry> weights;
+  std::vector<std::shared_ptr<const void>> owners;  // keep the weights' bytes alive
 };
 Result<PlanText> dump_plan(const Model& model);
 

@@ -32,6 +32,7 @@ Status check_plannable(const Model& model) {
     for (const auto* entries : {&signature.inputs, &signature.outputs}) {
       std::set<std::string> names;
       for (const auto& [name, index] : *entries) {
+        if (!model.has_tensor(index)) return cannot("signature '" + signature.key + "'", "names no tensor");
         if (!is_utf8(name) || !names.insert(name).second) {
           return cannot("signature '" + signature.key + "'", "has names that stand twice or are not UTF-8");
         }
@@ -105,6 +106,7 @@ WeightsEntry weights_entry(const Model& model, const Tensor& t, std::string name
 Result<PlanText> dump_plan(const Model& model) {
   PYQUANT_TRY(check_plannable(model));
   PlanText plan;
+  plan.owners = model.owners;
   std::string& out = plan.json;
   out = "{\"format\": \"pyquant-plan\", \"version\": 1,\n \"name\": " + quoted(model.name) +
         ",\n \"description\": " + quoted(model.description);
@@ -116,7 +118,8 @@ Result<PlanText> dump_plan(const Model& model) {
   }
   out += ",\n \"tensors\": [";
   std::vector<std::string> constant(model.buffers.size());
-  std::set<std::string> taken = {"__metadata__"};
+  UniqueNames unique;
+  unique.of("__metadata__");  // taken by the format of the weights file
   for (size_t i = 0; i < model.tensors.size(); ++i) {
     PYQUANT_TRY(check_tensor(model, i));
     const Tensor& t = model.tensors[i];
@@ -125,9 +128,7 @@ Result<PlanText> dump_plan(const Model& model) {
       std::string& name = constant[t.buffer];
       if (name.empty()) {
         // The first tensor of a buffer names it; tensors may share a name, constants may not.
-        name = t.name.empty() ? "constant" : t.name;
-        for (int n = 2; taken.count(name); ++n) name = t.name + "#" + std::to_string(n);
-        taken.insert(name);
+        name = unique.of(t.name.empty() ? "constant" : t.name);
         plan.weights.push_back(weights_entry(model, t, name));
       }
       out += ", \"constant\": " + quoted(name);
