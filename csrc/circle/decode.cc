@@ -90,9 +90,14 @@ class Decoder {
     if (from && spend(from->size())) to.assign(from->c_str(), from->size());
   }
 
+  // The verifier does not look at the alignment of 8-byte elements, so they are copied as bytes.
   template <typename T>
   void copy(const flatbuffers::Vector<T>* from, std::vector<T>& to) {
-    if (from && spend(uint64_t{from->size()} * sizeof(T))) to.assign(from->begin(), from->end());
+    const size_t bytes = from ? size_t{from->size()} * sizeof(T) : 0;
+    if (bytes == 0 || !spend(bytes)) return;
+    to.resize(from->size());
+    std::memcpy(to.data(), from->Data(), bytes);
+    for (T& value : to) value = flatbuffers::EndianScalar(value);
   }
 
   void operator_code(const fb::OperatorCode& code) {
