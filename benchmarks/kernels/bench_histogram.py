@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The histogram observer against torch.histc, the range searches against the same in torch operations."""
+
+from __future__ import annotations
+
+import torch
+from rivals import Rivals, rivals, values
+
+from pyquant import ops
+from pyquant.ops import reference_search
+
+BINS = 2048
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def histogram() -> State:
+    return (
+        torch.zeros(BINS, dtype=torch.int64),
+        torch.tensor([torch.inf, -torch.inf]),
+        torch.zeros(2, dtype=torch.int64),
+    )
+
+
+@rivals("pyquant", "histc", "clone")
+def bench_observe_histogram(elements: int) -> Rivals:
+    x = values(elements)
+    counts, range_, count = histogram()
+    calls: Rivals = {
+        "pyquant": lambda: ops.observe_histogram_(counts, range_, count, x),
+        "histc": lambda: torch.histc(x, BINS),
+        "clone": x.clone,
+    }
+    calls["pyquant"]()
+    expected = torch.histc(x, BINS, float(range_[0]), float(range_[1]))
+    assert counts.sum() == expected.sum() == elements
+    assert (counts - expected).abs().sum() <= 1e-4 * elements  # histc rounds where a bin ends
+    return calls
+
+
+@rivals("pyquant", "aminmax, histc", "clone")
+def bench_observe_histogram_relu(elements: int) -> Rivals:
+    """Half of the values are equal: increments of one counter wait for each other."""
+    x = values(elements).relu_()
+    counts, range_, count = histogram()
+
+    def by_hand() -> torch.Tensor:
+        lo, hi = torch.aminmax(x)
+        return torch.histc(x, BINS, float(lo), float(hi))
+
+    calls: Rivals = {
+        "pyquant": lambda: ops.observe_histogram_(counts, range_, count, x),
+        "aminmax, histc": by_hand,
+        "clone": x.clone,
+    }
+    calls["pyquant"]()
+    assert counts.sum() == elements
+    return calls
+
+
+@rivals("pyquant", "torch operations", threads=(1,))
+def bench_histogram_mse_range(elements: int) -> Rivals:
+    counts, range_, count = histogram()
+    ops.observe_histogram_(counts, range_, count, values(elements))
+    calls: Rivals = {
+        "pyquant": lambda: ops.histogram_mse_range(counts, range_, -128, 127, False),
+        "torch operations": lambda: reference_search.histogram_mse_range(counts, range_, -128, 127, False),
+    }
+    assert calls["pyquant"]() == calls["torch operations"]()
+    return calls
+
+
+@rivals("pyquant", "80 x fake_quantize of ATen")
+def bench_mse_range(elements: int) -> Rivals:
+    """A sixteenth of the size: a search reads its input 80 times."""
+    x = values(elements // 16).view(-1, 256)
+
+    def by_hand() -> torch.Tensor:
+        most = x.abs().amax(1)
+        zero = torch.zeros(most.shape, dtype=torch.int32)
+        best, least = most, torch.full_like(most, torch.inf)
+        for candidate in range(80):
+            scale = most * ((100 - candidate) / 100) / 7
+            error = (x - torch.fake_quantize_per_channel_affine(x, scale, zero, 0, -7, 7)).square_().sum(1)
+            best, least = torch.where(error < least, scale * 7, best), torch.minimum(error, least)
+        return best
+
+    calls: Rivals = {
+        "pyquant": lambda: ops.mse_range(x, 0, 0, -7, 7, True),
+        "80 x fake_quantize of ATen": by_hand,
+    }
+    lo, hi = calls["pyquant"]()
+    assert torch.isclose(torch.maximum(-lo, hi), by_hand(), rtol=1e-5).float().mean() > 0.99
+    return calls
