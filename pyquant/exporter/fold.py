@@ -6,8 +6,6 @@ A moved quantized constant keeps its integers and its qparams. What a Const beco
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from pyquant import ops
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BIAS, STORAGE, bias_quant, quant_of
 from pyquant.exporter.plan import Quant
+from pyquant.exporter.registry import CASTS, GETITEM, is_move, target_of
 from pyquant.exporter.trace import Traced, readable, static_shape, where
 from pyquant.exporter.values import Const, dequantize_from
 
@@ -29,23 +28,23 @@ _MAX_GROWTH = 4096  # elements up to which an expanded constant is stored expand
 _IN_PLACE_ALIASES = {"aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
 
 
-def fold(traced: Traced, moves: Callable[[str], bool]) -> Folded:
-    """All constant nodes of a graph. `moves(target)` tells which operators only move values."""
+def fold(traced: Traced) -> Folded:
+    """All constant nodes of a graph."""
     folded: Folded = {}
     for node in traced.nodes:
         if node.op == "placeholder" and node.name in traced.lifted:
             path, tensor = traced.lifted[node.name]
             folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
-            made = _fold_call(node, folded, moves)
+            made = _fold_call(node, folded)
             if made is not None:
                 folded[node] = made
     return folded
 
 
-def _fold_call(node: Node, folded: Folded, moves: Callable[[str], bool]) -> Any:
-    target = str(node.target)
-    if node.target is operator.getitem:
+def _fold_call(node: Node, folded: Folded) -> Any:
+    target = target_of(node)
+    if target == GETITEM:
         return folded[_node(node.args[0])][node.args[1]]
     if target in _IN_PLACE_ALIASES:
         return folded[_node(node.args[0])]
@@ -59,22 +58,26 @@ def _fold_call(node: Node, folded: Folded, moves: Callable[[str], bool]) -> Any:
         return None
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        return _call(node, folded, moves(target), None)
+        return _call(node, folded, None)
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
-        return [_call(node, folded, moves(target), index) for index in range(len(value))]
+        return [_call(node, folded, index) for index in range(len(value))]
     return None
 
 
-def _call(node: Node, folded: Folded, is_move: bool, part: int | None) -> Const:
+def _call(node: Node, folded: Folded, part: int | None) -> Const:
     fake = node.meta["val"] if part is None else node.meta["val"][part]
-    data = folded[_node(node.args[0])] if is_move and isinstance(node.args[0], Node) else None
+    target = target_of(node)
+    data = folded[_node(node.args[0])] if is_move(target) else None
     shape, here = static_shape(fake, node), where(node)
     name = f"{here.module}.{node.name}" if here.module else node.name
 
     def real() -> Tensor:
         return _run(node, folded, part)
 
-    if isinstance(data, Const) and data.quant is not None:
+    if isinstance(data, Const) and data.quant is not None and target in CASTS:
+        if fake.dtype.is_floating_point:  # the file has the integers, whatever float type simulates them
+            return Const(data.name, shape, fake.dtype, real, here, data.quant, data.ints)
+    elif isinstance(data, Const) and data.quant is not None:
         quant = _moved_quant(node, data, part)
         return Const(
             data.name,

@@ -37,6 +37,7 @@ class Rule:
 RULES: dict[str, Rule] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 GETITEM = "getitem"
+CASTS = ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default", "aten.type_as.default")
 
 _ADVICE = {
     "aten.scaled_dot_product_attention.default": "use eager attention (matmul, softmax, matmul), with sites on each",

@@ -58,7 +58,7 @@ def trace(adapter: nn.Module, name: str | None = None) -> Traced:
         signature = ", ".join(f"{key}: {spec}" for key, spec in specs.items())
         raise ExportError(
             f"{type(adapter).__name__}({signature}) has no static graph: torch.export says\n{error}\n"
-            "Static export needs shapes and branches that do not depend on data; precompute them in as_export_module()."
+            "Where a shape or branch depends on data, precompute it in as_export_module()."
         ) from error
     return _named(program, specs, outputs, name or getattr(adapter, "name", None) or type(adapter).__name__)
 

@@ -169,9 +169,12 @@ def _ordered(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
     if isinstance(inputs, Mapping):
         if set(inputs) != set(names):
             raise ValueError(f"the graph's inputs are {names}, got {list(inputs)}")
-        return [inputs[name] for name in names]
+        inputs = [inputs[name] for name in names]
     if len(inputs) != len(names):
         raise ValueError(f"the graph has {len(names)} inputs {names}, got {len(inputs)} values")
+    for name, spec, value in zip(names, prog.adapter.input_specs.values(), inputs, strict=True):
+        if tuple(value.shape) != spec.shape or value.dtype != spec.dtype:
+            raise ValueError(f"input '{name}' is {value.dtype}{list(value.shape)}, but the graph takes {spec}")
     return list(inputs)
 
 

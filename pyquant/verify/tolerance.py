@@ -26,8 +26,8 @@ FLOAT_RELATIVE = 1e-5
 def fidelity(prog: Any, q: Any, inputs: Any, *, reference: Mapping[str, Any] | None = None) -> Report:
     """Assert that the file of `prog` computes what eager `q` computes, and return the report.
 
-    Op by op always. End to end as a single layer (one step, on 99.9 % of the elements), or, with the float model's outputs by name as
-    `reference`, as a deep model (a tenth of the error that quantization itself makes). Raises AssertionError.
+    Op by op always. End to end as a single layer (one step, on 99.9 % of the elements), or, with the float outputs by
+    name as `reference`, as a deep model (a tenth of the error that quantization itself makes). Raises AssertionError.
     """
     report = compare(prog, q, inputs)
     faults = op_faults(report)

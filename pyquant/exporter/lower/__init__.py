@@ -19,7 +19,7 @@ from pyquant.exporter.fold import fold
 from pyquant.exporter.lower import activation, alias, arith, compare, gather, join, linear, move, norm, quant, reduce
 from pyquant.exporter.plan import DTYPES, Graph, Tensor
 from pyquant.exporter.propagate import propagate
-from pyquant.exporter.registry import RULES, is_move, refuse_unknown, target_of
+from pyquant.exporter.registry import RULES, refuse_unknown, target_of
 from pyquant.exporter.trace import Traced, static_shape, where
 from pyquant.exporter.values import Const, Ref
 
@@ -29,7 +29,7 @@ FAMILIES = (activation, alias, arith, compare, gather, join, linear, move, norm,
 def lower(traced: Traced, metadata: Mapping[str, str]) -> Graph:
     """The Circle graph of a traced program, before passes. Raises ExportError for what has no Circle form."""
     nodes = traced.nodes
-    folded = fold(traced, is_move)
+    folded = fold(traced)
     refuse_unknown(nodes, folded.keys())
     cx = Context(traced, folded, propagate(nodes, folded), Builder([*traced.inputs.values(), *traced.outputs]))
     inputs: list[Ref] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyquant.exporter.context import Context
 from pyquant.exporter.plan import FLOATS
-from pyquant.exporter.registry import Kind, lowers
+from pyquant.exporter.registry import CASTS, Kind, lowers
 from pyquant.exporter.values import Const, Ref, Value
 
 
@@ -40,14 +40,7 @@ def nothing(cx: Context, *_: Any, **__: Any) -> None:
     return
 
 
-@lowers(
-    "aten.to.dtype",
-    "aten.to.dtype_layout",
-    "aten.to.device",
-    "aten._to_copy.default",
-    "aten.type_as.default",
-    kind=Kind.MOVE,
-)
+@lowers(*CASTS, kind=Kind.MOVE)
 def to(cx: Context, x: Ref | Const, *_: Any, **__: Any) -> Ref | Const:
     source, target = cx.dtype(x), cx.out_dtype
     if source == target or (cx.quant(x) is not None and target in FLOATS):

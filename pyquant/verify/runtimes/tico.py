@@ -129,7 +129,10 @@ def _bytes(program: Any) -> bytes:
 
 
 def _array(value: Any) -> Array:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # numpy has no bfloat16
 
 
 def _tensor(value: Array) -> torch.Tensor:

@@ -242,7 +242,9 @@ class Branch(nn.Module):
 
 
 def test_data_dependent_branch() -> None:
-    with pytest.raises(ExportError, match=r"Branch\(x: float32\[2\]\) has no static graph.*(?s:.)*as_export_module"):
+    with pytest.raises(
+        ExportError, match=r"Branch\(x: float32\[2\]\) has no static graph.*(?s:.)*precompute it in as_export_module"
+    ):
         export(Branch())
 
 

@@ -320,6 +320,23 @@ def test_large_expanded_constant_is_broadcast_not_stored() -> None:
     assert program.size < 200
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_model_is_the_same_file(dtype: torch.dtype) -> None:
+    """Whatever float type simulates a quantized graph, the file has its integers."""
+
+    def fn(m: Graph, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(m.a(x).float(), m.wq(m.w).float()).to(x.dtype)
+        return m.out(m.out(y) * 0.5)
+
+    w = weight(8, 8).to(dtype)
+    parts = {"w": w, "wq": channels(w.float(), "sym8"), "a": act("uint8"), "out": act("uint8")}
+    program = export(Graph(fn, TensorSpec(X, dtype), **parts))
+    assert operators(program) == ["FULLY_CONNECTED", "MUL"]
+    assert {t.dtype for t in program.graph.tensors} == {"uint8", "int8"}
+    single = export(Graph(fn, X, **{**parts, "w": w.float()}))
+    assert program.to_bytes() == single.to_bytes()
+
+
 def test_argmax_reads_integers() -> None:
     graph = Graph(lambda m, x: m.a(x).argmax(-1), X, a=act("uint8"))
     program, report = quantized(graph)

@@ -199,10 +199,17 @@ def test_runtime_traces_every_tensor(layer: Layer, x: Tensor) -> None:
 )
 def test_wrong_inputs(layer: Layer, inputs: Any, message: str) -> None:
     program = export(layer)
-    with pytest.raises(ValueError, match=message):
-        tico.run(program, inputs)
-    with pytest.raises(ValueError, match=message):
-        compare(program, layer, inputs)
+    for call in (lambda: tico.run(program, inputs), lambda: compare(program, layer, inputs)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_input_of_another_shape_or_type(layer: Layer, x: Tensor) -> None:
+    program = export(layer)
+    with pytest.raises(ValueError, match=r"input 'x' is torch.float32\[2, 16\], but the graph takes float32\[4, 16\]"):
+        compare(program, layer, [x[:2]])
+    with pytest.raises(ValueError, match=r"input 'x' is torch.float64"):
+        compare(program, layer, [x.double()])
 
 
 def test_missing_tico_says_how_to_install_it(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
