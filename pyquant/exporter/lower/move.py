@@ -69,7 +69,12 @@ def transpose(cx: Context, x: Ref | Const, dim0: int, dim1: int) -> Ref | Const:
     return permute(cx, x, order)
 
 
-@lowers("aten.t.default", "aten.numpy_T.default", "aten.mT.default", kind=Kind.MOVE)
+@lowers("aten.numpy_T.default", kind=Kind.MOVE)
+def numpy_t(cx: Context, x: Ref | Const) -> Ref | Const:
+    return permute(cx, x, list(reversed(range(len(cx.shape(x))))))
+
+
+@lowers("aten.t.default", "aten.mT.default", kind=Kind.MOVE)
 def t(cx: Context, x: Ref | Const) -> Ref | Const:
     return transpose(cx, x, -1, -2) if len(cx.shape(x)) > 1 else x
 

@@ -131,8 +131,9 @@ def _bytes(program: Any) -> bytes:
 def _array(value: Any) -> Array:
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
-    value = value.detach().cpu()
-    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # numpy has no bfloat16
+    plain = value.detach().cpu()
+    array: Array = (plain.float() if plain.dtype is torch.bfloat16 else plain).numpy()  # numpy has no bfloat16
+    return array
 
 
 def _tensor(value: Array) -> torch.Tensor:

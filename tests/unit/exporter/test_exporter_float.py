@@ -94,6 +94,7 @@ case("unsqueeze_squeeze", lambda m, x: (x.unsqueeze(1) + 1.0).squeeze(1), X, ops
 case("permute", lambda m, x: x.permute(2, 0, 1), X, ops="TRANSPOSE")
 case("transposes_merge", lambda m, x: x.permute(2, 0, 1).transpose(0, 1), X, ops="TRANSPOSE")
 case("t", lambda m, x: x.t(), (3, 8), ops="TRANSPOSE")
+case("reversed_axes", lambda m, x: x.permute(2, 1, 0) + torch.ops.aten.numpy_T(x), X, ops="TRANSPOSE TRANSPOSE ADD")
 case("expand", lambda m, x: x.unsqueeze(0).expand(4, 2, 3, 8), X, ops="RESHAPE BROADCAST_TO")
 case("expand_idle", lambda m, x: x.expand(1, 2, 3, 8), X, ops="RESHAPE")
 case("repeat", lambda m, x: x.repeat(2, 1, 3), X, ops="RESHAPE BROADCAST_TO RESHAPE")
