@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# One thread a worker, whole modules to one worker (they share what is slow to make), benchmarks only as tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope --benchmark-disable
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,10 @@ demo-vision: setup ## the same (the vision classifier)
 	$(BIN)/python -m examples.digits.demo_vision $(DEMO_ARGS)
 
 test: setup native ## native tests, then the Python tests (without those marked slow)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
 test-slow: setup ## only the tests marked slow
-	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+	$(PYTEST) -m slow $(TEST_ARGS)
 
 native: setup ## kernels, Circle and CLI built and tested without Python and torch headers
 	PATH="$(abspath $(BIN)):$$PATH" cmake --preset native > /dev/null
