@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Smallest and largest finite value, and how many values are not finite, in one pass.
+#include <algorithm>
 #include <limits>
 
 #include "kernels/convert.h"
@@ -10,7 +11,8 @@ namespace pyquant::kernels {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr int kLanes = 64;
+constexpr int kWide = 64;
+constexpr int kNarrow = 16;
 constexpr uint32_t kInfBits = 0x7f800000u;
 
 struct Extent {
@@ -41,51 +43,54 @@ PYQUANT_INLINE Extent run_scalar(const T* x, int64_t n) {
   return e;
 }
 
-// Values of a block are taken as finite while the largest magnitude is kept too; a block that held NaN or Inf
-// is done again.
+PYQUANT_INLINE void join(Extent& all, const Extent& part) {
+  all.lo = part.lo < all.lo ? part.lo : all.lo;
+  all.hi = part.hi > all.hi ? part.hi : all.hi;
+  all.nonfinite += part.nonfinite;
+}
+
+// n is a multiple of kLanes. Values are taken as finite while the largest magnitude is kept too; a block that
+// held NaN or Inf is done again.
+template <int kLanes, class T>
+PYQUANT_INLINE Extent block(const T* x, int64_t n) {
+  float lo[kLanes], hi[kLanes];
+  int32_t magnitude[kLanes];
+  for (int l = 0; l < kLanes; ++l) lo[l] = kInf, hi[l] = -kInf, magnitude[l] = 0;
+  for (int64_t at = 0; at < n; at += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float v = load(x[at + l]);
+      widen(lo[l], hi[l], v);
+      const int32_t m = static_cast<int32_t>(bits_of(v) & 0x7fffffffu);
+      magnitude[l] = m > magnitude[l] ? m : magnitude[l];
+    }
+  }
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int l = 0; l < step; ++l) {
+      lo[l] = lo[l + step] < lo[l] ? lo[l + step] : lo[l];
+      hi[l] = hi[l + step] > hi[l] ? hi[l + step] : hi[l];
+      magnitude[l] = magnitude[l + step] > magnitude[l] ? magnitude[l + step] : magnitude[l];
+    }
+  }
+  if (magnitude[0] >= static_cast<int32_t>(kInfBits)) return run_scalar(x, n);
+  return {lo[0] + 0.0f, hi[0] + 0.0f, 0};
+}
+
 template <class T>
 PYQUANT_INLINE Extent run_vector(const T* x, int64_t n) {
   constexpr int64_t kBlock = 4096;
-  Extent e;
+  Extent all;
   int64_t i = 0;
-  while (n - i >= kLanes) {
-    const int64_t end = i + std::min<int64_t>(kBlock, (n - i) / kLanes * kLanes);
-    float lo[kLanes], hi[kLanes];
-    int32_t magnitude[kLanes];
-    for (int l = 0; l < kLanes; ++l) lo[l] = kInf, hi[l] = -kInf, magnitude[l] = 0;
-    for (int64_t at = i; at < end; at += kLanes) {
-      for (int l = 0; l < kLanes; ++l) {
-        const float v = load(x[at + l]);
-        widen(lo[l], hi[l], v);
-        const int32_t m = static_cast<int32_t>(bits_of(v) & 0x7fffffffu);
-        magnitude[l] = m > magnitude[l] ? m : magnitude[l];
-      }
-    }
-    for (int step = kLanes / 2; step > 0; step /= 2) {
-      for (int l = 0; l < step; ++l) {
-        lo[l] = lo[l + step] < lo[l] ? lo[l + step] : lo[l];
-        hi[l] = hi[l + step] > hi[l] ? hi[l + step] : hi[l];
-        magnitude[l] = magnitude[l + step] > magnitude[l] ? magnitude[l + step] : magnitude[l];
-      }
-    }
-    if (magnitude[0] < static_cast<int32_t>(kInfBits)) {
-      e.lo = lo[0] < e.lo ? lo[0] : e.lo;
-      e.hi = hi[0] > e.hi ? hi[0] : e.hi;
-    } else {
-      const Extent again = run_scalar(x + i, end - i);
-      e.lo = again.lo < e.lo ? again.lo : e.lo;
-      e.hi = again.hi > e.hi ? again.hi : e.hi;
-      e.nonfinite += again.nonfinite;
-    }
-    i = end;
+  for (int64_t m; n - i >= 4 * kWide; i += m) {
+    m = std::min(kBlock, (n - i) / kWide * kWide);
+    join(all, block<kWide>(x + i, m));
   }
-  const Extent tail = run_scalar(x + i, n - i);
-  e.lo = tail.lo < e.lo ? tail.lo : e.lo;
-  e.hi = tail.hi > e.hi ? tail.hi : e.hi;
-  e.nonfinite += tail.nonfinite;
-  e.lo += 0.0f;
-  e.hi += 0.0f;
-  return e;
+  if (n - i >= kNarrow) {  // the rest of a long run, or all of a group of 32
+    const int64_t m = (n - i) / kNarrow * kNarrow;
+    join(all, block<kNarrow>(x + i, m));
+    i += m;
+  }
+  join(all, run_scalar(x + i, n - i));
+  return all;
 }
 
 template <class T>
