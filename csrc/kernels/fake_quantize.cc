@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // fake_quantize and its straight-through gradient.
+#include <algorithm>
+
 #include "kernels/pointwise.h"
 
 namespace pyquant::kernels {
@@ -33,12 +35,21 @@ struct BackwardOp {
     dx = is_representable(load(x), p.q, p.grid) ? dy : T{};
   }
 
-  // One step of room on both sides tells what would be clamped from what lies on the last integer.
+  // One step of room on both sides tells what would be clamped from what lies on the last integer. One
+  // comparison: gcc does not vectorize a conjunction of two.
   template <class T>
   PYQUANT_INLINE static void vector(const Params& p, T& dx, T dy, T x) {
-    const float steps =
-        static_cast<float>(round_small(clamp_number(load(x) / p.q.scale, p.lo - 1.0f, p.hi + 1.0f)));
-    dx = steps >= p.lo && steps <= p.hi ? dy : T{};
+    const int32_t steps = round_small(clamp_number(load(x) / p.q.scale, p.lo - 1.0f, p.hi + 1.0f));
+    const int32_t lo = static_cast<int32_t>(p.lo), hi = static_cast<int32_t>(p.hi);
+    const int32_t limited = std::min(std::max(steps, lo), hi);
+    keep(limited == steps, dy, dx);
+  }
+
+ private:
+  PYQUANT_INLINE static void keep(bool yes, float from, float& to) { to = yes ? from : 0.0f; }
+  template <class T>
+  PYQUANT_INLINE static void keep(bool yes, T from, T& to) {
+    to.bits = yes ? from.bits : static_cast<uint16_t>(0);
   }
 };
 
