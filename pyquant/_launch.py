@@ -11,9 +11,14 @@ import sys
 from importlib.resources import files
 
 
+def program() -> str:
+    """The path of the native program; in an editable install it lies in site-packages, beside the native modules."""
+    path = str(files("pyquant").joinpath("bin/pyquant-circle"))
+    if not os.path.isfile(path):
+        sys.exit(f"pyquant-circle: {path} is missing; build it with `make setup` (or `pip install -e .` again)")
+    return path
+
+
 def main() -> None:
     """Replaces this process with the native program, arguments and all."""
-    program = str(files("pyquant").joinpath("bin/pyquant-circle"))
-    if not os.path.isfile(program):
-        sys.exit(f"pyquant-circle: {program} is missing; build it with `make setup` (or `pip install -e .` again)")
-    os.execv(program, ["pyquant-circle", *sys.argv[1:]])
+    os.execv(program(), ["pyquant-circle", *sys.argv[1:]])

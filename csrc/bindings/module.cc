@@ -203,7 +203,7 @@ void bind_model(py::module_& m) {
       .def_property_readonly("version", [](const ModelView& v) { return v.model->version; })
       .def_property_readonly("description", [](const ModelView& v) { return text(v.model->description); })
       .def_property_readonly("name", [](const ModelView& v) { return text(v.model->name); })
-      .def_property_readonly("bytes", [](const ModelView& v) { return v.model->file_size; })
+      .def_property_readonly("file_size", [](const ModelView& v) { return v.model->file_size; })
       .def_property_readonly(
           "external",
           [](const ModelView& v) {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Circle files in Python: read, check, inspect, compare, write. Parsing and judging are native (`pyquant._circle`, no torch).
+"""Circle files in Python: read, check, inspect, compare, write.
 
-Only `write` needs torch, and loads it when called; what a plan says is left to pyquant.exporter.
+Parsing and judging are native (`pyquant._circle`); only `write` needs torch, and loads it when called. What a plan says
+is left to pyquant.exporter.
 """
 
 from __future__ import annotations

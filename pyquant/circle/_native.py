@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"pyquant's native Circle reader (pyquant/_circle) is missing: {error}; "
-        "build it with `pip install -r requirements-dev.txt && pip install --no-build-isolation -e .` in the source tree"
+        "build it with `pip install -r requirements-dev.txt && pip install --no-build-isolation -e .` in the sources"
     ) from error
 
 __all__ = ["native"]

@@ -38,10 +38,11 @@ def _faults(native_faults: Iterable[tuple[str, str, str]]) -> list[Fault]:
 
 
 def check(source: Source, target: Target = "circle") -> list[Fault]:
-    """Everything that is wrong with a file for `target`; empty when nothing is. Raises CircleError when it cannot be read.
+    """Everything that is wrong with a file for `target`; empty when nothing is.
 
     circle: the format, and what TICO's reference runtime runs. luci: also ONE's rules for quantized models.
     onert: also what onert 0.1.0 refuses, crashes on, or silently gets wrong.
+    Raises CircleError when the file cannot be read.
     """
     return _faults(read(source).check(target))
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """circle_write: a plan and its constants to a .circle file, streamed from the tensors' own memory.
 
-It owns the typed function and the Meta kernel; what a plan says is the exporter's, how a file is checked and laid out is csrc/circle.
+It owns the typed function and the Meta kernel; what a plan says is the exporter's, how a file is checked and laid out
+is csrc/circle.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import CircleError, OpArgumentError
-from pyquant.ops._native import native
+from pyquant.ops._native import meta, native
 
 _circle_write: Callable[..., int] = native("circle_write")
 _MARK = "[pyquant] "
@@ -40,6 +41,6 @@ def circle_write(plan: str, constants: Sequence[Tensor], path: str | os.PathLike
         raise CircleError(text.split("\n")[0]) from None
 
 
-@torch.library.register_fake("pyquant::circle_write")
+@meta("circle_write")
 def _circle_write_meta(plan: str, constants: list[Tensor], path: str) -> int:
     return 0
