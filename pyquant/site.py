@@ -104,7 +104,7 @@ class Site(nn.Module):
             )
         phase = self.state.phase
         if phase is Phase.QUANTIZED and self.scale is not None:
-            return self._quantize(_clamp(x, self._beyond(clip)))
+            return self._quantize(_clamp(x, self._beyond(clip)), self._spec().dtype.qmin)
         x = _clamp(x, clip)
         if phase is Phase.CALIBRATE and self.observer is not None:
             self.observe(x if observed is None else observed)
@@ -197,12 +197,14 @@ class Site(nn.Module):
             None if high is None or high >= high_end - step else high,
         )
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor, qmin: int | None = None) -> Tensor:
+        """On the grid. Constants stay in [-qmax, qmax] when symmetric; a value that is computed on the device saturates
+        where its type does (`qmin`), one step further down, so that too is what the file computes."""
         spec = self._spec()
         scale, zero_point = cast(Tensor, self.scale), cast(Tensor, self.zero_point)
         axis = getattr(spec.granularity, "axis", None)
         group = getattr(spec.granularity, "size", 0)
-        return ops.fake_quantize(x, scale, zero_point, axis, group, spec.qmin, spec.qmax)
+        return ops.fake_quantize(x, scale, zero_point, axis, group, spec.qmin if qmin is None else qmin, spec.qmax)
 
     def _spec(self) -> QuantSpec:
         assert self.spec is not None, f"site {self.path!r} is float"

@@ -101,7 +101,7 @@ Granularity = PerTensor | PerAxis | PerGroup
 class QuantSpec:
     """A number format: `QuantSpec(INT8, symmetric=True, granularity=PerAxis(0))`.
 
-    Symmetric grids have zero_point 0 and use [-qmax, qmax]; an unsigned type cannot be symmetric, and 16-bit
+    Symmetric grids have zero_point 0 and a scale that puts the range on [-qmax, qmax]; an unsigned type cannot be symmetric, and 16-bit
     formats must be (the runtimes have no 16-bit zero point).
     """
 
