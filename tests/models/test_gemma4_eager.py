@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from gemma4_tiny import config, hf, pixels, positions, randomized, rotary, states, vision
@@ -192,6 +195,19 @@ def test_a_class_that_transformers_renamed_is_one_loud_line(monkeypatch):
     monkeypatch.delattr(hf, "Gemma4VisionPooler")
     with pytest.raises(ImportError, match=r"transformers 5\.\d+\.\d+ has no class Gemma4VisionPooler"):
         hf_class("Gemma4VisionPooler")
+
+
+def test_prepare_finds_the_room_by_itself():
+    """Nobody must import pyquant.models.gemma4; and without a transformers model nobody pays for importing it."""
+    code = (
+        "import sys, pyquant.wrap, pyquant.lifecycle\n"
+        "assert 'transformers' not in sys.modules\n"
+        "from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm\n"
+        "q = pyquant.lifecycle.prepare(Gemma4RMSNorm(4), pyquant.Policy.preset('w8a8'))\n"
+        "print(type(q).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["QuantGemma4RMSNorm"]
 
 
 def test_the_wrapper_names_are_public():

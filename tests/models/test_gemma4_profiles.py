@@ -11,6 +11,7 @@ from gemma4_tiny import positions, vision
 
 import pyquant
 from pyquant.errors import ProfileError
+from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4 import VisionProfile
 
 
@@ -117,6 +118,14 @@ def test_parts_check_what_concerns_them(q):
     with pytest.raises(ProfileError, match="ends at 11"):
         q.patch_embedder.as_export_module(VisionProfile(grid=(1, 13)))
     q.encoder.as_export_module(VisionProfile(grid=(1, 13)))  # has neither table nor pools
+
+
+def test_another_kind_of_profile_is_refused(q):
+    other = pyquant.ExportProfile({"pixel_values": TensorSpec((1, 16, 12))}, ("y",))
+    layer = q.encoder.layers[0]
+    for part in (q, q.encoder, layer, layer.self_attn, q.patch_embedder, q.pooler):
+        with pytest.raises(ProfileError, match=r"gemma4\.VisionProfile\(grid=\(height, width\)\), got ExportProfile"):
+            part.as_export_module(other)
 
 
 def test_export_before_convert_is_refused():

@@ -102,6 +102,8 @@ def test_low_precision_models_run_in_every_phase(name, dtype, tolerance):
     pick = CASES[name].pick
     with torch.no_grad():
         expected, observed = pick(fp(**given)), pick(q(**given))
+        if name == "pooler":  # transformers before 5.10 returns it in the model's type
+            expected = expected.float()
         close(real_rows(name, "padded", observed), real_rows(name, "padded", expected), tolerance)
         pyquant.convert(q)
         out = pick(q(**given))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.adapter import StaticAdapter
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, padding_of
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
@@ -172,6 +172,7 @@ class QuantGemma4VisionEncoderLayer(QModule):
 
 def _adapter(module: QModule, profile: VisionProfile, name: str) -> StaticAdapter:
     """A layer or its attention alone: the rotary tables come from HF's rotary module, built from the layer's config."""
+    require_vision_profile(profile, module)
     weight = next(module.parameters())
     rotary = hf_class("Gemma4VisionRotaryEmbedding")(module.config).to(weight.device)
     ids = profile.positions.to(weight.device)

@@ -20,7 +20,7 @@ from pyquant.models.gemma4.adapter import StaticAdapter
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.layers import Mask
 from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, VisionTables, padding_of
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, Role, WrapContext
@@ -77,6 +77,7 @@ class QuantGemma4VisionEncoder(QModule):
 
     def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
         """inputs_embeds (B, P, V) -> last_hidden_state (B, P, V), with the positions and the padding of `profile`."""
+        require_vision_profile(profile, self)
         rotary, mask = self.static_tables(profile)
         spec = TensorSpec((*profile.shape, self.config.hidden_size), next(self.parameters()).dtype)
         return StaticAdapter(
@@ -164,6 +165,7 @@ class QuantGemma4VisionModel(QModule):
 
         Raises ProfileError when the profile contradicts the model: pools, position table.
         """
+        require_vision_profile(profile, self)
         pooling = self.pooler.static_pooling(profile, self.config.pooling_kernel_size)
         rotary, mask = self.encoder.static_tables(profile)
         tables = StaticTables(

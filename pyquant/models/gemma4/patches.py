@@ -15,7 +15,7 @@ from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.adapter import StaticAdapter
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import Pooling, StaticTables, padding_of, position_embeddings
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
@@ -64,6 +64,7 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
     def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
         """pixel_values (B, P, 3 * patch**2) -> hidden_states (B, P, V), at the positions of `profile`."""
+        require_vision_profile(profile, self)
         return StaticAdapter(
             self,
             StaticTables(position_embeddings=self.static_embeddings(profile)),
@@ -138,6 +139,7 @@ class QuantGemma4VisionPooler(QModule):
 
     def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
         """hidden_states (B, P, V) -> pooled (B, L, V), L the most real tokens that an image of `profile` has."""
+        require_vision_profile(profile, self)
         return StaticAdapter(
             self,
             StaticTables(pooling=self.static_pooling(profile, None)),

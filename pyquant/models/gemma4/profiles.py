@@ -125,6 +125,15 @@ class VisionProfile:
         return k
 
 
+def require_vision_profile(profile: Any, module: object) -> None:
+    """Raise ProfileError for a profile of another kind, whose positions the vision tower could not know."""
+    if not isinstance(profile, VisionProfile):
+        raise ProfileError(
+            f"{type(module).__name__} needs to know where its patches stand: export it with gemma4.VisionProfile("
+            f"grid=(height, width)), got {type(profile).__name__}"
+        )
+
+
 def _grids(grid: Any) -> tuple[tuple[int, int], ...]:
     pairs = (grid,) if isinstance(grid, Sequence) and grid and isinstance(grid[0], int) else grid
     try:
