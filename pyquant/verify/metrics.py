@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyquant.errors import InputError
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -76,7 +78,7 @@ def _ratio(error: float, interval: float) -> float:
 def _pair(reference: Any, other: Any) -> tuple[Array, Array]:
     ref, got = _array(reference), _array(other)
     if ref.shape != got.shape:
-        raise ValueError(f"the tensors differ in shape: reference {ref.shape}, other {got.shape}")
+        raise InputError(f"the tensors differ in shape: reference {ref.shape}, other {got.shape}")
     return ref, got
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyquant.errors import InputError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = Mapping[str, Any] | Sequence[Any]
 
@@ -86,7 +88,7 @@ class Runtime:
         for tensor, result in zip(outputs, results, strict=True):
             array = np.asarray(result)
             if array.shape != tensor.shape or array.dtype != self._dtype(tensor):
-                raise ValueError(
+                raise InputError(
                     f"operator {index} {operator.name} gives {array.dtype}{list(array.shape)}, "
                     f"but '{tensor.name}' is declared {self._dtype(tensor)}{list(tensor.shape)}"
                 )
@@ -101,10 +103,10 @@ class Runtime:
     def _ordered(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
             if set(inputs) != set(self.input_names):
-                raise ValueError(f"the graph's inputs are {self.input_names}, got {list(inputs)}")
+                raise InputError(f"the graph's inputs are {self.input_names}, got {list(inputs)}")
             return [inputs[name] for name in self.input_names]
         if len(inputs) != len(self.input_names):
-            raise ValueError(
+            raise InputError(
                 f"the graph has {len(self.input_names)} inputs {self.input_names}, got {len(inputs)} values"
             )
         return list(inputs)
