@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class PyquantError(Exception):
-    """Base of every error that a user mistake raises. The text says what was seen, expected, where, and the next step."""
+    """Base of every error that a user mistake raises: what was seen, what was expected, where, and the next step."""
 
     def __str__(self) -> str:  # KeyError would print its repr
         return str(self.args[0]) if self.args else ""

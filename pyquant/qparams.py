@@ -31,7 +31,9 @@ class QParams:
     def __post_init__(self) -> None:
         scale, zero_point = self.scale, self.zero_point
         if scale.dtype != torch.float32 or zero_point.dtype != torch.int32:
-            raise SpecError(f"QParams need a float32 scale and an int32 zero_point, got {scale.dtype} and {zero_point.dtype}")
+            raise SpecError(
+                f"QParams need a float32 scale and an int32 zero_point, got {scale.dtype} and {zero_point.dtype}"
+            )
         if scale.shape != zero_point.shape:
             raise SpecError(f"QParams need one zero_point per scale, got {scale.shape = } and {zero_point.shape = }")
         ranks = {PerTensor: 0, PerAxis: 1}
@@ -44,7 +46,8 @@ class QParams:
         low, high = (0, 0) if self.spec.symmetric else (self.spec.qmin, self.spec.qmax)
         if scale.numel() and (int(zero_point.min()) < low or int(zero_point.max()) > high):
             raise SpecError(
-                f"a zero_point of {self.spec} lies in [{low}, {high}], found {int(zero_point.min())}..{int(zero_point.max())}"
+                f"a zero_point of {self.spec} lies in [{low}, {high}], found "
+                f"{int(zero_point.min())}..{int(zero_point.max())}"
             )
 
     @property

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Number formats: integer types, granularity, and the two joined with symmetry in a QuantSpec.
 
-It owns what a format is and which combinations exist. How a range is found is observe/; where a format applies is policy.py.
+It owns what a format is and which combinations exist. How a range is found is observe/, where a format applies is
+policy.py.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ Granularity = PerTensor | PerAxis | PerGroup
 class QuantSpec:
     """A number format: `QuantSpec(INT8, symmetric=True, granularity=PerAxis(0))`.
 
-    Symmetric grids have zero_point 0 and a scale that puts the range on [-qmax, qmax]; an unsigned type cannot be symmetric, and 16-bit
-    formats must be (the runtimes have no 16-bit zero point).
+    Symmetric grids have zero_point 0 and a scale that puts the range on [-qmax, qmax]; an unsigned type cannot be
+    symmetric, and 16-bit formats must be (the runtimes have no 16-bit zero point).
     """
 
     dtype: IntType
@@ -145,7 +146,9 @@ class QuantSpec:
         unknown = set(data) - {"dtype", "symmetric", "granularity"}
         if unknown or "dtype" not in data:
             raise SpecError(f"a QuantSpec has the keys dtype, symmetric, granularity; got {sorted(data)}")
-        return cls(IntType.parse(data["dtype"]), bool(data.get("symmetric", False)), _granularity(data.get("granularity")))
+        return cls(
+            IntType.parse(data["dtype"]), bool(data.get("symmetric", False)), _granularity(data.get("granularity"))
+        )
 
 
 def _granularity(data: Any) -> Granularity:
@@ -157,5 +160,6 @@ def _granularity(data: Any) -> Granularity:
         case {"per_group": [int(axis), int(size)]}:
             return PerGroup(axis, size)
     raise SpecError(
-        f"granularity {data!r} is not known; expected 'per_tensor', {{'per_axis': AXIS}} or {{'per_group': [AXIS, SIZE]}}"
+        f"granularity {data!r} is not known; expected 'per_tensor', {{'per_axis': AXIS}} or "
+        f"{{'per_group': [AXIS, SIZE]}}"
     )

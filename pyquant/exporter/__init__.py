@@ -7,7 +7,7 @@ It reads the graph that torch.export traces, and knows neither wrappers nor mode
 from __future__ import annotations
 
 from pyquant.exporter.bundle import export_bundle
-from pyquant.exporter.export import export
+from pyquant.exporter.pipeline import export
 from pyquant.exporter.profile import ExportProfile, TensorSpec
 from pyquant.exporter.program import CircleProgram
 

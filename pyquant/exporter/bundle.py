@@ -19,7 +19,7 @@ from torch import nn
 from pyquant import __version__
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ProfileError
-from pyquant.exporter.export import export
+from pyquant.exporter.pipeline import export
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
