@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 
@@ -52,6 +53,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def meta(name: str) -> Callable[[Function], Function]:
     """Decorator: the Meta kernel of an operator (shapes and dtypes, no data), for torch.export and torch.compile."""
     return cast("Callable[[Function], Function]", torch.library.register_fake(f"pyquant::{name}"))
+
+
+def observed(x: Tensor) -> Tensor:
+    """x without its gradient: what is read off a tensor is a statistic, and state must not hold on to x's graph."""
+    return x.detach() if x.requires_grad else x
 
 
 def op_error(error: RuntimeError) -> Exception:

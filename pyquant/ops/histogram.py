@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import meta, native, op_error
+from pyquant.ops._native import meta, native, observed, op_error
 
 _observe: Callable[..., None] = native("observe_histogram_")
 _merge: Callable[..., None] = native("merge_histogram_")
@@ -32,7 +32,7 @@ def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) 
     At least half of the bins lie between min(0, smallest) and max(0, largest). Values beyond 2^120 count as 2^120.
     """
     try:
-        _observe(counts, range, count, x)
+        _observe(counts, range, count, observed(x))
     except RuntimeError as error:
         raise op_error(error) from None
 

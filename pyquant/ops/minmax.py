@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import meta, native, op_error
+from pyquant.ops._native import meta, native, observed, op_error
 
 _observe_minmax: Callable[..., None] = native("observe_minmax_")
 _observe_ema: Callable[..., None] = native("observe_ema_")
@@ -27,7 +27,7 @@ def observe_minmax_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int 
     seen and non-finite elements seen; both grow. x: float32, bfloat16 or float16. NaN and Inf are counted and skipped.
     """
     try:
-        _observe_minmax(lo, hi, count, x, axis)
+        _observe_minmax(lo, hi, count, observed(x), axis)
     except RuntimeError as error:
         raise op_error(error) from None
 
@@ -39,7 +39,7 @@ def observe_ema_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | N
     `observe_minmax_`.
     """
     try:
-        _observe_ema(lo, hi, count, x, axis, momentum)
+        _observe_ema(lo, hi, count, observed(x), axis, momentum)
     except RuntimeError as error:
         raise op_error(error) from None
 
@@ -50,7 +50,7 @@ def minmax(x: Tensor, axis: int | None = None, group: int = 0) -> tuple[Tensor, 
     (+inf, -inf) where there is none.
     """
     try:
-        return _minmax(x, axis, group)
+        return _minmax(observed(x), axis, group)
     except RuntimeError as error:
         raise op_error(error) from None
 

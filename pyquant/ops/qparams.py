@@ -7,13 +7,14 @@ It owns the typed functions and their Meta kernels; how a range is found is minm
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import meta, native, op_error
+from pyquant.ops._native import meta, native, observed, op_error
 
 _choose_qparams: Callable[..., tuple[Tensor, Tensor]] = native("choose_qparams")
 _quantize_bias: Callable[..., Tensor] = native("quantize_bias")
@@ -40,17 +41,35 @@ def quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     Computed in float64. bias: float32; scale: float32, () or bias's shape. NaN becomes the smallest integer.
     """
     try:
-        return _quantize_bias(bias, scale, bits)
+        return _quantize_bias(observed(bias), scale, bits)
     except RuntimeError as error:
         raise op_error(error) from None
 
 
 def fake_quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """`quantize_bias(...) * scale` in float64, rounded to float32."""
+    """`quantize_bias(...) * scale` in float64, rounded to float32. The gradient passes to bias unchanged."""
+    if torch.is_grad_enabled() and bias.requires_grad:
+        out: Tensor = _StraightThroughBias.apply(bias, scale, bits)  # type: ignore[no-untyped-call]
+        return out
     try:
         return _fake_quantize_bias(bias, scale, bits)
     except RuntimeError as error:
         raise op_error(error) from None
+
+
+class _StraightThroughBias(torch.autograd.Function):
+    """As in fake_quantize.py; a bias has so many bits that none is clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, scale: Tensor, bits: int) -> Tensor:
+        try:
+            return _fake_quantize_bias(bias, scale, bits)
+        except RuntimeError as error:
+            raise op_error(error) from None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, None
 
 
 def check_ranges(op: str, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> None:

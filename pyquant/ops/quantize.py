@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
-from pyquant.ops._native import meta, native, op_error
+from pyquant.ops._native import meta, native, observed, op_error
 
 _quantize: Callable[..., Tensor] = native("quantize")
 _dequantize: Callable[..., Tensor] = native("dequantize")
@@ -36,7 +36,7 @@ def quantize(
     hold the grid.
     """
     try:
-        return _quantize(x, scale, zero_point, axis, group, qmin, qmax, dtype)
+        return _quantize(observed(x), scale, zero_point, axis, group, qmin, qmax, dtype)
     except RuntimeError as error:
         raise op_error(error) from None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyquant.ops import _checks
-from pyquant.ops._native import meta, native, op_error
+from pyquant.ops._native import meta, native, observed, op_error
 
 _mse_range: Callable[..., tuple[Tensor, Tensor]] = native("mse_range")
 
@@ -24,7 +24,7 @@ def mse_range(x: Tensor, axis: int | None, group: int, qmin: int, qmax: int, sym
     Where x holds NaN or Inf it is the full range of the rest; (+inf, -inf) where nothing is finite.
     """
     try:
-        return _mse_range(x, axis, group, qmin, qmax, symmetric)
+        return _mse_range(observed(x), axis, group, qmin, qmax, symmetric)
     except RuntimeError as error:
         raise op_error(error) from None
 

@@ -17,6 +17,8 @@ from ops_cases import (
     assert_same_bits,
     by_name,
     calls,
+    histogram_state,
+    observer_state,
     ordinary,
     other_calls,
     random_bits,
@@ -171,6 +173,24 @@ def test_no_gradient_is_tracked_without_need() -> None:
     with torch.no_grad():
         x = ordinary((3,)).requires_grad_()
         assert ops.fake_quantize(x, scale, zero_point, None, 0, -8, 7).grad_fn is None
+
+
+def test_statistics_hold_no_graph() -> None:
+    x = ordinary((4, 6)).requires_grad_()
+    state, ema, histogram = observer_state(), observer_state((4,)), histogram_state()
+    ops.observe_minmax_(*state, x * 2)
+    ops.observe_ema_(*ema, x * 2, 0, 0.9)
+    ops.observe_histogram_(*histogram, x * 2)
+    found = [*ops.minmax(x, 0), *ops.mse_range(x, None, 0, -7, 7, True)]
+    assert not any(t.requires_grad for t in (*state, *ema, *histogram, *found))
+
+
+def test_gradient_of_a_bias_passes_unchanged() -> None:
+    bias = torch.tensor([1.0, -2.5, 0.3], requires_grad=True)
+    upstream = torch.tensor([0.5, 2.0, -1.0])
+    ops.fake_quantize_bias(bias, torch.tensor(0.1), 32).backward(upstream)
+    assert bias.grad is not None
+    assert torch.equal(bias.grad, upstream)
 
 
 def test_the_raw_operator_has_no_gradient() -> None:
