@@ -38,11 +38,11 @@ Status bind_constants(Plan& plan, const std::vector<Bytes>& constants);
 Status bind_constants(Plan& plan, const Safetensors& weights, std::vector<std::string>* unused = nullptr);
 
 /// The plan of a model that was read; its constants get names, listed in the order of their buffers.
-struct PlanText {
+struct DumpedPlan {
   std::string json;
   std::vector<WeightsEntry> weights;
   std::vector<std::shared_ptr<const void>> owners;  // keep the weights' bytes alive
 };
-Result<PlanText> dump_plan(const Model& model);
+Result<DumpedPlan> dump_plan(const Model& model);
 
 }  // namespace pyquant::circle

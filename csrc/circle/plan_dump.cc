@@ -103,9 +103,9 @@ WeightsEntry weights_entry(const Model& model, const Tensor& t, std::string name
 
 }  // namespace
 
-Result<PlanText> dump_plan(const Model& model) {
+Result<DumpedPlan> dump_plan(const Model& model) {
   PYQUANT_TRY(check_plannable(model));
-  PlanText plan;
+  DumpedPlan plan;
   plan.owners = model.owners;
   std::string& out = plan.json;
   out = "{\"format\": \"pyquant-plan\", \"version\": 1,\n \"name\": " + quoted(model.name) +

@@ -9,7 +9,7 @@
 namespace pyquant::cli {
 namespace {
 
-Status save(const circle::PlanText& plan, const std::string& path, const std::string& weights) {
+Status save(const circle::DumpedPlan& plan, const std::string& path, const std::string& weights) {
   PYQUANT_TRY(circle::write_safetensors(plan.weights, weights));
   PYQUANT_TRY_ASSIGN(auto file, circle::AtomicFile::create(path));
   PYQUANT_TRY(file->write({reinterpret_cast<const uint8_t*>(plan.json.data()), plan.json.size()}));
