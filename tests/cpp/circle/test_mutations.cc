@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every truncation and many random edits of valid files: a code or a model, never a crash. Meant to run under
 // sanitizers (preset `sanitize`); the same functions stand behind libFuzzer in tests/fuzz.
+#include <cstdlib>
 #include <random>
 
 #include "check.h"
@@ -70,6 +71,9 @@ void storm(const Bytes& seed, bool (*target)(const uint8_t*, size_t), size_t rou
            const std::string& alphabet = "") {
   CHECK(target(seed.data(), seed.size()));
   for (size_t size = 0; size < seed.size(); ++size) target(seed.data(), size);
+  // A longer hunt: PYQUANT_MUTATIONS=<times as many> test_circle mutated
+  const char* times = std::getenv("PYQUANT_MUTATIONS");
+  rounds *= times ? std::strtoul(times, nullptr, 10) : 1;
   std::mt19937 random(20250101);
   size_t accepted = 0;
   for (size_t i = 0; i < rounds; ++i) {
