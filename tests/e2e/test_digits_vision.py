@@ -6,11 +6,15 @@ How well each recipe does is a bound here, too; single operators and wrappers ar
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from circle_schema.v0_10 import circle
+from tico.circle.document import CircleDocument
 from torch import Tensor
 
 import pyquant
@@ -111,6 +115,31 @@ def test_the_file_is_complete_and_small(line):
     assert line.program.missing_qparams() == []
     assert pyquant.circle.check(line.path) == []
     assert line.path.stat().st_size <= SIZE[line.recipe] * (CHECKPOINT / "model.safetensors").stat().st_size
+
+
+def test_independent_readers_accept_the_file(line):
+    """PyPI's circle-schema reads what we meant; TICO's verifier finds no issue."""
+    data = line.path.read_bytes()
+    model = circle.Model.ModelT.InitFromPackedBuf(bytearray(data), 0)
+    graph = model.subgraphs[0]
+    assert [tensor.name.decode() for tensor in graph.tensors] == [tensor.name for tensor in line.program.graph.tensors]
+    assert len(graph.operators) == len(line.program.graph.operators)
+    for tensor, meant in zip(graph.tensors, line.program.graph.tensors, strict=True):
+        assert tuple(tensor.shape) == meant.shape
+        if meant.quant is not None:
+            assert tuple(tensor.quantization.scale) == meant.quant.scale
+            assert tuple(tensor.quantization.zeroPoint) == meant.quant.zero_point
+    CircleDocument.from_bytes(data).verify(raise_on_error=True)
+
+
+def test_the_native_program_takes_the_file_apart_and_makes_it_again(line, tmp_path):
+    program = [str(Path(sys.executable).parent / "pyquant-circle")]
+    plan, weights, again = (str(tmp_path / name) for name in ("plan.json", "w.safetensors", "again.circle"))
+    subprocess.run([*program, "plan", str(line.path), "-o", plan, "--weights", weights], check=True)
+    subprocess.run([*program, "write", plan, "--weights", weights, "-o", again], check=True)
+    assert Path(again).read_bytes() == line.path.read_bytes()
+    subprocess.run([*program, "check", again], check=True)
+    subprocess.run([*program, "diff", str(line.path), again], check=True)
 
 
 def test_the_float_model_is_unchanged(line, fp):
