@@ -117,8 +117,8 @@ class Encoder {
     operation.add_opcode_index(code_index_.at(op.code));
     operation.add_inputs(inputs);
     operation.add_outputs(outputs);
-    if (op.has_options) {
-      operation.add_builtin_options_type(static_cast<fb::BuiltinOptions>(op.options_type));
+    if (!table.IsNull()) {
+      operation.add_builtin_options_type(static_cast<fb::BuiltinOptions>(op.op->options->value));
       operation.add_builtin_options(table);
     }
     return operation.Finish();
@@ -126,7 +126,7 @@ class Encoder {
 
   // The options table is always present when the operator has one, even when every field has its default.
   Offset<void> options(const Operator& op) {
-    if (!op.has_options) return 0;
+    if (op.op->options->value == 0) return 0;
     const std::vector<Field>& fields = op.op->options->fields;
     std::vector<Offset<flatbuffers::Vector<int32_t>>> vectors(fields.size());
     for (size_t i = 0; i < fields.size(); ++i) {

@@ -72,7 +72,8 @@ Status check_operator(const Model& model, size_t index) {
   const std::string where = operator_place(model, index);
   if (!op.op) return cannot(where, "is not in ops.def");
   const OptionsTable& table = *op.op->options;
-  if (op.options_type != table.value || (table.value != 0 && !op.has_options)) {
+  const bool there = op.options_type == table.value && op.has_options;
+  if (!there && !(table.fields.empty() && op.options_type == 0)) {
     return cannot(where, "has no options, or those of another operator");
   }
   for (size_t i = 0; i < op.options.size(); ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Target luci: the rules of ONE's verifier of quantized models, per operator as ops.def names them, plus
-// granularity and bias scales. They apply to operators whose first output is quantized.
+// granularity and bias scales. They are for fully quantized models: a float operand is a fault.
 #include <cmath>
 
 #include "circle/check/check.h"
