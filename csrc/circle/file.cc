@@ -25,6 +25,19 @@ bool is_folder(const std::string& path) {
   return ::stat(path.c_str(), &entry) == 0 && S_ISDIR(entry.st_mode);
 }
 
+/// A device, pipe or socket: a rename would put a plain file in its place.
+bool is_special(const std::string& path) {
+  struct stat entry{};
+  return ::stat(path.c_str(), &entry) == 0 && !S_ISDIR(entry.st_mode) && !S_ISREG(entry.st_mode);
+}
+
+std::string real_path(const std::string& path) {
+  char* real = ::realpath(path.c_str(), nullptr);
+  const std::string result = real == nullptr ? "" : real;
+  std::free(real);
+  return result;
+}
+
 }  // namespace
 
 std::string folder_of(const std::string& path) {
@@ -33,8 +46,16 @@ std::string folder_of(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+std::string resolved(const std::string& path) {
+  const std::string whole = real_path(path);
+  if (!whole.empty()) return whole;
+  const size_t slash = path.rfind('/');
+  return real_path(folder_of(path)) + '/' + (slash == std::string::npos ? path : path.substr(slash + 1));
+}
+
 Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a named pipe without a writer is refused below, not waited for.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     return Fault{Code::E_OPEN, "cannot open for reading (" + reason() + "); check the path", path};
   }
@@ -62,6 +83,10 @@ Mapping::~Mapping() {
 }
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::create(const std::string& path) {
+  if (path.empty() || path.find('\0') != std::string::npos) {
+    return Fault{Code::E_CREATE, path.empty() ? "the path is empty; name a file" : "the path has a NUL byte",
+                 path};
+  }
   std::unique_ptr<AtomicFile> file(new AtomicFile(path, folder_of(path)));
   if (!is_folder(file->folder_)) {
     return Fault{Code::E_NO_FOLDER, "folder '" + file->folder_ + "' does not exist; create it first", path};
@@ -69,11 +94,13 @@ Result<std::unique_ptr<AtomicFile>> AtomicFile::create(const std::string& path) 
   if (is_folder(path)) {
     return Fault{Code::E_CREATE, "is a folder; name a file in it", path};
   }
+  if (is_special(path)) {
+    return Fault{Code::E_CREATE, "is a device, pipe or socket, not a regular file; name a file", path};
+  }
   // A symbolic link keeps standing: the file that it names is the one replaced.
-  if (char* real = ::realpath(path.c_str(), nullptr)) {
-    file->path_ = real;
+  if (std::string real = real_path(path); !real.empty()) {
+    file->path_ = std::move(real);
     file->folder_ = folder_of(file->path_);
-    std::free(real);
   }
   for (int attempt = 0; file->descriptor_ < 0 && attempt < 1000; ++attempt) {
     file->temporary_ = file->path_ + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);

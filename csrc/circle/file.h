@@ -55,5 +55,7 @@ class AtomicFile {
 
 /// The folder part of a path, "." when there is none.
 std::string folder_of(const std::string& path);
+/// One spelling for one file, whether it exists yet or not: links, "." and ".." resolved.
+std::string resolved(const std::string& path);
 
 }  // namespace pyquant::circle

@@ -3,6 +3,7 @@
 // order.
 #include <cstdio>
 
+#include "circle/file.h"
 #include "cli/cli.h"
 
 namespace pyquant::cli {
@@ -57,6 +58,19 @@ bool parse_arguments(const Verb& verb, const std::vector<std::string>& words, Ar
 }
 
 void complain(const std::string& text) { std::fprintf(stderr, "pyquant-circle: %s\n", text.c_str()); }
+
+bool are_apart(std::initializer_list<std::string> paths) {
+  std::map<std::string, std::string> seen;
+  for (const std::string& path : paths) {
+    if (path.empty()) continue;
+    const auto [before, is_new] = seen.emplace(circle::resolved(path), path);
+    if (is_new) continue;
+    complain("'" + before->second + "' and '" + path +
+             "' are one file, and writing would lose it; name another");
+    return false;
+  }
+  return true;
+}
 
 bool target_of(const Arguments& arguments, circle::Target& out) {
   const std::string name = arguments.get("--target", "circle");

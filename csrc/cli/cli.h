@@ -46,6 +46,9 @@ bool parse_arguments(const Verb& verb, const std::vector<std::string>& words, Ar
 
 /// "pyquant-circle: text" on stderr.
 void complain(const std::string& text);
+/// True unless two of these paths (empty ones left out) are one file; then complains that writing would lose
+/// it.
+bool are_apart(std::initializer_list<std::string> paths);
 /// The target that --target names; complains and returns false when it is none.
 bool target_of(const Arguments& arguments, circle::Target& out);
 

@@ -21,6 +21,8 @@ int run(const Arguments& arguments) {
     complain(std::string("options -o and --weights are needed; usage: pyquant-circle ") + kPlan.usage);
     return kFailed;
   }
+  const std::string path = arguments.get("-o"), weights = arguments.get("--weights");
+  if (!are_apart({arguments.positionals[0], path, weights})) return kFailed;
   const auto model = circle::read_file(arguments.positionals[0]);
   if (!model.ok()) {
     complain(model.fault().text());
@@ -31,7 +33,6 @@ int run(const Arguments& arguments) {
     complain(plan.fault().text());
     return kFailed;
   }
-  const std::string path = arguments.get("-o"), weights = arguments.get("--weights");
   const Status saved = save(plan.value(), path, weights);
   if (!saved.ok()) {
     complain(saved.fault().text());

@@ -51,6 +51,8 @@ int run(const Arguments& arguments) {
     complain(std::string("option -o is missing; usage: pyquant-circle ") + kWrite.usage);
     return kFailed;
   }
+  const std::string path = arguments.get("-o");
+  if (!are_apart({arguments.positionals[0], arguments.get("--weights"), path})) return kFailed;
   const auto plan = load(arguments.positionals[0], arguments);
   if (!plan.ok()) {
     complain(plan.fault().text());
@@ -59,7 +61,6 @@ int run(const Arguments& arguments) {
   const auto faults = circle::check(plan.value().model, target);
   for (const Fault& fault : faults) complain(fault.text());
   if (!faults.empty()) return kFound;
-  const std::string path = arguments.get("-o");
   const auto written = circle::write_file(plan.value().model, path, target, layout);
   if (!written.ok()) {
     complain(written.fault().text());
