@@ -30,10 +30,13 @@ def circle_write(plan: str, constants: Sequence[Tensor], path: str | os.PathLike
     for i, tensor in enumerate(constants):
         if not isinstance(tensor, Tensor):
             raise OpArgumentError(f"circle_write: constants[{i}] is {type(tensor).__name__}; expected a torch.Tensor")
+    target = os.fspath(path)
+    if "\0" in target:  # torch hands strings on up to the first NUL: that would be another file
+        raise CircleError(f"E_CREATE: {target!r}: the path has a NUL byte; name a file")
     with torch.no_grad():
         dense = [tensor.detach().cpu().contiguous() for tensor in constants]
     try:
-        return int(_circle_write(plan, dense, os.fspath(path)))
+        return int(_circle_write(plan, dense, target))
     except RuntimeError as error:
         _, mark, text = str(error).partition(_MARK)
         if not mark:
