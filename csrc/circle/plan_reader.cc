@@ -2,6 +2,7 @@
 // The steps of plan_reader.h.
 #include "circle/plan_reader.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace pyquant::circle {
@@ -22,16 +23,12 @@ Status PlanReader::expect(const Value& value, Kind kind, const std::string& path
 Status PlanReader::keys(const Value& value, const std::string& path, std::initializer_list<const char*> known,
                         std::initializer_list<const char*> required) const {
   for (const std::string& key : value.keys) {
-    bool found = false;
+    const auto is_key = [&key](const char* name) { return key == name; };
+    if (std::any_of(known.begin(), known.end(), is_key)) continue;
     std::string list;
-    for (const char* name : known) {
-      found = found || key == name;
-      list += (list.empty() ? "" : ", ") + std::string(name);
-    }
-    if (!found) {
-      return bad(Code::E_PLAN_KEY, *value.find(key), path,
-                 "unknown key '" + key + "', expected one of " + list);
-    }
+    for (const char* name : known) list += (list.empty() ? "" : ", ") + std::string(name);
+    return bad(Code::E_PLAN_KEY, *value.find(key), path,
+               "unknown key '" + key + "', expected one of " + list);
   }
   for (const char* name : required) {
     if (!value.find(name)) {
