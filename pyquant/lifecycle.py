@@ -20,6 +20,7 @@ from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.wrap import Phase, QModule, WrapContext
+from pyquant.wrap.sources import Sources
 
 __all__ = ["calibrate", "convert", "prepare"]
 
@@ -60,6 +61,7 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
         raise CalibrationError(
             f"calibrate takes an iterable of batches, got one {type(batches).__name__}; pass [batch] for a single batch"
         )
+    q.refresh_all()
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
     known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
@@ -89,6 +91,7 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     tree.require(Phase.CALIBRATE, "convert")
     if tree.path:
         raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
+    tree.refresh_all()
     _scan(tree)  # only what was edited since prepare
     settled: list[tuple[Site, QParams]] = []
     problems: list[str] = []
@@ -109,9 +112,10 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
 
 
 def finish(q: QModule) -> None:
-    """The last step of convert and of loading: bias scales, then the QUANTIZED phase."""
+    """The last step of convert and of loading: bias scales, no more following of the float model, QUANTIZED phase."""
     for module in q.all_qmodules():
         module.settle_biases()
+        module.sources = Sources()
     q.state.converted = True
     q.state.enter(Phase.QUANTIZED)
 

@@ -22,6 +22,7 @@ from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, export
 from pyquant.spec import PerGroup
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import ExportAdapter, Profile
+from pyquant.wrap.sources import Sources
 
 __all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
 
@@ -65,6 +66,9 @@ class QModule(nn.Module):
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
+
+    What a wrapper makes of tensors of `fp` (a folded kernel) it makes in `derive`, and names those tensors in
+    `sources`, so that weights which are edited or loaded into `fp` later still count.
     """
 
     CHILDREN: ClassVar[tuple[str, ...]] = ()
@@ -79,6 +83,7 @@ class QModule(nn.Module):
         self.config: Any = getattr(fp, "config", None)
         self._state = ctx.state
         self._context = ctx
+        self.sources = Sources()
         self._bias_cache: dict[str, TensorCache] = {}
         self.sites = nn.ModuleDict()
         for name, role in self.site_roles(fp).items():
@@ -173,6 +178,30 @@ class QModule(nn.Module):
                 found[name] = value
         return found
 
+    # --- what follows the float model ---
+
+    def refresh(self) -> None:
+        """Derive again what this wrapper made of `sources`, where they changed. Until convert, which freezes it.
+
+        Called for the whole tree by calibrate, convert, a change of phase, a move and a copy; a forward that uses what
+        is derived calls it too.
+        """
+        if not exporting() and not self._state.converted and self.sources.changed():
+            with torch.inference_mode(False), torch.no_grad():
+                self.derive()
+
+    def derive(self) -> None:
+        """Compute what depends on `sources`, in place. For a wrapper that has some."""
+
+    def refresh_all(self) -> None:
+        """`refresh` of every wrapper of the tree."""
+        for module in self.all_qmodules():
+            module.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.refresh()  # a copy has no sources any more
+        return self.__dict__
+
     # --- the tree ---
 
     def site(self, name: str) -> Site:
@@ -242,6 +271,8 @@ class QModule(nn.Module):
         Torch writes into parameters in place; here each gets a new Parameter, tied ones one storage again.
         """
         fn = fn if isinstance(fn, _Once) else _Once(fn)
+        self.refresh()
+        self.sources = self.sources.after(fn)
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         scales = {f"{name}_scale": self._buffers.pop(f"{name}_scale", None) for name in self.BIASES}
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -277,6 +308,7 @@ def _bias_on_grid(value: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 def set_phase(q: QModule, phase: Phase) -> None:
     """Put the whole tree of `q` in `phase`. Raises PhaseError for QUANTIZED before convert, CALIBRATE after it."""
+    q.refresh_all()
     q.state.enter(phase)
 
 

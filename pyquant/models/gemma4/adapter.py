@@ -35,6 +35,7 @@ class StaticAdapter(nn.Module):
     ) -> None:
         if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
             module.require(Phase.QUANTIZED, "export")
+        module.refresh_all()
         super().__init__()
         self.module = module
         self.tables = tables.to(next(chain(module.parameters(), module.buffers())).device)  # a pooler has buffers only

@@ -17,6 +17,7 @@ from pyquant.models.gemma4.adapter import StaticAdapter
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, padding_of
+from pyquant.site import TensorStamp, exporting
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
@@ -36,7 +37,7 @@ class QuantGemma4RMSNorm(QuantRMSNorm):
 class QuantGemma4ClippableLinear(QModule):
     """A Linear whose input and output are clamped to the checkpoint's bounds.
 
-    The bounds are read once, as numbers. Quantized, a clamp is the saturation of a site and costs nothing.
+    The bounds are used as numbers. Quantized, a clamp is the saturation of a site and costs nothing.
     """
 
     CHILDREN = ("linear",)
@@ -49,19 +50,29 @@ class QuantGemma4ClippableLinear(QModule):
         for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints hold them
             if hasattr(fp, name):
                 self.register_buffer(name, getattr(fp, name))
-        self._read_bounds()
+        self._read = TensorStamp()
+        self.derive()
 
     def settle_biases(self) -> None:
         """Loading a checkpoint has put other bounds in place by now."""
         super().settle_biases()
-        self._read_bounds()
+        self.derive()
 
-    def _read_bounds(self) -> None:
+    def refresh(self) -> None:
+        """As QModule.refresh; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
+        bounds = [t for name in self.BOUNDS if (t := self._buffers.get(name)) is not None]
+        if bounds and not exporting() and not self.state.converted and not self._read.is_of(*bounds):
+            self._read = TensorStamp(*bounds)
+            self.derive()
+
+    def derive(self) -> None:
+        """The bounds as numbers."""
         low_in, high_in, low_out, high_out = (_bound(self._buffers.get(name)) for name in self.BOUNDS)
         self.clip_in: Clip = (low_in, high_in)
         self.clip_out: Clip = (low_out, high_out)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        self.refresh()
         out: Tensor = self.linear(hidden_states, clip_in=self.clip_in, clip_out=self.clip_out)
         return out
 

@@ -20,6 +20,7 @@ from pyquant.models.gemma4.tables import Pooling, StaticTables, padding_of, posi
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
+from pyquant.wrap.sources import Sources
 
 
 @register(hf_class("Gemma4VisionPatchEmbedder"))
@@ -34,9 +35,20 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        self.input_proj = wrap(_scaled(fp.input_proj), ctx.child("input_proj"))
+        self.input_proj = wrap(_like(fp.input_proj), ctx.child("input_proj"))
+        self.sources = Sources(*(t for t in (fp.input_proj.weight, fp.input_proj.bias) if t is not None))
+        self.derive()
         self.position_embedding_table = fp.position_embedding_table
         self.pixels = int(fp.input_proj.in_features)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def derive(self) -> None:
+        """The kernel and bias that do on pixels in [0, 1] what the float model's do on pixels in [-1, 1]."""
+        weight, *bias = self.sources.tensors
+        shift = -weight.float().sum(dim=1)
+        self.input_proj.get_parameter("weight").copy_(weight * 2)
+        self.input_proj.get_parameter("bias").copy_(shift + bias[0].float() if bias else shift)
 
     def embeddings(self, pixel_position_ids: Tensor, padding: Tensor) -> Tensor:
         """(B, P, 2), (B, P) -> (B, P, V), from the float table; its site is in forward."""
@@ -54,6 +66,7 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
         Positions as HF gives them, or `position_embeddings` that `embeddings` made of them.
         """
+        self.refresh()
         if position_embeddings is None:
             if pixel_position_ids is None:
                 raise InputError("the patch embedder needs pixel_position_ids (batch, patches, 2)")
@@ -90,15 +103,12 @@ def _embedder_arguments(tables: StaticTables) -> dict[str, Any]:
     return {"position_embeddings": tables.position_embeddings}
 
 
-@torch.no_grad()
-def _scaled(linear: nn.Linear) -> nn.Linear:
-    """The Linear that does on pixels in [0, 1] what `linear` does on pixels in [-1, 1]."""
+@torch.inference_mode(False)
+def _like(linear: nn.Linear) -> nn.Linear:
+    """A Linear of the same form, with a bias."""
     weight = linear.weight
-    folded = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=weight.dtype)
-    folded.weight.copy_(weight * 2)
-    shift = -weight.float().sum(dim=1)
-    folded.bias.copy_(shift if linear.bias is None else shift + linear.bias.float())
-    return folded.requires_grad_(weight.requires_grad)
+    new = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=weight.dtype)
+    return new.requires_grad_(weight.requires_grad)
 
 
 @register(hf_class("Gemma4VisionPooler"))
