@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pyquant.exporter.bundle import export_bundle
 from pyquant.exporter.pipeline import export
+from pyquant.exporter.precision import LowPrecisionWarning
 from pyquant.exporter.profile import ExportProfile, TensorSpec
 from pyquant.exporter.program import CircleProgram
 
-__all__ = ["CircleProgram", "ExportProfile", "TensorSpec", "export", "export_bundle"]
+__all__ = ["CircleProgram", "ExportProfile", "LowPrecisionWarning", "TensorSpec", "export", "export_bundle"]

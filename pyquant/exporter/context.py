@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyquant.exporter.grid import widened, widest
-from pyquant.exporter.plan import DTYPES, Quant
+from pyquant.exporter.plan import DTYPES, FLOATS, Quant
 from pyquant.exporter.state import State, is_lone_float
 from pyquant.exporter.values import Const, Ref, Value, dequantize_from, quantize_to
 
@@ -58,6 +58,23 @@ class Context(State):
             )
         return self._shared[key]  # type: ignore[no-any-return]
 
+    def floats(self, values: Sequence[Value]) -> list[Ref | Const]:
+        """All as float. A number or one-element constant takes the type of the tensors beside it, as in eager."""
+        tensors = [value for value in values if isinstance(value, Ref | Const) and not is_lone_float(value)]
+        typed = {self.dtype(self.dequantize(value)) for value in tensors}
+        if len(typed) != 1 or not typed <= FLOATS:
+            return [self.dequantize(value) for value in values]
+        beside = next(dtype for dtype, name in DTYPES.items() if name in typed)
+        return [self._float_like(value, beside) for value in values]
+
+    def _float_like(self, value: Value, dtype: torch.dtype) -> Ref | Const:
+        if isinstance(value, int | float):
+            return self.number(value, dtype)
+        if isinstance(value, Const) and is_lone_float(value) and value.dtype != dtype:
+            const = value
+            return Const(value.name, value.shape, dtype, lambda: const.value().to(dtype), value.where)
+        return self.dequantize(value)
+
     # ---- operators
 
     def compute(
@@ -88,7 +105,7 @@ class Context(State):
             on_grid = [self.exact(value, widened(held[0], dtype)) for value in operands]
             wide = [self.widen(value, dtype) for value in on_grid[:data]]
             return self.result(op, [*wide, *on_grid[data:], *tail], options, grid, dtype, shape=shape)
-        return self.emit(op, [*map(self.dequantize, operands), *tail], options, shape=shape, note=self.note(missing))
+        return self.emit(op, [*self.floats(operands), *tail], options, shape=shape, note=self.note(missing))
 
     def result(
         self,
@@ -167,7 +184,7 @@ class Context(State):
                 f"it joins unequal grids ({'; '.join(grids)}) and no fake_quantize follows: "
                 "share one site, or add one on the result"
             )
-        return self.emit(op, [*lead, *map(self.dequantize, parts), *tail], options, shape=shape, note=note)
+        return self.emit(op, [*lead, *self.floats(parts), *tail], options, shape=shape, note=note)
 
     def alike(self, operands: Sequence[Value]) -> list[Ref | Const]:
         """Operands of a comparison: all quantized when they can be, else all float, else all of one integer type."""
@@ -177,7 +194,7 @@ class Context(State):
             dtype = widest(quant.dtype for value in exact if (quant := self.quant(value)) is not None)
             return [self.widen(value, dtype) for value in exact]
         if held is not None:
-            return [self.dequantize(value) for value in operands]
+            return self.floats(operands)
         dtype = next(self.dtype(value) for value in operands if isinstance(value, Ref | Const))
         return [self._typed(value, next(t for t, name in DTYPES.items() if name == dtype)) for value in operands]
 

@@ -88,6 +88,8 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
             quant,
             lambda: _run(node, folded, part, {node.args[0]: data.ints()}),
         )
+    if isinstance(data, Const) and target in CASTS:
+        name = data.name  # a bfloat16 model's constants are named as the float32 model's
     return Const(name, shape, fake.dtype, real, here)
 
 

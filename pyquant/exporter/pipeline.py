@@ -7,6 +7,7 @@ is trace.py, lower/ and passes/.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -18,11 +19,13 @@ from pyquant.errors import ExportError, PhaseError, ProfileError
 from pyquant.exporter.coverage import require_quantized
 from pyquant.exporter.lower import lower
 from pyquant.exporter.passes import run_passes
+from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
 from pyquant.exporter.trace import Traced, trace
 
 TARGETS = get_args(Target)
+_TRACING = threading.RLock()  # torch.export changes modules of torch while it runs: one thread at a time
 
 
 def export(
@@ -32,6 +35,7 @@ def export(
 
     `profile` goes to `q.as_export_module(profile)`. The graph may hold float tensors only when the policy left sites
     float, or with `allow_float`, which also exports a tree in its float phase. `q` and the profile stay unchanged.
+    Warns with LowPrecisionWarning when the model computes in bfloat16 or float16. Threads take turns.
     Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no Circle
     form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
     """
@@ -40,8 +44,9 @@ def export(
     if not isinstance(q, nn.Module):
         raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
     _require_converted(q, allow_float)
-    adapter = _adapter(q, profile)
-    traced = trace(adapter, name)
+    with _TRACING:
+        adapter = _adapter(q, profile)
+        traced = trace(adapter, name)
     graph = run_passes(lower(traced, {"pyquant": __version__}))
     if not (allow_float or _float_by_policy(q, traced)):
         require_quantized(graph)
@@ -49,6 +54,7 @@ def export(
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
+    warn_low_precision(graph, traced)
     return program
 
 

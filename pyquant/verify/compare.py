@@ -18,6 +18,7 @@ from pyquant import ops
 from pyquant.errors import InputError
 from pyquant.exporter.grid import scales
 from pyquant.exporter.plan import Tensor
+from pyquant.exporter.precision import ADVICE, eager_dtype, low_floats
 from pyquant.verify.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
 from pyquant.verify.runtimes.tico import Array, Inputs, Runtime
@@ -31,6 +32,7 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     model, and what the profile fixed (positions, masks) is judged too. Raises InputError for inputs that do not fit,
     ImportError when tico is not installed.
     """
+    _require_float32(prog)
     given = _ordered(prog, inputs)
     eager = eager_outputs(prog, q, inputs)
     values, exported = _exported_values(prog, given)
@@ -41,7 +43,15 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
         for tensor, got in zip(prog.outputs, exported, strict=True)
     ]
     operators, unchecked = _operators(prog, runtime, values)
-    return Report(prog.name, tuple(outputs), tuple(operators), unchecked)
+    return Report(prog.name, tuple(outputs), tuple(operators), unchecked, eager_dtype(prog.traced))
+
+
+def _require_float32(prog: Any) -> None:
+    if held := low_floats(prog.graph):
+        raise InputError(
+            f"the graph '{prog.name}' has {' and '.join(held)} tensors, and TICO's runtime computes in float32 only; "
+            f"cast to float32 first: {ADVICE}, export q32 and compare that program with it"
+        )
 
 
 def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -52,11 +62,23 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
             flat = _flat(q(**inputs))
         if len(flat) != len(names):
             raise InputError(f"the model returns {len(flat)} tensors, the graph {names}; give the graph's inputs alone")
+        for tensor, value in zip(prog.outputs, flat, strict=True):
+            if tuple(getattr(value, "shape", ())) != tensor.shape:
+                raise InputError(
+                    f"the model's own forward returns '{tensor.name}' as {_shape_of(value)}, but the graph as "
+                    f"{list(tensor.shape)}: the inputs are not those that the profile fixed (padding, batch, "
+                    "positions); give inputs that fit it, or the graph's inputs alone "
+                    f"({', '.join(tensor.name for tensor in prog.inputs)})"
+                )
         return dict(zip(names, flat, strict=True))
     adapter = q.as_export_module(prog.profile) if hasattr(q, "as_export_module") else prog.adapter if q is None else q
     with torch.no_grad():
         out = adapter(*_ordered(prog, inputs))
     return dict(zip(names, _flat(out), strict=True))
+
+
+def _shape_of(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:

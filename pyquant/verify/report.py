@@ -49,12 +49,16 @@ class OpDiff:
 
 @dataclass(frozen=True)
 class Report:
-    """What compare() found. `unchecked` operators make tensors that no value of the eager model stands for."""
+    """What compare() found. `unchecked` operators make tensors that no value of the eager model stands for.
+
+    `dtype` is the float type that eager computes in; below float32 its own rounding is most of the difference.
+    """
 
     name: str
     outputs: tuple[OutputDiff, ...]
     operators: tuple[OpDiff, ...]
     unchecked: int
+    dtype: str = "float32"
 
     @property
     def exported_equal(self) -> bool:
@@ -86,6 +90,7 @@ class Report:
             "max_lsb": self.max_lsb,
             "share_equal": self.share_equal,
             "unchecked": self.unchecked,
+            "dtype": self.dtype,
         }
         parts = {"outputs": [asdict(out) for out in self.outputs], "operators": [asdict(op) for op in self.operators]}
         return {key: _plain(value) for key, value in {**summary, **parts}.items()}
@@ -97,7 +102,8 @@ class Report:
         """The outputs and the worst operators as a table."""
         lines = [
             f"{self.name}: exported program {'equals' if self.exported_equal else 'DIFFERS FROM'} eager; "
-            f"{len(self.operators)} operators, max {self.max_lsb:.0f} LSB, {self.share_equal:.3%} of elements equal",
+            f"{len(self.operators)} operators, max {self.max_lsb:.0f} LSB, {self.share_equal:.3%} of elements equal, "
+            f"{self.unchecked} unchecked",
             f"{'output':<24} {'max LSB':>8} {'unequal':>8} {'> 1 LSB':>8} "
             f"{'max |diff|':>11} {'mean |diff|':>11} {'PEIR':>9} {'SQNR dB':>8}",
         ]
@@ -106,6 +112,8 @@ class Report:
             f"{out.max_abs:>11.4g} {out.mean_abs:>11.4g} {out.peir:>9.2e} {out.sqnr_db:>8.1f}"
             for out in self.outputs
         ]
+        if self.dtype != "float32":
+            lines.insert(1, f"eager computes in {self.dtype}, the file in float32: copy.deepcopy(q).float() is exact")
         if worst := self.worst():
             lines.append(f"{'worst operators':<24} {'max LSB':>8} {'unequal':>8} {'relative':>11}  tensor")
             lines += [

@@ -51,7 +51,7 @@ def layer_norm(
     centred = cx.emit("SUB", [value, mean], {**FUSED, "pot_scale_int16": False}, note=note)
     squares = cx.emit("MUL", [centred, centred], FUSED, note=note)
     variance = cx.emit("MEAN", [squares, axes], {"keep_dims": True}, shape=row, note=note)
-    safe = cx.emit("ADD", [variance, cx.number(eps)], {**FUSED, "pot_scale_int16": False}, shape=row, note=note)
+    safe = cx.emit("ADD", cx.floats([variance, eps]), {**FUSED, "pot_scale_int16": False}, shape=row, note=note)
     inverse = cx.emit("RSQRT", [safe], shape=row, note=note)
     y = cx.emit("MUL", [centred, inverse], FUSED, note=note)
     if weight is not None:

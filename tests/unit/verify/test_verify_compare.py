@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyquant import ops
+from pyquant.errors import InputError
 from pyquant.exporter import CircleProgram, TensorSpec, export
 from pyquant.verify import OpDiff, OutputDiff, Report, compare, fidelity
 from pyquant.verify.runtimes import tico
@@ -123,7 +124,9 @@ def test_report_prints_and_is_json(layer: Layer, x: Tensor) -> None:
     assert text == report.summary()
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["operators"][1]["op"] == "GELU"
-    assert set(data) == {"name", "exported_equal", "max_lsb", "share_equal", "unchecked", "outputs", "operators"}
+    summary = {"name", "exported_equal", "max_lsb", "share_equal", "unchecked", "dtype"}
+    assert set(data) == {*summary, "outputs", "operators"}
+    assert text.splitlines()[0].endswith("% of elements equal, 0 unchecked")
 
 
 def output(**changes: Any) -> OutputDiff:
@@ -217,3 +220,15 @@ def test_missing_tico_says_how_to_install_it(layer: Layer, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "tico.circle.runtime", None)
     with pytest.raises(ImportError, match=r"not installed .*pip install 'pyquant-circle\[demo\]'"):
         tico.Runtime(b"")
+
+
+def test_own_forward_with_another_shape_of_output(layer: Layer, x: Tensor) -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor, keep: Tensor) -> Any:
+            return tuple(out[keep] for out in layer(x))
+
+    given = {"x": x, "keep": torch.tensor([True, True, False, True])}
+    with pytest.raises(
+        InputError, match=r"own forward returns 'hidden' as \[3, 32\], but the graph as \[4, 32\]: .*inputs alone \(x\)"
+    ):
+        compare(export(layer), Own(), given)

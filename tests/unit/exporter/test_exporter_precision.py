@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models in bfloat16 and float16: what export says, what the file holds, and the float32 way out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exporter_cases import Graph
+from torch import Tensor, nn
+from transformers.models.gemma4 import modeling_gemma4 as hf
+from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
+
+import pyquant
+import pyquant.models.gemma4
+from pyquant.errors import InputError
+from pyquant.exporter import ExportProfile, LowPrecisionWarning, TensorSpec, export
+from pyquant.verify import compare
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+X = (2, 3, 32)
+NARROW: dict[str, Callable[..., Any]] = {
+    "clamp": lambda m, x: x.clamp(-0.5, 0.7),
+    "scalars": lambda m, x: 2.0 - (x + 1.5) * 0.3 / 4.0,
+    "reciprocal": lambda m, x: torch.reciprocal(x),
+    "power": lambda m, x: x**3,
+    "where": lambda m, x: torch.where(x > 0.25, x, -1.0),
+    "layer_norm": lambda m, x: F.layer_norm(x, (32,)),
+    "rms_norm": lambda m, x: F.rms_norm(x, (32,)),
+    "float32 bound": lambda m, x: torch.maximum(x, m.low.to(x.dtype)) + m.low,
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", NARROW)
+def test_numbers_take_the_type_of_the_tensor_beside_them(name: str, dtype: torch.dtype) -> None:
+    said = str(dtype).removeprefix("torch.")
+    graph = Graph(NARROW[name], TensorSpec(X, dtype), low=torch.tensor(-0.5))
+    with pytest.warns(LowPrecisionWarning, match=rf"'case' has {said} tensors, .*cast to float32 first: q32 = copy"):
+        program = export(graph)
+    assert program.check() == []
+    assert {t.dtype for t in program.graph.tensors} <= {said, "bool", "int32"}
+    program.to_bytes()
+    with pytest.raises(InputError, match=rf"has {said} tensors, and TICO's .*cast to float32 first: q32 = copy"):
+        compare(program, graph, [torch.zeros(X, dtype=dtype)])
+
+
+def config() -> Gemma4VisionConfig:
+    made = Gemma4VisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        pooling_kernel_size=2,
+        patch_size=2,
+        position_embedding_size=8,
+        use_clipped_linears=False,
+    )
+    made._attn_implementation = "eager"
+    return made
+
+
+def converted(fp: nn.Module, batch: dict[str, Tensor]) -> Any:
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
+    with torch.no_grad():
+        pyquant.calibrate(q, [batch], progress=False)
+    pyquant.convert(q)
+    return q
+
+
+@DTYPES
+def test_a_low_model_warns_and_its_float32_copy_is_exact(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fp = hf.Gemma4VisionMLP(config()).eval().to(dtype)
+    weights = {name: value.clone() for name, value in fp.state_dict().items()}
+    x = torch.randn(X).to(dtype)
+    q = converted(fp, {"x": x})
+    said = str(dtype).removeprefix("torch.")
+    with pytest.warns(LowPrecisionWarning, match=rf"in {said}, the file in float32 and integers.*deepcopy\(q\).float"):
+        program = export(q, ExportProfile({"x": TensorSpec(X, dtype)}, ("y",)))
+    coarse = compare(program, q, [x])
+    assert coarse.dtype == said
+    assert f"eager computes in {said}, the file in float32" in str(coarse)
+    assert " unchecked" in str(coarse).splitlines()[0]
+
+    q32 = copy.deepcopy(q).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = export(q32, ExportProfile({"x": TensorSpec(X)}, ("y",)))
+    report = compare(exact, q32, [x.float()])
+    assert report.exported_equal
+    assert report.max_lsb <= 1 < coarse.max_lsb
+    assert report.dtype == "float32"
+    assert "eager computes" not in str(report)
+    assert exact.to_bytes() == program.to_bytes()
+    assert all(value.dtype is dtype and torch.equal(value, weights[name]) for name, value in fp.state_dict().items())
+
+
+def test_the_float32_copy_of_a_bf16_tower_differs_in_computed_tables_only() -> None:
+    torch.manual_seed(0)
+    fp = hf.Gemma4VisionModel(config()).eval().to(torch.bfloat16)
+    ids = torch.tensor([[[i % 4, i // 4] for i in range(16)]])
+    batch = {"pixel_values": torch.rand(1, 16, 12), "pixel_position_ids": ids}
+    q, profile = converted(fp, batch), pyquant.models.gemma4.VisionProfile(grid=(4, 4))
+    with pytest.warns(LowPrecisionWarning, match="tables that the adapter computes are then float32 too"):
+        program = export(q, profile)
+    q32 = copy.deepcopy(q).float()
+    exact = export(q32, profile)
+    report = compare(exact, q32, batch)
+    assert report.exported_equal
+    assert report.max_lsb <= 1
+    assert exact.graph.to_json() == program.graph.to_json()
+    changed = {
+        tensor.name.split(".")[0]
+        for tensor in exact.graph.tensors
+        if tensor.constant is not None
+        and not torch.equal(exact.graph.constants[tensor.constant], program.graph.constants[tensor.constant])
+    }
+    assert changed <= {"tables"}
