@@ -52,7 +52,9 @@ int run(const Arguments& arguments) {
     return kFailed;
   }
   const std::string path = arguments.get("-o");
-  if (!are_apart({arguments.positionals[0], arguments.get("--weights"), path})) return kFailed;
+  if (!are_apart({arguments.positionals[0], path}) || !are_apart({arguments.get("--weights"), path})) {
+    return kFailed;
+  }
   const auto plan = load(arguments.positionals[0], arguments);
   if (!plan.ok()) {
     complain(plan.fault().text());
