@@ -133,6 +133,7 @@ class QuantGemma4VisionModel(QModule):
         refuse_recording(kwargs)
         if tables is None:
             tables = self.tables(pixel_values, pixel_position_ids)
+            pixel_values = self.patch_embedder.worth_observing(pixel_values, pixel_position_ids)
         hidden = self.patch_embedder(pixel_values, position_embeddings=tables.position_embeddings)
         dtype = hidden.dtype
         hidden = self.encoder(hidden, tables.mask, position_embeddings=tables.rotary).last_hidden_state

@@ -17,7 +17,8 @@ from pyquant.models.gemma4.adapter import StaticAdapter
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import Pooling, StaticTables, padding_of, position_embeddings
-from pyquant.wrap.base import QModule, Role, WrapContext
+from pyquant.site import exporting
+from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
 from pyquant.wrap.sources import Sources
@@ -50,6 +51,12 @@ class QuantGemma4VisionPatchEmbedder(QModule):
         self.input_proj.get_parameter("weight").copy_(weight * 2)
         self.input_proj.get_parameter("bias").copy_(shift + bias[0].float() if bias else shift)
 
+    def worth_observing(self, pixel_values: Tensor, pixel_position_ids: Tensor | None) -> Tensor:
+        """While calibrating, the pixels with zeros at padding: what a caller left there is no data."""
+        if self.phase is not Phase.CALIBRATE or pixel_position_ids is None or exporting():
+            return pixel_values
+        return pixel_values.masked_fill(padding_of(pixel_position_ids).unsqueeze(-1), 0)
+
     def embeddings(self, pixel_position_ids: Tensor, padding: Tensor) -> Tensor:
         """(B, P, 2), (B, P) -> (B, P, V), from the float table; its site is in forward."""
         return position_embeddings(self.position_embedding_table, pixel_position_ids, padding)
@@ -66,10 +73,16 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
         Positions as HF gives them, or `position_embeddings` that `embeddings` made of them.
         """
+        if not pixel_values.is_floating_point():
+            raise InputError(
+                f"pixel_values are {pixel_values.dtype}, expected floating point from 0 to 1; convert to float and "
+                "divide bytes by 255 (gemma4.patchify and transformers' image processor do)"
+            )
         self.refresh()
         if position_embeddings is None:
             if pixel_position_ids is None:
                 raise InputError("the patch embedder needs pixel_position_ids (batch, patches, 2)")
+            pixel_values = self.worth_observing(pixel_values, pixel_position_ids)
             padding = padding_of(pixel_position_ids) if padding_positions is None else padding_positions
             position_embeddings = self.embeddings(pixel_position_ids, padding)
         patches = self.input_proj(as_dtype(pixel_values, self.position_embedding_table.dtype))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class VisionProfile:
     nested sequence (batch, patches, 2) of (x, y), with (-1, -1) for padding patches after all others.
 
     `batch_size` repeats a single grid or a single row of positions. `num_patches` pads every image to that many
-    patches; by default to the largest image. `pooling_kernel_size` is only needed to export a pooler by itself: a
+    patches, or takes padding away; by default a grid is padded to the largest image, and explicit positions keep the
+    padding that they have. `pooling_kernel_size` is only needed to export a pooler by itself: a
     vision model knows its own, and must agree when it is given.
 
     Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
@@ -49,14 +51,15 @@ class VisionProfile:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ProfileError(f"{name} is a positive integer or None, got {value!r}")
+        given = 0  # explicit positions have a length of their own, padding included
         if self.grid is not None:
             object.__setattr__(self, "grid", _grids(self.grid))
             images = [_row_major(height, width) for height, width in self.grid]
         else:
-            images = _images(self.pixel_position_ids)
+            images, given = _images(self.pixel_position_ids)
         images = _repeated(images, self.batch_size)
         longest = max(len(image) for image in images)
-        patches = longest if self.num_patches is None else self.num_patches
+        patches = max(longest, given) if self.num_patches is None else self.num_patches
         if patches < longest:
             raise ProfileError(f"num_patches={patches} is less than the {longest} patches of the largest image")
         padded = tuple((*image, *[PADDING] * (patches - len(image))) for image in images)
@@ -77,10 +80,10 @@ class VisionProfile:
     def check_table(self, size: int) -> None:
         """Raise ProfileError when a position is beyond a position table of `size` entries per axis."""
         for row, image in enumerate(self.pixel_position_ids):
-            for index, position in enumerate(image):
+            for number, position in enumerate(image):
                 if max(position) >= size:
                     raise ProfileError(
-                        f"patch {index} of image {row} stands at (x, y) = {position}, but the model's position table "
+                        f"patch {number} of image {row} stands at (x, y) = {position}, but the model's position table "
                         f"ends at {size - 1}; use a smaller grid, or a model with a larger position_embedding_size"
                     )
 
@@ -135,9 +138,9 @@ def require_vision_profile(profile: Any, module: object) -> None:
 
 
 def _grids(grid: Any) -> tuple[tuple[int, int], ...]:
-    pairs = (grid,) if isinstance(grid, Sequence) and grid and isinstance(grid[0], int) else grid
+    pairs = (grid,) if isinstance(grid, Sequence) and grid and hasattr(grid[0], "__index__") else grid
     try:
-        result = tuple((int(height), int(width)) for height, width in pairs)
+        result = tuple((_count(height), _count(width)) for height, width in pairs)
     except (TypeError, ValueError) as error:
         raise ProfileError(f"grid is (height, width) in patches, or one such pair per image; got {grid!r}") from error
     if not result or any(side < 1 for pair in result for side in pair):
@@ -145,12 +148,18 @@ def _grids(grid: Any) -> tuple[tuple[int, int], ...]:
     return result
 
 
+def _count(side: Any) -> int:
+    if isinstance(side, bool):
+        raise TypeError("a truth value is no number of patches")
+    return index(side)
+
+
 def _row_major(height: int, width: int) -> list[Position]:
     return [(x, y) for y in range(height) for x in range(width)]
 
 
-def _images(ids: Any) -> list[list[Position]]:
-    """The valid patches of each image, padding cut off. Raises ProfileError unless padding is a suffix."""
+def _images(ids: Any) -> tuple[list[list[Position]], int]:
+    """The valid patches of each image, and the length with padding. Raises ProfileError unless padding is a suffix."""
     try:
         tensor = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -163,20 +172,20 @@ def _images(ids: Any) -> list[list[Position]]:
     images = []
     for row, image in enumerate(tensor.tolist()):
         valid = [(x, y) for x, y in image if (x, y) != PADDING]
-        for index, (x, y) in enumerate(image):
-            if (x, y) == PADDING and index < len(valid):
+        for number, (x, y) in enumerate(image):
+            if (x, y) == PADDING and number < len(valid):
                 raise ProfileError(
-                    f"patch {index} of image {row} is padding (-1, -1), but patches follow it; a static graph needs "
+                    f"patch {number} of image {row} is padding (-1, -1), but patches follow it; a static graph needs "
                     "the padding after all patches: move it to the end"
                 )
             if min(x, y) < 0 and (x, y) != PADDING:
                 raise ProfileError(
-                    f"patch {index} of image {row} stands at ({x}, {y}); only padding (-1, -1) is negative"
+                    f"patch {number} of image {row} stands at ({x}, {y}); only padding (-1, -1) is negative"
                 )
         if not valid:
             raise ProfileError(f"image {row} is all padding; a graph needs at least one patch in every image")
         images.append(valid)
-    return images
+    return images, tensor.shape[1]
 
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
