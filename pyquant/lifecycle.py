@@ -6,6 +6,7 @@ It owns the order of the steps and the errors that name sites. A site's own life
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -29,7 +30,8 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
     `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
-    that matches nothing, UnknownModuleError for a module without a wrapper.
+    that matches nothing, UnknownModuleError for a module without a wrapper. Warns of forward hooks and of forwards that
+    were replaced on a module: wrappers do not run them.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"prepare takes a Policy such as Policy.preset('w8a8'), got {policy!r}")
@@ -37,6 +39,7 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
         raise PhaseError(f"prepare takes a float model, got {type(fp).__name__}, which is already prepared")
     if not isinstance(fp, nn.Module):
         raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
+    _warn_of_hooks(fp)
     q = build(fp, policy)
     policy.check_used(list(q.all_sites()))
     _scan(q)
@@ -53,13 +56,18 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
 
     A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
-    a bar on a terminal, True always, False never. Raises CalibrationError for no batches, a batch of another type, and
-    NaN or Inf at a site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase.
+    a bar on a terminal, True always, False never. Raises CalibrationError for no batches, a batch of another type or
+    one that the model fails on, and NaN or Inf at a site (path and batch number); PhaseError when `q` is not in the
+    CALIBRATE phase.
     """
     _tree(q, "calibrate").require(Phase.CALIBRATE, "calibrate")
     if isinstance(batches, Tensor | Mapping | str):
         raise CalibrationError(
             f"calibrate takes an iterable of batches, got one {type(batches).__name__}; pass [batch] for a single batch"
+        )
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise CalibrationError(
+            f"calibrate takes an iterable of batches, got {type(batches).__name__}; pass a list or a data loader"
         )
     q.refresh_all()
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
@@ -133,17 +141,59 @@ def _tree(q: Any, verb: str) -> QModule:
 
 
 def _run(q: QModule, batch: Any, number: int) -> None:
-    if isinstance(batch, Mapping):
-        q(**batch)
-    elif isinstance(batch, tuple | list):
-        q(*batch)
-    elif isinstance(batch, Tensor):
-        q(batch)
-    else:
+    if not isinstance(batch, Mapping | tuple | list | Tensor):
         raise CalibrationError(
             f"batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or list of "
             f"positional arguments, or a tensor"
         )
+    try:
+        if isinstance(batch, Mapping):
+            q(**batch)
+        elif isinstance(batch, Tensor):
+            q(batch)
+        else:
+            q(*batch)
+    except PolicyError:  # about a site's format, whatever the batch
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"batch {number}: the model raised {type(error).__name__}: {error}; the batch held {_held(batch)}; repair "
+            f"or leave it out, and start again from pyquant.prepare (some sites have seen it)"
+        ) from error
+
+
+def _held(batch: Any) -> str:
+    """`x: float32 (3, 5), n: int`: what a message says of a batch."""
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key}: {_held(value)}" for key, value in batch.items()) or "nothing"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(_held(value) for value in batch[:8])}{', ...' if len(batch) > 8 else ''})"
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    return type(batch).__name__
+
+
+def _warn_of_hooks(fp: nn.Module) -> None:
+    """One warning for all that a caller hung on modules of `fp`; transformers' own hooks only record."""
+    found = []
+    for path, module in fp.named_modules():
+        kinds = {"forward pre-hook": module._forward_pre_hooks, "forward hook": module._forward_hooks}
+        what = [kind for kind, hooks in kinds.items() if not all(map(_records, hooks.values()))]
+        what += ["own forward"] if "forward" in vars(module) else []
+        found += [f"{repr(path) if path else 'the model itself'} ({kind})" for kind in what]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        warnings.warn(
+            f"prepare does not take over {', '.join(found[:5])}{more}: a wrapper computes the class's own arithmetic. "
+            f"Remove them before prepare if they matter to nothing; if they change values, the quantized model will "
+            f"differ from this one",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _records(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")) == "transformers.utils.output_capturing"
 
 
 def _non_finite(sites: Sequence[Site]) -> list[Site]:

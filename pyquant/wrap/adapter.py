@@ -34,10 +34,16 @@ class ExportAdapter(nn.Module):
     """
 
     def __init__(self, module: nn.Module, profile: Profile, name: str) -> None:
+        inputs, outputs = getattr(profile, "inputs", None), getattr(profile, "outputs", None)
+        if not isinstance(inputs, Mapping) or not isinstance(outputs, Sequence) or isinstance(outputs, str):
+            raise ProfileError(
+                f"{type(module).__name__} is exported with pyquant.ExportProfile(inputs={{name: "
+                f"TensorSpec(shape, dtype)}}, outputs=(name,)), got {type(profile).__name__}, which does not say what goes in and out"
+            )
         super().__init__()
         self.module = module
-        self.input_specs = dict(profile.inputs)
-        self.output_names = tuple(profile.outputs)
+        self.input_specs = dict(inputs)
+        self.output_names = tuple(outputs)
         self.name = name
         parameters = inspect.signature(module.forward).parameters
         self._by_name = all(key in parameters for key in self.input_specs)

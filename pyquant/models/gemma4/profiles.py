@@ -29,8 +29,8 @@ class VisionProfile:
 
     `batch_size` repeats a single grid or a single row of positions. `num_patches` pads every image to that many
     patches, or takes padding away; by default a grid is padded to the largest image, and explicit positions keep the
-    padding that they have. `pooling_kernel_size` is only needed to export a pooler by itself: a
-    vision model knows its own, and must agree when it is given.
+    padding that they have. `pooling_kernel_size` is only needed to export a pooler by itself: a vision model knows its
+    own, and must agree when it is given.
 
     Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
     """
