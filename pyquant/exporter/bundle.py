@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """export_bundle(): every graph of a model in one folder, with a manifest that says what each is.
 
-It owns the folder and the manifest. One graph is export.py.
+It owns the folder and the manifest. One graph is pipeline.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +20,131 @@ from torch import nn
 
 from pyquant import __version__
 from pyquant.circle.files import Target
-from pyquant.errors import CircleError, ProfileError
+from pyquant.errors import CircleError, ExportError, ProfileError
 from pyquant.exporter.pipeline import export
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
+SUFFIX = ".circle"
+_LONGEST = 200  # bytes of a file name: file systems take 255, and the writer's draft has a longer name
+_UNFIT = re.compile(r'[\x00-\x1f\x7f/\\<>:"|?*\ud800-\udfff]')
 
 
 def export_bundle(
     q: nn.Module, out_dir: str | os.PathLike[str], profiles: Any, *, target: Target = "circle"
 ) -> dict[str, CircleProgram]:
-    """Write `<name>.circle` for each profile, then `manifest.json`. Returns the programs by name.
+    """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
 
-    `profiles` is one profile, a sequence of them (named by `profile.name`), or a mapping name -> profile. Each file
-    appears whole or not at all, the manifest last, so that a manifest never names a file that is not there.
+    `profiles` is one profile, a sequence of them (named by `profile.name`), or a mapping name -> profile. Every graph
+    is exported, checked and written aside before the first file changes its name, the manifest last: a failure leaves
+    the folder as it was. Files of the bundle that stood there and that the new one does not name are removed.
+    Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
     named = _named(profiles)
     folder = Path(out_dir)
+    _require_folder(folder, named)
+    programs = {name: export(q, profile, name=name, target=target) for name, profile in named.items()}
+    for name, program in programs.items():
+        if faults := program.check(target):
+            listed = "\n".join(f"  {fault}" for fault in faults)
+            raise ExportError(
+                f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing is written:\n{listed}"
+            )
+    _write(folder, {**_provenance(q), "target": target}, programs)
+    return programs
+
+
+def _require_folder(folder: Path, names: Iterable[str]) -> None:
+    """Raise CircleError now, before minutes of exporting, for what could not be written then."""
     if not folder.parent.is_dir():
         raise CircleError(
             f"cannot write a bundle to '{folder}': the folder '{folder.parent}' does not exist; create it first"
         )
-    folder.mkdir(exist_ok=True)
-    programs: dict[str, CircleProgram] = {}
-    graphs: dict[str, Any] = {}
-    for name, profile in named.items():
-        programs[name] = program = export(q, profile, name=name, target=target)
-        path = folder / f"{name}.circle"
-        size = program.save(path)
-        graphs[name] = {
-            "file": path.name,
-            "bytes": size,
-            "sha256": _sha256(path),
-            "operators": len(program.graph.operators),
-            "inputs": [tensor.describe() for tensor in program.inputs],
-            "outputs": [tensor.describe() for tensor in program.outputs],
-        }
-    _write_manifest(folder / MANIFEST, {**_provenance(q), "target": target, "graphs": graphs})
-    return programs
+    if folder.exists() and not folder.is_dir():
+        raise CircleError(f"cannot write a bundle to '{folder}': it is a file, and a bundle is a folder; name another")
+    for path in [folder / MANIFEST, *(folder / _file(name) for name in names)]:
+        if path.is_dir():
+            raise CircleError(f"cannot write '{path}': it is a folder; remove it, or name another")
+
+
+def _write(folder: Path, head: dict[str, Any], programs: Mapping[str, CircleProgram]) -> None:
+    """All files into a folder aside, then under their names; then the files of the old bundle that are left over."""
+    fresh, first = not folder.exists(), not (folder / MANIFEST).exists()
+    old, new, placed = _files_of(folder / MANIFEST), [_file(name) for name in programs], list[Path]()
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as name:
+            aside = Path(name)
+            graphs = {name: _save(program, aside / _file(name)) for name, program in programs.items()}
+            _write_manifest(aside / MANIFEST, {**head, "graphs": graphs})
+            for file in [*new, MANIFEST]:
+                placed.append((aside / file).replace(folder / file))
+    except OSError as error:
+        raise CircleError(
+            f"cannot write a bundle to '{folder}': {error.strerror or error}; free the disk or name another folder"
+        ) from error
+    finally:
+        if first and len(placed) <= len(new):  # not whole, and no manifest names what is there
+            for path in placed:
+                path.unlink(missing_ok=True)
+            if fresh and folder.is_dir():
+                folder.rmdir()
+    kept = {file.casefold() for file in new}
+    for file in old:
+        if file.casefold() not in kept:
+            (folder / file).unlink(missing_ok=True)
+
+
+def _save(program: CircleProgram, path: Path) -> dict[str, Any]:
+    """Write one graph; its entry of the manifest."""
+    return {
+        "file": path.name,
+        "bytes": program.save(path),
+        "sha256": _sha256(path),
+        "operators": len(program.graph.operators),
+        "inputs": [tensor.describe() for tensor in program.inputs],
+        "outputs": [tensor.describe() for tensor in program.outputs],
+    }
+
+
+def _files_of(manifest: Path) -> list[str]:
+    """The .circle files beside a manifest that it names; none when it is no manifest of a bundle."""
+    try:
+        said = json.loads(manifest.read_text(encoding="utf-8"))
+        if said["format"] != "pyquant-bundle":
+            return []
+        files = [str(entry["file"]) for entry in said["graphs"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [file for file in files if Path(file).name == file and file.endswith(SUFFIX)]
 
 
 def _named(profiles: Any) -> dict[str, Any]:
     if isinstance(profiles, Mapping):
-        named = {str(name): profile for name, profile in profiles.items()}
+        pairs = [(str(name), profile) for name, profile in profiles.items()]
     else:
         several = list(profiles) if isinstance(profiles, Sequence) else [profiles]
-        names = [str(getattr(profile, "name", None) or f"graph{index}") for index, profile in enumerate(several)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ProfileError(
-                f"each graph of a bundle has a name of its own, but {twice} is used twice; pass a mapping"
-            )
-        named = dict(zip(names, several, strict=True))
-    if not named:
+        pairs = [(str(getattr(p, "name", None) or f"graph{index}"), p) for index, p in enumerate(several)]
+    if not pairs:
         raise ProfileError("a bundle needs at least one profile")
-    for name in named:
-        if name in ("", ".", "..") or "/" in name or "\\" in name:
+    seen: dict[str, str] = {}
+    for name, _ in pairs:
+        if _UNFIT.search(name) or not name.strip(" .") or name != name.strip() or name.startswith("."):
             raise ProfileError(f"the graph name {name!r} becomes a file name; use letters, digits, '_', '-' and '.'")
-    return named
+        if len(_file(name).encode()) > _LONGEST:
+            raise ProfileError(
+                f"the graph name {name[:20]!r}... becomes a file name and has {len(name)} characters; shorten it"
+            )
+        if (other := seen.setdefault(name.casefold(), name)) != name or [n for n, _ in pairs].count(name) > 1:
+            both = f"{[name]} is used twice" if other == name else f"{other!r} and {name!r} differ in case alone"
+            raise ProfileError(
+                f"each graph of a bundle has a name of its own, but {both}; pass a mapping with one string for each"
+            )
+    return dict(pairs)
+
+
+def _file(name: str) -> str:
+    return name + SUFFIX
 
 
 def _provenance(q: nn.Module) -> dict[str, Any]:
@@ -97,16 +166,11 @@ def _provenance(q: nn.Module) -> dict[str, Any]:
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:
