@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules import module as torch_module
 
 from pyquant.trace.record import Call, Trace, TraceError, refuse_existing
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
@@ -72,13 +72,17 @@ def capture(
         trace.calls.append(Call(name, type(module).__name__, repeats[name], said, named, describe(output, keep)))
         repeats[name] += 1
 
-    handle = register_module_forward_hook(hook, with_kwargs=True)
+    handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
     try:
         if inputs is not None:
             _call(model, inputs)
         yield trace
     finally:
         handle.remove()
+        # torch 2.13 leaves its mark of "takes keyword arguments" behind, and calls that a global hook from then on
+        marks = getattr(torch_module, "_global_forward_hooks_with_kwargs", None)
+        if isinstance(marks, dict):
+            marks.pop(handle.id, None)
     if folder is not None:
         trace.save_calls(Path(folder))
 

@@ -53,6 +53,7 @@ def model() -> Model:
 def no_hook_stays() -> object:
     yield
     assert not torch_module._global_forward_hooks
+    assert not torch_module._has_any_global_hook()
 
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
