@@ -6,6 +6,7 @@ A moved quantized constant keeps its integers and its qparams. What a Const beco
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ Folded = dict[Node, Any]  # node -> Const, or a list of them
 
 _GROWING = {"aten.expand.default", "aten.repeat.default", "aten.repeat_interleave.self_int"}
 _MAX_GROWTH = 4096  # elements up to which an expanded constant is stored expanded
+_SITE_SCALE = re.compile(r"(?:(.*)\.)?sites\.(\w+)\.scale")
 _IN_PLACE_ALIASES = {"aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
 
 
@@ -131,7 +133,9 @@ def _moved_quant(node: Node, data: Const, part: int | None) -> Quant:
 def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
     source, scale, zero_point, axis, group, qmin, qmax = schema_args(node)
     data = folded[source]
-    quant = quant_of(folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node)
+    quant = quant_of(
+        folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node, site_of(scale, node, folded)
+    )
     if data.quant == quant:
         return data  # type: ignore[no-any-return]
     const = Const(data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), where(node), quant)
@@ -156,6 +160,18 @@ def _fold_bias(node: Node, folded: Folded) -> Const:
         quant,
         lambda: ops.quantize_bias(data.value(), scale_value, bits).to(STORAGE[quant.dtype]),
     )
+
+
+def site_of(scale: Any, node: Node, folded: Folded) -> str:
+    """Who owns a grid, for messages: the site whose scale it is ("site 'layers.0.fc:weight'"), else the module."""
+    held = folded.get(scale)
+    if isinstance(held, Const) and (owner := _SITE_SCALE.fullmatch(held.name)):
+        return f"site '{owner[1] or ''}:{owner[2]}'"
+    module = where(node).module
+    source = folded.get(node.args[0]) if isinstance(node.args[0], Node) else None
+    if isinstance(source, Const):
+        return f"constant '{source.name}'"
+    return f"a value of module '{module}'" if module else "a value of the root module"
 
 
 def schema_args(node: Node) -> list[Any]:

@@ -44,18 +44,20 @@ STORAGE = {
 
 
 def quant_of(
-    scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int, node: Node
+    scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int, node: Node, site: str
 ) -> Quant:
-    """The grid that a fake_quantize node names; `node` is for its rank and for messages."""
+    """The grid that a fake_quantize node names; `node` is for its rank and for messages, `site` for messages."""
     if group:
         raise ExportError(
-            f"'{node.name}' is quantized in groups of {group}, and a Circle tensor has scales per tensor or channel "
-            f"only ({where(node)}); give this weight PerAxis(0) in the policy"
+            f"{site} is quantized in groups of {group}, and a Circle tensor has scales per tensor or channel "
+            f"only (node '{node.name}', {where(node)}); give this weight PerAxis(0) in the policy"
         )
     dtype = _TYPE_OF_RANGE.get((qmin, qmax))
     if dtype is None:
         known = ", ".join(f"[{low}, {high}] {name}" for (low, high), name in _TYPE_OF_RANGE.items())
-        raise ExportError(f"no Circle type is [{qmin}, {qmax}] of '{node.name}' ({where(node)}); known: {known}")
+        raise ExportError(
+            f"no Circle type is [{qmin}, {qmax}] of {site} (node '{node.name}', {where(node)}); known: {known}"
+        )
     if axis is not None:
         axis %= len(node.meta["val"].shape)
     return Quant(dtype, _floats(scale), _ints(zero_point), axis, qmin, qmax)

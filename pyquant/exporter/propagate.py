@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from pyquant.errors import ExportError
-from pyquant.exporter.fold import Folded, schema_args
+from pyquant.exporter.fold import Folded, schema_args, site_of
 from pyquant.exporter.grid import quant_of
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import Kind, is_fake_quantize, kind_of
@@ -57,13 +57,15 @@ def _grid(node: Node, folded: Folded) -> Quant:
     for source in (scale, zero_point):
         if source not in folded:
             raise ExportError(
-                f"'{node.name}' has a scale or zero_point that is computed from the graph's inputs ({where(node)}); "
+                f"{site_of(scale, node, folded)} has a scale or zero_point that is computed from the graph's inputs "
+                f"(node '{node.name}', {where(node)}); "
                 "Circle qparams are constants: convert() the model before export"
             )
-    quant = quant_of(folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node)
+    site = site_of(scale, node, folded)
+    quant = quant_of(folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node, site)
     if quant.axis is not None:
         raise ExportError(
-            f"'{node.name}' quantizes an activation per channel (axis {quant.axis}) at {where(node)}; "
+            f"{site} quantizes an activation per channel (axis {quant.axis}) at {where(node)} (node '{node.name}'); "
             "activations have one scale: give this site PerTensor() in the policy"
         )
     return quant

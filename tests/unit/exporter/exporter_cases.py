@@ -23,7 +23,7 @@ RANGES = {
     "int8": (-128, 127),
     "sym8": (-127, 127),
     "uint8": (0, 255),
-    "int16": (-32767, 32767),
+    "int16": (-32768, 32767),  # as sites saturate: where the type does
 }
 ACTIVATIONS = ("uint8", "int8", "int16")
 
@@ -36,7 +36,7 @@ class Grid(nn.Module):
         self.qmin, self.qmax = RANGES[kind]
         self.axis, self.group = axis, group
         lo, hi = torch.as_tensor(low, dtype=torch.float32), torch.as_tensor(high, dtype=torch.float32)
-        symmetric = self.qmin == -self.qmax
+        symmetric = self.qmin == -self.qmax or kind == "int16"
         scale, zero_point = ops.choose_qparams(lo, hi, self.qmin, self.qmax, symmetric)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)

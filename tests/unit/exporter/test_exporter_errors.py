@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from exporter_cases import Graph, Grid, channels, weight
 from torch import nn
 
-from pyquant import ops
+import pyquant
+from pyquant import PerGroup, Policy, QuantSpec, Rule, ops
 from pyquant.errors import ExportError, PhaseError, ProfileError
-from pyquant.exporter import TensorSpec, export
+from pyquant.exporter import ExportProfile, TensorSpec, export
+from pyquant.spec import INT4, UINT8
 
 X = (2, 3, 8)
 
@@ -149,14 +152,18 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "groups": (
         lambda m, x: m.a(F.linear(m.a(x), m.g(m.w))),
         {"g": Grid("sym8", -torch.ones(8, 2), torch.ones(8, 2), 1, 4)},
-        r"quantized in groups of 4.*give this weight PerAxis\(0\)",
+        r"^constant 'w' is quantized in groups of 4.*give this weight PerAxis\(0\)",
     ),
     "per_channel_activation": (
         lambda m, x: m.g(x),
         {"g": Grid("sym8", -torch.ones(8), torch.ones(8), 2)},
-        r"quantizes an activation per channel \(axis 2\).*PerTensor\(\)",
+        r"^a value of module 'g' quantizes an activation per channel \(axis 2\).*PerTensor\(\)",
     ),
-    "no_such_type": (wide, {}, r"no Circle type is \[-3, 3\] of 'fake_quantize'.*known: \[-7, 7\] int4"),
+    "no_such_type": (
+        wide,
+        {},
+        r"no Circle type is \[-3, 3\] of a value of .*module \(node 'fake_quantize', .*known: \[-7, 7\] int4",
+    ),
     "weight_axis": (
         lambda m, x: m.a(F.linear(m.a(x), m.g(m.w))),
         {"g": Grid("sym8", -torch.ones(8), torch.ones(8), 1)},
@@ -307,3 +314,34 @@ def test_target_rules_are_an_error() -> None:
     export(graph)
     with pytest.raises(ExportError, match=r"breaks \d+ rule\(s\) of target 'luci':\n.*E_LUCI_WEIGHT_DTYPE"):
         export(graph, target="luci")
+
+
+@pytest.mark.parametrize(("path", "site"), [("", ":weight"), ("module.layers.3.fc", "layers.3.fc:weight")])
+def test_site_behind_a_scale(path: str, site: str) -> None:
+    graph = nn.Module()
+    graph.add_module("sites", nn.ModuleDict({"weight": Grid("sym8", -torch.ones(8, 2), torch.ones(8, 2), 1, 4)}))
+    root: Any = graph
+    for part in reversed(path.split(".") if path else []):
+        outer = nn.Module()
+        outer.add_module(part, root)
+        root = outer
+    held = root.get_submodule(f"{path}.sites.weight" if path else "sites.weight")
+    adapter = Graph(lambda m, x: m.a(F.linear(m.a(x), held(m.w))), X, w=W, a=u8(), **dict(root.named_children()))
+    with pytest.raises(ExportError, match=rf"^site '{site}' is quantized in groups of 4, .*\(node 'fake_q"):
+        export(adapter)
+
+
+def test_groups_name_the_site_first() -> None:
+    group, rest = QuantSpec(INT4, True, PerGroup(1, 4)), QuantSpec(UINT8)
+    q = pyquant.prepare(nn.Linear(8, 8), Policy((Rule("*", spec=rest), Rule("*:weight", spec=group))))
+    pyquant.calibrate(q, [torch.randn(4, 8)], progress=False)
+    pyquant.convert(q)
+    with pytest.raises(ExportError, match=r"^site ':weight' is quantized in groups of 4, .*node 'fake_quantize"):
+        export(q, ExportProfile({"x": TensorSpec((4, 8))}, ("y",)))
+
+
+def test_threads_take_turns() -> None:
+    graphs = [Graph(lambda m, x, k=k: m.a(m.a(x) * k), X, a=u8()) for k in (0.5, 2.0, 0.25, 4.0)]
+    alone = [export(graph).to_bytes() for graph in graphs]
+    with ThreadPoolExecutor(4) as pool:
+        assert [program.to_bytes() for program in pool.map(export, graphs)] == alone
