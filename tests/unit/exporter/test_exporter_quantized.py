@@ -216,7 +216,7 @@ def test_moves_carry_a_grid_back_to_their_producer(name: str) -> None:
 
 
 def test_neg_inherits_a_symmetric_grid() -> None:
-    graph = Graph(lambda m, x: -m.a(x), X, a=act("int16"))
+    graph = Graph(lambda m, x: -m.a(x), X, a=act("sym8"))
     program, _ = quantized(graph)
     assert program.outputs[0].quant == program.inputs[0].quant
 

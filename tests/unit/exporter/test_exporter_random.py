@@ -20,7 +20,7 @@ from pyquant.exporter import export
 from pyquant.verify import compare
 from pyquant.verify.tolerance import op_faults
 
-KINDS = ("uint8", "int8", "int16", "sym8")
+KINDS = ("uint8", "int8", "int16")
 MOVES: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.transpose(-1, -2),
     lambda x: x.reshape(2, -1),
