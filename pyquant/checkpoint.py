@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quantized model as a folder: model.safetensors, quantization.json, and config.json of a Hugging Face model.
 
-It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. How files
-appear whole is files.py; .circle files are exporter/.
+It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. What the
+JSON may say is checkpoint_index.py, how files appear whole is files.py; .circle files are exporter/.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,17 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyquant import files, lifecycle, ops
-from pyquant.errors import CheckpointError, PhaseError, PyquantError, SpecError
+from pyquant import checkpoint_index, files, lifecycle, ops
+from pyquant.checkpoint_index import CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
+from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
+from pyquant.spec import PerAxis, PerGroup, PerTensor
 from pyquant.wrap import QModule, registry
 
 __all__ = ["load_quantized", "save_quantized"]
 
-FORMAT, VERSION = "pyquant-checkpoint", 1
-INDEX, WEIGHTS, CONFIG = "quantization.json", "model.safetensors", "config.json"
 _STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def save_quantized(q: QModule, path: str | Path) -> None:
         "made_by": {name: _version(name) for name in ("pyquant-circle", "torch", "transformers")},
         "root": registry.qualified(q.fp_type),
         "policy": q.policy.to_dict(),
+        "configs": checkpoint_index.configs(q),
         "sites": {site.path: _describe(site) for site in q.all_sites()},
         "tensors": _store(q, tensors),
     }
@@ -80,24 +81,29 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
     Raises CheckpointError for a folder that is incomplete, corrupt, newer than this pyquant, or of another model.
     """
     folder = Path(path)
-    index = _read_index(folder)
+    index = checkpoint_index.read(folder)
     try:
         policy = Policy.from_dict(index["policy"])
-        if fp is None:
-            fp = _build(folder, index["root"])
-        elif registry.qualified(type(fp)) != index["root"]:
-            raise CheckpointError(
-                f"checkpoint {str(path)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
-                f"of the class that was quantized"
-            )
+    except (SpecError, PolicyError, KeyError, TypeError, ValueError) as error:
+        raise fault(folder, f"{INDEX}: 'policy'", f"cannot be ({error})") from error
+    if fp is None:
+        fp = _build(folder, index)
+    elif registry.qualified(type(fp)) != index["root"]:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
+            f"of the class that was quantized"
+        )
+    try:
         q = lifecycle.build(fp, policy)
-        _check_sites(q, index["sites"], folder)
+    except PolicyError as error:
+        raise fault(folder, f"{INDEX}: 'policy'", f"does not fit the model ({error})") from error
+    checkpoint_index.check_configs(index["configs"], q, folder)
+    _check_sites(q, index["sites"], folder)
+    try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             _restore(q, index, _Reader(file, folder))
-    except (KeyError, TypeError, AttributeError, SpecError, SafetensorError) as error:
-        if isinstance(error, PyquantError) and not isinstance(error, SpecError):
-            raise
-        raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {type(error).__name__}: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
     lifecycle.finish(q)
     return q.eval()
 
@@ -128,7 +134,9 @@ def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
             continue
         first[identity] = name
         entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
-        if not value.is_contiguous() and 0 not in value.stride():  # a product's last bit depends on the layout
+        if not value.is_contiguous() and plausible_stride(
+            value.shape, value.stride()
+        ):  # a product's last bit depends on the layout
             entry["stride"] = list(value.stride())
         integers = _integers(value, uses.get(identity, []))
         if integers is None:
@@ -202,58 +210,38 @@ def _version(package: str) -> str:
 
 
 class _Reader:
-    """Tensors of the file by name; a missing one is a CheckpointError."""
+    """Tensors of the file by name; one that is missing, or of another form than the index says, is an error."""
 
     def __init__(self, file: Any, folder: Path) -> None:
-        self._file, self._folder, self._names = file, folder, set(file.keys())
+        self._file, self.folder, self.names = file, folder, set(file.keys())
 
-    def get(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise CheckpointError(f"checkpoint {str(self._folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
+    def get(self, name: str, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
+        if name not in self.names:
+            raise CheckpointError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
         tensor: Tensor = self._file.get_tensor(name)
+        if tensor.dtype != dtype or (shape is not None and tuple(tensor.shape) != tuple(shape)):
+            want = f"{dtype}" if shape is None else f"{dtype} {tuple(shape)}"
+            seen = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", f"is {seen}, expected {want}")
         return tensor
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{str(folder)!r} is no quantized model: {INDEX} cannot be read ({error.strerror}); save_quantized "
-            f"writes one"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {INDEX} is not valid JSON ({error})") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise CheckpointError(f"{str(folder / INDEX)!r} is no {FORMAT} file")
-    if index.get("version") != VERSION:
-        raise CheckpointError(
-            f"checkpoint {str(folder)!r} has format version {index.get('version')!r}, this pyquant reads {VERSION}; "
-            f"it was made by {index.get('made_by')}: use that version or save it again"
-        )
-    for name, expected in index.get("sha256", {}).items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f"checkpoint {str(folder)!r} lacks the file {name!r}; copy the whole folder")
-        if files.sha256(folder / name) != expected:
-            raise CheckpointError(
-                f"checkpoint {str(folder)!r} is corrupt: the checksum of {name!r} is not the one in {INDEX}; copy or "
-                f"save it again"
-            )
-    return index
-
-
-def _build(folder: Path, root: str) -> nn.Module:
+def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
     """The recorded class with weights that mean nothing. Only a registered class is ever built."""
+    root = index["root"]
     cls = registry.find(root)
     config_class = getattr(cls, "config_class", None)
-    if cls is None or config_class is None or not (folder / CONFIG).is_file():
+    if cls is None or config_class is None or CONFIG not in index["sha256"]:
         why = "has no wrapper here" if cls is None else "is not a transformers class with a config.json in the folder"
         raise CheckpointError(
             f"checkpoint {str(folder)!r} is of a {root}, which {why}; pass a model of that class: "
             f"load_quantized(path, fp)"
         )
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
-        return cls(config_class.from_json_file(folder / CONFIG))
+        try:
+            return cls(config_class.from_json_file(folder / CONFIG))
+        except Exception as error:  # whatever transformers makes of such a file
+            raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
@@ -269,12 +257,8 @@ def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
 
 
 def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
-    for site in q.all_sites():
-        if index["sites"][site.path]["quantized"]:
-            assert site.spec is not None
-            scale, zero_point = reader.get(f"{site.path}.scale"), reader.get(f"{site.path}.zero_point")
-            site.settle(QParams(site.spec, scale, zero_point))
-    grids = {site.path: site.qparams for site in q.all_sites()}
+    shapes = {m.site(name).path: v.shape for m in q.all_qmodules() for name, v in m.constants().items()}
+    quantized = [site for site in q.all_sites() if index["sites"][site.path]["quantized"]]
     entries, here = index["tensors"], dict(_named_tensors(q))
     if set(entries) != set(here):
         odd = sorted(set(entries) ^ set(here))
@@ -282,26 +266,85 @@ def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
             f"checkpoint and model differ in the tensors {odd[:5]}; use the configuration and the pyquant version that "
             f"it was saved with"
         )
+    _check_shapes(entries, here)
+    _check_grids(q, entries, here, reader.folder)
+    stored = {name for name, entry in entries.items() if entry["kind"] != "alias"}
+    known = stored | {f"{site.path}.{part}" for site in quantized for part in ("scale", "zero_point")}
+    if extra := sorted(reader.names - known):
+        raise fault(reader.folder, f"{WEIGHTS}: tensor {extra[0]!r}", f"is in no list of {INDEX} ({len(extra)} such)")
+    for site in quantized:
+        site.settle(_grid(site, shapes.get(site.path), reader))
+    grids = {site.path: site.qparams for site in quantized}
     done: dict[str, Tensor] = {}
     for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
         entry = entries[name]
         value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, reader)
-        if value.shape != here[name].shape:
-            raise CheckpointError(
-                f"tensor {name!r} has shape {tuple(value.shape)} in the checkpoint and {tuple(here[name].shape)} in "
-                f"the model; pass a model of the configuration that was quantized"
-            )
         done[name] = _assign(q, name, value, here[name])
 
 
+def _check_shapes(entries: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
+    """Every tensor of the index has the shape, and the kind of numbers, that the model has there."""
+    for name, entry in entries.items():
+        form = entries[entry["of"]] if entry["kind"] == "alias" else entry
+        if tuple(form["shape"]) != tuple(here[name].shape):
+            raise CheckpointError(
+                f"tensor {name!r} has shape {tuple(form['shape'])} in the checkpoint and {tuple(here[name].shape)} in "
+                f"the model; pass a model of the configuration that was quantized"
+            )
+        if getattr(torch, form["dtype"]).is_floating_point != here[name].is_floating_point():
+            raise CheckpointError(
+                f"tensor {name!r} is {form['dtype']} in the checkpoint and {here[name].dtype} in the model; copy or "
+                f"save it again"
+            )
+
+
+def _check_grids(q: QModule, entries: Mapping[str, Any], here: Mapping[str, Tensor], folder: Path) -> None:
+    """Integers are on the grid of a site that the tensor, or one that is tied to it, passes through."""
+    users: dict[int, set[str]] = {}
+    for module in q.all_qmodules():
+        for name, value in module.constants().items():
+            users.setdefault(id(value), set()).add(module.site(name).path)
+    sites: dict[str, set[str]] = {}
+    for name, entry in entries.items():
+        sites.setdefault(entry.get("of", name), set()).update(users.get(id(here[name]), ()))
+    for name, entry in entries.items():
+        if entry["kind"] == "integer" and entry["site"] not in sites[name]:
+            what = f"is on the grid of site {entry['site']!r}, but passes through {sorted(sites[name]) or 'none'}"
+            raise fault(folder, f"{INDEX}: tensor {name!r}", what)
+
+
+def _grid(site: Site, shape: Sequence[int] | None, reader: _Reader) -> QParams:
+    """The grid of a quantized site. `shape` is that of its constant, if it has one."""
+    spec = site.spec
+    assert spec is not None
+    want: tuple[int, ...] | None = () if isinstance(spec.granularity, PerTensor) else None
+    if shape is not None and isinstance(spec.granularity, PerAxis):
+        want = (shape[spec.granularity.axis],)
+    elif shape is not None and isinstance(spec.granularity, PerGroup):
+        axis, size = spec.granularity.axis % len(shape), spec.granularity.size
+        want = tuple(n // size if i == axis else n for i, n in enumerate(shape))
+    scale = reader.get(f"{site.path}.scale", torch.float32, want)
+    zero_point = reader.get(f"{site.path}.zero_point", torch.int32, scale.shape)
+    try:
+        return QParams(spec, scale, zero_point)
+    except SpecError as error:
+        raise fault(reader.folder, f"{WEIGHTS}: grid of site {site.path!r}", f"cannot be: {error}") from error
+
+
 def _read(name: str, entry: Mapping[str, Any], grids: Mapping[str, QParams | None], reader: _Reader) -> Tensor:
-    value, shape = reader.get(name), entry["shape"]
-    if entry["kind"] == "integer":
+    shape, dtype = entry["shape"], getattr(torch, entry["dtype"])
+    if entry["kind"] == "float":
+        value = reader.get(name, dtype, shape)
+    else:
         grid = grids[entry["site"]]
         assert grid is not None
         if grid.spec.dtype.bits == 4:
-            value = ops.unpack_int4(value, torch.Size(shape).numel(), grid.spec.dtype.signed).reshape(shape)
-        value = _dequantize(value, grid, getattr(torch, entry["dtype"]))
+            count = torch.Size(shape).numel()
+            packed = reader.get(name, torch.uint8, ((count + 1) // 2,))
+            value = ops.unpack_int4(packed, count, grid.spec.dtype.signed).reshape(shape)
+        else:
+            value = reader.get(name, _STORAGE[grid.spec.dtype.name], shape)
+        value = _dequantize(value, grid, dtype)
     if "stride" in entry:
         return torch.empty_strided(shape, entry["stride"], dtype=value.dtype).copy_(value)
     return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours

@@ -38,7 +38,8 @@ class ExportAdapter(nn.Module):
         if not isinstance(inputs, Mapping) or not isinstance(outputs, Sequence) or isinstance(outputs, str):
             raise ProfileError(
                 f"{type(module).__name__} is exported with pyquant.ExportProfile(inputs={{name: "
-                f"TensorSpec(shape, dtype)}}, outputs=(name,)), got {type(profile).__name__}, which does not say what goes in and out"
+                f"TensorSpec(shape, dtype)}}, outputs=(name,)), got {type(profile).__name__}, which does not name "
+                "what goes in and out"
             )
         super().__init__()
         self.module = module

@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "wrap": VALUES | {"ops", "site", "policy"},
     "lifecycle": VALUES | {"policy", "site", "wrap"},
     "files": set(),
-    "checkpoint": VALUES | {"ops", "policy", "site", "wrap", "lifecycle", "files"},
+    "checkpoint_index": VALUES | {"wrap", "files"},
+    "checkpoint": VALUES | {"ops", "policy", "site", "wrap", "lifecycle", "files", "checkpoint_index"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},

@@ -306,7 +306,7 @@ def test_load_of_a_corrupt_file(saved: Path, damage: str) -> None:
 def test_load_of_a_file_that_is_no_safetensors(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(b"not safetensors")
     rewrite(saved)
-    with pytest.raises(CheckpointError, match=r"is damaged: SafetensorError"):
+    with pytest.raises(CheckpointError, match=r"is damaged: model.safetensors cannot be read \(SafetensorError"):
         pyquant.load_quantized(saved, ToyModel())
 
 
@@ -326,16 +326,16 @@ def test_load_of_a_scale_that_cannot_be(saved: Path, value: float) -> None:
     tensors["layers.0.up:weight.scale"][3] = value
     save_file(tensors, saved / "model.safetensors")
     rewrite(saved)
-    with pytest.raises(CheckpointError, match=r"is damaged: SpecError: every scale must be finite and positive"):
+    with pytest.raises(CheckpointError, match=r"grid of site 'layers.0.up:weight' cannot be: every scale must be"):
         pyquant.load_quantized(saved, ToyModel())
 
 
-@pytest.mark.parametrize("key", ["policy", "sites", "tensors", "root"])
+@pytest.mark.parametrize("key", ["policy", "sites", "tensors", "root", "sha256", "configs"])
 def test_load_of_an_index_without_a_key(saved: Path, key: str) -> None:
     index = index_of(saved)
     del index[key]
     (saved / "quantization.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=rf"is damaged: KeyError: '{key}'"):
+    with pytest.raises(CheckpointError, match=rf"is damaged: quantization.json: '{key}' is missing"):
         pyquant.load_quantized(saved, ToyModel())
 
 

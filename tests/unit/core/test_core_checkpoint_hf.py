@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from transformers import Gemma4VisionConfig, Gemma4VisionModel
 
 import pyquant
-from pyquant import Policy
+from pyquant import Policy, files
 from pyquant.errors import CheckpointError
 from pyquant.wrap import QModule
 
@@ -54,3 +57,83 @@ def test_the_folder_alone_gives_the_model_back(preset: str, tmp_path: Path) -> N
     assert json.loads((tmp_path / "q" / "config.json").read_text())["hidden_size"] == 16
     with pytest.raises(CheckpointError, match=r"Gemma4VisionModel, got a torch.nn.modules.linear:Linear"):
         pyquant.load_quantized(tmp_path / "q", torch.nn.Linear(1, 1))
+
+
+OTHERS = {
+    "rms_norm_eps": (1e-5, r"rms_norm_eps \(1e-06 there, 1e-05 here\)"),
+    "hidden_activation": ("silu", r"hidden_activation \('gelu_pytorch_tanh' there, 'silu' here\)"),
+    "pooling_kernel_size": (4, r"pooling_kernel_size \(2 there, 4 here\)"),
+    "rope_parameters": (
+        {"rope_type": "axial", "rope_theta": 7.0},
+        r"rope_parameters.rope_theta \(100.0 there, 7.0 here\)",
+    ),
+}
+
+
+class Classifier(torch.nn.Module):
+    """A root that is not Hugging Face's, with a dataclass for a configuration."""
+
+    def __init__(self, labels: int, **changes: Any) -> None:
+        super().__init__()
+        self.config = Settings(labels)
+        self.vision = Gemma4VisionModel(Gemma4VisionConfig(**{**CONFIG, **changes})).eval()
+
+
+@dataclass(frozen=True)
+class Settings:
+    labels: int
+
+
+@pyquant.register(Classifier)
+class QuantClassifier(QModule):
+    CHILDREN = ("vision",)
+
+    def forward(self, pixel_values: Tensor, pixel_position_ids: Tensor) -> Tensor:
+        return self.vision(pixel_values, pixel_position_ids).last_hidden_state
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, fp in {"hf": Gemma4VisionModel(Gemma4VisionConfig(**CONFIG)).eval(), "own": Classifier(3)}.items():
+        q = pyquant.prepare(fp, Policy.preset("w8a8"))
+        pyquant.calibrate(q, [batch()], progress=False)
+        pyquant.convert(q)
+        found[name] = tmp_path_factory.mktemp(name) / "q"
+        pyquant.save_quantized(q, found[name])
+    return found
+
+
+@pytest.mark.parametrize("key", OTHERS)
+@pytest.mark.parametrize("root", ["hf", "own"])
+def test_a_model_of_another_configuration(folders: dict[str, Path], root: str, key: str) -> None:
+    value, message = OTHERS[key]
+    changes = {key: value}
+    fp = Gemma4VisionModel(Gemma4VisionConfig(**{**CONFIG, **changes})) if root == "hf" else Classifier(3, **changes)
+    where = "of another configuration: " if root == "hf" else "of another configuration of 'vision': "
+    with pytest.raises(CheckpointError, match=where + message):
+        pyquant.load_quantized(folders[root], fp)
+
+
+def test_a_dataclass_configuration_counts_too(folders: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"of another configuration: labels \(3 there, 4 here\); pass a model"):
+        pyquant.load_quantized(folders["own"], Classifier(4))
+    pyquant.load_quantized(folders["own"], Classifier(3))
+
+
+def test_what_a_configuration_says_besides_the_arithmetic_is_free(folders: dict[str, Path]) -> None:
+    config = Gemma4VisionConfig(**CONFIG, architectures=["Mine"], name_or_path="elsewhere", dtype="float32")
+    config._attn_implementation = "eager"
+    config.transformers_version = "5.5.4"
+    pyquant.load_quantized(folders["hf"], Gemma4VisionModel(config))
+
+
+def test_a_config_file_that_builds_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "q"
+    shutil.copytree(folders["hf"], path)
+    (path / "config.json").write_text('{"hidden_size": "wide"}')
+    index = json.loads((path / "quantization.json").read_text())
+    index["sha256"]["config.json"] = files.sha256(path / "config.json")
+    (path / "quantization.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"is damaged: config.json makes no transformers.*Gemma4VisionModel \("):
+        pyquant.load_quantized(path)
