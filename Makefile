@@ -49,8 +49,8 @@ sanitize: setup ## the native tests under AddressSanitizer and UBSan
 lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all files
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-bench: setup ## kernels against ATen and a plain copy, one thread
-	$(BIN)/python -m pytest benchmarks -m "" --benchmark-only --benchmark-group-by=group --benchmark-columns=median,min,stddev,rounds $(BENCH_ARGS)
+bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine named
+	$(BIN)/python -m pytest benchmarks/kernels $(BENCH_ARGS)
 
 clean: ## build folders (not the virtual environment)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
