@@ -21,6 +21,7 @@ _HOME = {
     "export_bundle": "pyquant.exporter",
     "ExportProfile": "pyquant.exporter",
     "CircleProgram": "pyquant.exporter",
+    "LowPrecisionWarning": "pyquant.exporter",
     "Policy": "pyquant.policy",
     "Rule": "pyquant.policy",
     "ObserverSpec": "pyquant.policy",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pyquant.errors import PyquantError as PyquantError
     from pyquant.exporter import CircleProgram as CircleProgram
     from pyquant.exporter import ExportProfile as ExportProfile
+    from pyquant.exporter import LowPrecisionWarning as LowPrecisionWarning
     from pyquant.exporter import export as export
     from pyquant.exporter import export_bundle as export_bundle
     from pyquant.lifecycle import calibrate as calibrate
