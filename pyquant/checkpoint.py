@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -109,14 +108,6 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
 
 
 # --- storing ---
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A constant of the tree and the site that it passes through."""
-
-    value: Tensor
-    site: Site
 
 
 def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyquant import ops
+from pyquant import circle, ops
 from pyquant.errors import ExportError
 from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Op, Quant, Tensor, Where
 from pyquant.exporter.values import Const, Ref
@@ -58,6 +58,7 @@ class Builder:
         note: str = "",
     ) -> Ref:
         """Append one operator with one output, and return the output."""
+        _check_row(op, len(inputs), options or {})
         indices = tuple(-1 if value is None else self.place(value).index for value in inputs)
         assert quant is None or quant.dtype == dtype, f"{op}: {dtype} on a grid of {quant}"
         out = self.add(
@@ -96,6 +97,16 @@ class Builder:
             tuple(self.constants),
             dict(metadata),
         )
+
+
+def _check_row(op: str, count: int, options: Mapping[str, Any]) -> None:
+    """A lowering writes what the one table of operators (ops.def) has: a name, how many inputs, which options."""
+    row = circle.operators().get(op)
+    assert row is not None, f"ops.def has no operator {op}"
+    most = count if row.max_inputs is None else row.max_inputs
+    assert row.min_inputs <= count <= most, f"{op} takes {row.min_inputs} to {most} inputs, got {count}"
+    known = [option.name for option in row.options]
+    assert set(options) <= set(known), f"{op} has the options {known}, got {list(options)}"
 
 
 def _payload(const: Const) -> tuple[torch.Tensor, str]:

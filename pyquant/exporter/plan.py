@@ -136,10 +136,6 @@ class Graph:
     def replace(self, **changes: Any) -> Graph:
         return replace(self, **changes)
 
-    def producers(self) -> dict[int, int]:
-        """Tensor index -> index of the operator that makes it."""
-        return {out: index for index, op in enumerate(self.operators) for out in op.outputs}
-
     def to_json(self) -> str:
         """The plan text. Same graph, same text; scales are the shortest decimals that read back as the same float32."""
         plan = {
