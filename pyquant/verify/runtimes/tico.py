@@ -27,6 +27,15 @@ def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Te
     return Runtime(program).run(inputs, trace=trace)
 
 
+def structure_faults(path: str | os.PathLike[str]) -> list[str]:
+    """What TICO's own verifier finds in a file: indices, dataflow, signatures. It knows nothing of qparams.
+
+    Raises ImportError with the install command when tico is missing.
+    """
+    report = _tico(package="tico.circle").CircleDocument.load(os.fspath(path)).verify(raise_on_error=False)
+    return [str(issue.format()) for issue in report.issues]
+
+
 class Runtime:
     """One file, parsed once. Float tensors in and out; a quantized tensor's value is on its grid.
 
@@ -112,9 +121,9 @@ class Runtime:
         return list(inputs)
 
 
-def _tico(part: str = "") -> Any:
+def _tico(part: str = "", package: str = "tico.circle.runtime") -> Any:
     try:
-        return importlib.import_module(f"tico.circle.runtime{part}")
+        return importlib.import_module(f"{package}{part}")
     except ImportError as error:
         raise ImportError(
             f"TICO's reference runtime is not installed ({error}); run: pip install 'pyquant-circle[demo]'"

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the verb, runs it, and turns what it raises into one line and an exit code.
+
+Exit codes: 0 fine; 1 a threshold was passed or something was found wrong; 2 wrong usage or a file that cannot be used.
+A verb's module is loaded only when it is the verb, and torch only when that verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Protocol, cast
+
+from pyquant import __version__
+from pyquant.errors import PyquantError
+
+FINE, FOUND, FAILED = 0, 1, 2
+
+# verb -> what it does, in a line. The verb lives in pyquant/cli/<verb>.py, and is offered when that file is there.
+VERBS = {
+    "quantize": "quantize a checkpoint and write .circle files",
+    "trace": "record every module of a float and a quantized model, side by side",
+    "compare": "say how far two saved traces are apart, or two .circle files",
+    "inspect": "show the tensors, operators and sizes of a .circle file",
+    "verify": "say everything that is wrong with a .circle file",
+    "smoke": "run every registered wrapper from prepare to a .circle file and judge each",
+    "sensitivity": "rank the sites by what quantizing each does to the output",
+    "report": "write one HTML page about a quantized model",
+}
+
+
+class Verb(Protocol):
+    """What a verb's module holds."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the verb's options."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Does it; returns the exit code. Raises PyquantError, OSError or ImportError for what a user can mend."""
+
+
+def verbs() -> dict[str, str]:
+    """The verbs that are there, and what each does."""
+    return {name: said for name, said in VERBS.items() if find_spec(f"pyquant.cli.{name}") is not None}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (None: the process's own); returns its exit code."""
+    # A reader who has seen enough (`| head`) ends the program quietly, and Ctrl-C without a traceback.
+    try:
+        args = _parse(list(sys.argv[1:] if argv is None else argv))
+        code = int(args.run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer has no reader: without this, Python complains once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("pyquant: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (PyquantError, OSError, ImportError) as error:
+        if os.environ.get("PYQUANT_TRACEBACK"):
+            raise
+        print(f"pyquant: {type(error).__name__}: {_line(error)}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line; a file's name is kept where the system's words are only `No such file`."""
+    return " ".join(str(error).split()) or "no message"
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="pyquant",
+        description="Quantizes Hugging Face models after training, shows what that does, and writes .circle files.",
+        epilog="Exit codes: 0 fine, 1 a threshold was passed or a fault found, 2 wrong usage or an unusable file. "
+        "PYQUANT_TRACEBACK=1 shows where an error came from. Files alone: see pyquant-circle --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyquant {__version__}")
+    below = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, said in verbs().items():
+        child = below.add_parser(name, help=said, description=said[0].upper() + said[1:] + ".")
+        if name == chosen:
+            verb = cast("Verb", importlib.import_module(f"pyquant.cli.{name}"))
+            child.description = (verb.__doc__ or child.description or "").split("\n\n")[0]
+            verb.add_arguments(child)
+            child.set_defaults(run=verb.run)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds on the command line: `PEIR=0.05` is passed by a larger value, `SQNR=20` by a smaller one.
+
+It owns their spelling and the verdict; where the numbers come from is each verb's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# metric -> whether a larger value is the worse one
+METRICS = {"PEIR": True, "MAX": True, "MEAN": True, "STD": True, "LSB": True, "SQNR": False, "COSINE": False}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit that a metric must keep."""
+
+    metric: str
+    limit: float
+
+    def passed(self, value: float | None) -> bool:
+        """Whether a value lies beyond the limit; NaN does, None (not measured) does not."""
+        if value is None:
+            return False
+        return not (value <= self.limit if METRICS[self.metric] else value >= self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'>' if METRICS[self.metric] else '<'} {self.limit:g}"
+
+
+def threshold(text: str) -> Threshold:
+    """The `type=` of an argparse option: `METRIC=NUMBER`, upper or lower case."""
+    name, mark, number = text.partition("=")
+    metric = name.strip().upper()
+    if not mark or metric not in METRICS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no threshold; expected METRIC=NUMBER such as PEIR=0.05, with one of {', '.join(METRICS)}"
+        )
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if math.isnan(limit):
+        raise argparse.ArgumentTypeError(f"{text!r}: {number!r} is no number; expected such as {metric}=0.05")
+    return Threshold(metric, limit)
+
+
+def add_fail_above(parser: argparse.ArgumentParser) -> None:
+    """`--fail-above`, the same for every verb; may be given several times."""
+    parser.add_argument(
+        "--fail-above",
+        metavar="METRIC=LIMIT",
+        type=threshold,
+        action="append",
+        default=[],
+        help=f"exit code 1 when a value is beyond the limit, such as PEIR=0.05 or SQNR=20 (smaller is worse); "
+        f"one of {', '.join(METRICS)}; may be repeated",
+    )
+
+
+def passed(thresholds: list[Threshold], rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """One line for each threshold and row (title -> metric -> value) that is beyond it."""
+    return [
+        f"{title}: {limit.metric} {rows[title][limit.metric]:.4g}, the threshold is {limit.limit:g}"
+        for limit in thresholds
+        for title in rows
+        if limit.metric in rows[title] and limit.passed(rows[title][limit.metric])
+    ]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says everything that is wrong with a .circle file, by the rules of a target.
+
+It prints; the rules are native (csrc/circle/check) and, where TICO is installed, TICO's own verifier beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+
+from pyquant.cli.main import FINE, FOUND
+
+TARGETS = ("circle", "luci", "onert")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="x.circle")
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="circle",
+        help="circle: the format; luci: also ONE's rules; onert: also what onert refuses or gets wrong (%(default)s)",
+    )
+    parser.add_argument("--no-tico", action="store_true", help="leave out TICO's verifier, which is run if installed")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyquant import circle
+
+    found = [str(fault) for fault in circle.check(args.file, args.target)]
+    print(f"{args.file}: {_count(found)} for target {args.target}")
+    print("".join(f"  {line}\n" for line in found), end="")
+    if args.no_tico:
+        return FOUND if found else FINE
+    if find_spec("tico") is None:
+        print("TICO's verifier: not installed (pip install 'pyquant-circle[demo]')")
+        return FOUND if found else FINE
+    from pyquant.verify.runtimes.tico import structure_faults
+
+    theirs = structure_faults(args.file)
+    print(f"TICO's verifier: {_count(theirs)}")
+    print("".join(f"  {line}\n" for line in theirs), end="")
+    return FOUND if found or theirs else FINE
+
+
+def _count(found: list[str]) -> str:
+    return f"{len(found)} fault{'' if len(found) == 1 else 's'}"
