@@ -51,6 +51,10 @@ class CircleError(PyquantError, ValueError):
     """A .circle file, plan or weights file that is not valid, or cannot be written."""
 
 
+class VerifyError(PyquantError, RuntimeError):
+    """A runtime that refuses a file, crashes on it, or gives another form of result than the file declares."""
+
+
 class CheckpointError(PyquantError, ValueError):
     """A quantized checkpoint that is incomplete, corrupt, or of another model."""
 
