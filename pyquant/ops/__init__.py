@@ -16,6 +16,7 @@ from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
 from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bias
 from pyquant.ops.quantize import dequantize, quantize
 from pyquant.ops.range_search import mse_range
+from pyquant.ops.tensor_stats import tensor_stats
 
 __all__ = [
     "choose_qparams",
@@ -34,5 +35,6 @@ __all__ = [
     "pack_int4",
     "quantize",
     "quantize_bias",
+    "tensor_stats",
     "unpack_int4",
 ]

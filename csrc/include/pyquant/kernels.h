@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "pyquant/qparams.h"
 
@@ -78,6 +79,25 @@ void dequantize(const Q* q, float* x, const ScaleMap& map, const float* scale, c
 /// finite. -0 counts as +0. Start at lo = +inf, hi = -inf.
 template <class T>
 int64_t minmax(const T* x, const ScaleMap& map, const Box& box, float* lo, float* hi);
+
+/// Of the finite values: how many, their mean, the sum of squared differences from it, the extent (-0 counts
+/// as +0).
+struct Stats {
+  double count = 0;
+  double mean = 0;
+  double squares = 0;
+  float lo = std::numeric_limits<float>::infinity();
+  float hi = -std::numeric_limits<float>::infinity();
+};
+/// Threads take whole chunks; chunks are merged in pairs, so that the result does not depend on threads.
+constexpr int64_t kStatsChunk = 65536;
+/// n <= kStatsChunk.
+template <class T>
+Stats chunk_stats(const T* x, int64_t n);
+/// The statistics of both together (Chan, Golub and LeVeque 1979).
+Stats merge(const Stats& a, const Stats& b);
+/// merge() of neighbours, then of the results, until one is left; overwrites `parts`.
+Stats merge_pairs(Stats* parts, int64_t n);
 
 // --- histogram: bins of width 2^exponent at multiples of it, so that bins merge exactly in pairs. Where the
 // bins lie depends on the extent of all data only: the counts are the same in whatever order, batches and

@@ -157,6 +157,7 @@ def other_calls() -> list[Call]:
         Call("quantize_bias", (bias, torch.tensor([0.1, 0.2, 0.3]), 64)),
         Call("fake_quantize_bias", (bias, torch.tensor(0.1), 32)),
         Call("pack_int4", (torch.tensor([1, -2, 3], dtype=torch.int8),)),
+        *[Call("tensor_stats", (ordinary((7, 11), d),)) for d in DTYPES],
         Call("unpack_int4", (torch.tensor([225, 3], dtype=torch.uint8), 3, True)),
     ]
 

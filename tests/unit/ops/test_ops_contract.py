@@ -192,6 +192,7 @@ def test_threads_do_not_change_a_bit() -> None:
             scale, zero_point = scales_for(x, g, (-128, 127))
             args = (x, scale, zero_point, g.axis, g.group, -128, 127)
             row += [ops.fake_quantize(*args), ops.quantize(*args, torch.int8)]
+        row += [ops.tensor_stats(x), ops.tensor_stats(x.half().t())]
         row.append(ops.pack_int4(ops.quantize(x, torch.tensor(0.5), ZERO, None, 0, -8, 7, torch.int8)))
         results.append(row)
     assert_same_bits(results[0], results[1])

@@ -217,6 +217,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
         "q holds values that need more than 4 bits; expected -8 to 7 (int8)",
         False,
     ),
+    "statistics of float64": ("tensor_stats", (X.double(),), "x is float64; expected float32", True),
     "unpack too few bytes": (
         "unpack_int4",
         (torch.zeros(2, dtype=torch.uint8), 5, True),

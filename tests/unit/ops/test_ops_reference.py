@@ -25,7 +25,7 @@ from ops_cases import (
 from torch import Tensor
 
 from pyquant import ops
-from pyquant.ops import reference, reference_search
+from pyquant.ops import reference, reference_search, reference_stats
 
 pytestmark = pytest.mark.usefixtures("isa")
 dtypes = pytest.mark.parametrize("dtype", by_name(DTYPES))
@@ -80,6 +80,21 @@ def test_rounding_of_every_length_and_offset(dtype: torch.dtype) -> None:
 def test_minmax(dtype: torch.dtype, g: Granularity) -> None:
     for x in inputs(dtype).values():
         assert_same_bits(ops.minmax(x, g.axis, g.group), reference.minmax(x, g.axis, g.group))
+
+
+@dtypes
+def test_tensor_stats(dtype: torch.dtype) -> None:
+    long = ordinary((3, 70_001), dtype, 2) + 5  # several chunks, an odd number of blocks
+    more = {
+        "long": long,
+        "long with holes": torch.where(random_bits(tuple(long.shape), torch.float16, 3) > 0, long, torch.nan),
+        "a block of infinities": torch.cat((long[0, :2048], torch.full((2048,), INF, dtype=dtype), long[1])),
+        "nothing finite": torch.full((3000,), torch.nan, dtype=dtype),
+        "one": torch.tensor([-0.0], dtype=dtype),
+        "scalar": torch.tensor(3.0, dtype=dtype),
+    }
+    for x in (inputs(dtype) | more).values():
+        assert_same_bits(ops.tensor_stats(x), reference_stats.tensor_stats(x))
 
 
 @dtypes
