@@ -13,8 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pyquant import ops
+
 Scalar = bool | int | float | str | None
 Kind = Literal["sequence", "mapping"]
+
+_NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 
 MAX_TEXT = 200
 MAX_DEPTH = 12
@@ -103,7 +107,19 @@ def statistics(x: Tensor) -> Statistics | None:
     """Statistics of a tensor of any dtype and size; None when its device holds no data (meta)."""
     if x.device.type == "meta":
         return None
-    x = as_real(x.detach())
+    if x.dtype not in _NATIVE or x.layout != torch.strided:
+        x = as_real(x)
+    elements = x.numel()
+    if x.dtype in _NATIVE:
+        mean, low, high, std, nonfinite = ops.tensor_stats(x).tolist()
+        if nonfinite == elements:
+            return Statistics(elements, elements)
+        return Statistics(elements, int(nonfinite), mean, low, high, std)
+    return _statistics_of_doubles(x.detach())
+
+
+def _statistics_of_doubles(x: Tensor) -> Statistics:
+    """Of a float64 tensor, which the native operator does not take: integers as doubles, mostly."""
     elements = x.numel()
     if elements == 0:
         return Statistics(elements=0)
@@ -113,7 +129,7 @@ def statistics(x: Tensor) -> Statistics | None:
         if math.isfinite(std) and math.isfinite(mean):
             return Statistics(elements, 0, mean, low, high, std)
     # Some element is not finite, or the sums overflow (masks filled with the most negative float do that).
-    finite = x[torch.isfinite(x)].double()
+    finite = x[torch.isfinite(x)]
     nonfinite = elements - finite.numel()
     if finite.numel() == 0:
         return Statistics(elements, nonfinite)
