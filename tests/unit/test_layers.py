@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
-    "trace": {"errors"},
+    "trace": {"errors", "ops"},
     "_launch": set(),
 }
 ANY = {"cli", "__init__"}  # the command line knows all; the front door knows names and loads rooms on first use
