@@ -6,4 +6,39 @@ It owns what is particular to Qwen3-VL; importing it registers the wrappers. Sha
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from pyquant.models.qwen3_vl.text import (
+    QuantQwen3VLTextAttention,
+    QuantQwen3VLTextDecoderLayer,
+    QuantQwen3VLTextMLP,
+    QuantQwen3VLTextRMSNorm,
+)
+from pyquant.models.qwen3_vl.text_model import QuantQwen3VLTextModel, QuantQwen3VLTextRotaryEmbedding
+from pyquant.models.qwen3_vl.text_static import TextProfile
+from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
+from pyquant.models.qwen3_vl.vision import (
+    QuantQwen3VLVisionAttention,
+    QuantQwen3VLVisionBlock,
+    QuantQwen3VLVisionMLP,
+    QuantQwen3VLVisionPatchEmbed,
+    QuantQwen3VLVisionPatchMerger,
+    QuantQwen3VLVisionRotaryEmbedding,
+)
+from pyquant.models.qwen3_vl.vision_static import VisionProfile
+
+__all__ = [
+    "QuantQwen3VLTextAttention",
+    "QuantQwen3VLTextDecoderLayer",
+    "QuantQwen3VLTextMLP",
+    "QuantQwen3VLTextModel",
+    "QuantQwen3VLTextRMSNorm",
+    "QuantQwen3VLTextRotaryEmbedding",
+    "QuantQwen3VLVisionAttention",
+    "QuantQwen3VLVisionBlock",
+    "QuantQwen3VLVisionMLP",
+    "QuantQwen3VLVisionModel",
+    "QuantQwen3VLVisionPatchEmbed",
+    "QuantQwen3VLVisionPatchMerger",
+    "QuantQwen3VLVisionRotaryEmbedding",
+    "TextProfile",
+    "VisionProfile",
+]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VisionProfile, the grids of one static vision graph, and the adapter that owns all tensors made of them.
+
+It owns the calling convention of the tower's graphs. What a grid means is grids.py, the arithmetic is the wrappers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import TensorSpec
+from pyquant.models.qwen3_vl.grids import Grid, Segments, fault_of
+from pyquant.wrap.base import Phase, QModule
+from pyquant.wrap.rotary import RotaryTables
+
+
+@dataclass(frozen=True)
+class VisionProfile:
+    """The images and videos of one vision graph: `VisionProfile(((1, 4, 6), (2, 4, 4)))`.
+
+    `grids`: frames, height and width in patches, one triple each in the order of pixel_values; a single triple stands
+    for itself. An image has one frame. Raises ProfileError for what no model could accept; what contradicts one model
+    is raised when it is exported.
+    """
+
+    grids: Any
+
+    def __post_init__(self) -> None:
+        held = self.grids.tolist() if isinstance(self.grids, Tensor) else self.grids
+        if isinstance(held, Sequence) and held and hasattr(held[0], "__index__"):
+            held = (held,)
+        try:
+            grids = tuple((_count(t), _count(h), _count(w)) for t, h, w in held)
+        except (TypeError, ValueError) as error:
+            raise ProfileError(
+                "grids are triples of integers (frames, height, width), in patches, one for each image or video; got "
+                f"{self.grids!r}"
+            ) from error
+        if not grids:
+            raise ProfileError("a VisionProfile needs at least one grid (frames, height, width)")
+        for grid in grids:
+            if fault := fault_of(grid, 1):
+                raise ProfileError(f"the grid {grid} is not possible: {fault}")
+        object.__setattr__(self, "grids", grids)
+
+    @property
+    def name(self) -> str:
+        """`vision_t1_h4_w6`; of several grids, one after the other."""
+        return "vision_" + "_".join(f"t{t}_h{h}_w{w}" for t, h, w in self.grids)
+
+    @property
+    def patches(self) -> int:
+        """Rows of pixel_values."""
+        return sum(t * h * w for t, h, w in self.grids)
+
+    def tokens(self, merge: int) -> int:
+        """Rows of image_embeds, for a model with this spatial_merge_size. Raises ProfileError as `check`."""
+        self.check(merge)
+        return self.patches // merge**2
+
+    def check(self, merge: int) -> tuple[Grid, ...]:
+        """The grids, if a model that merges `merge` x `merge` patches can take them; else ProfileError."""
+        for grid in self.grids:
+            if fault := fault_of(grid, merge):
+                raise ProfileError(f"the grid {grid} does not fit this model: {fault}")
+        grids: tuple[Grid, ...] = self.grids
+        return grids
+
+
+def require_vision_profile(profile: Any, module: object) -> VisionProfile:
+    """The profile. Raises ProfileError for one of another kind, whose grids the vision tower could not know."""
+    if not isinstance(profile, VisionProfile):
+        raise ProfileError(
+            f"{type(module).__name__} needs to know its images: export it with qwen3_vl.VisionProfile(((frames, "
+            f"height, width), ...)), got {type(profile).__name__}"
+        )
+    return profile
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a truth value is no number of patches")
+    return index(value)
+
+
+@dataclass(frozen=True)
+class VisionTables:
+    """What the grids of one call mean to the tower: pos_embeds (N, V), rotary tables, segments of attention."""
+
+    pos_embeds: Tensor | None
+    rotary: RotaryTables
+    segments: Segments
+
+
+class VisionAdapter(nn.Module):
+    """`call(module, x, tables)` as a graph from one input to `outputs`.
+
+    Shares the wrapper's submodules and owns the tables, as buffers: a second adapter of one wrapper changes nothing
+    here. Raises PhaseError before convert.
+    """
+
+    cos: Tensor
+    signed_sin: Tensor
+    pos_embeds: Tensor | None
+
+    def __init__(
+        self,
+        module: QModule,
+        tables: VisionTables,
+        call: Callable[[Any, Tensor, VisionTables], tuple[Tensor, ...]],
+        *,
+        inputs: dict[str, TensorSpec],
+        outputs: tuple[str, ...],
+        name: str,
+    ) -> None:
+        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
+            module.require(Phase.QUANTIZED, "export")
+        module.refresh_all()
+        super().__init__()
+        self.module = module
+        self.call = call
+        self.segments = tables.segments
+        self.register_buffer("pos_embeds", _own(tables.pos_embeds))
+        self.register_buffer("cos", _own(tables.rotary.cos))
+        self.register_buffer("signed_sin", _own(tables.rotary.signed_sin))
+        self.input_specs = inputs
+        self.output_names = outputs
+        self.name = name
+        self.training = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        tables = VisionTables(self.pos_embeds, RotaryTables(self.cos, self.signed_sin), self.segments)
+        return self.call(self.module, x, tables)
+
+    def train(self, mode: bool = True) -> VisionAdapter:
+        """An adapter is for inference; leaves the wrapped module's own flags alone."""
+        return self
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A tensor with the dtype and on the device of `module`."""
+    return next(chain(module.parameters(), module.buffers()))
+
+
+def _own(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.clone(tensor.detach())
