@@ -8,7 +8,7 @@ is trace.py, lower/ and passes/.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from torch import nn
@@ -17,9 +17,11 @@ from pyquant import __version__
 from pyquant.circle.files import Target
 from pyquant.errors import ExportError, PhaseError, ProfileError
 from pyquant.exporter.coverage import require_quantized
+from pyquant.exporter.dynamic import open_lengths
 from pyquant.exporter.lower import lower
 from pyquant.exporter.passes import run_passes
 from pyquant.exporter.precision import warn_low_precision
+from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
 from pyquant.exporter.trace import Traced, trace
@@ -47,7 +49,7 @@ def export(
     with _TRACING:
         adapter = _adapter(q, profile)
         traced = trace(adapter, name)
-    graph = run_passes(lower(traced, {"pyquant": __version__}))
+    graph = open_lengths(run_passes(lower(traced, {"pyquant": __version__})), _open_axes(adapter))
     if not (allow_float or _float_by_policy(q, traced)):
         require_quantized(graph)
     program = CircleProgram(graph, traced, adapter, profile)
@@ -56,6 +58,11 @@ def export(
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
     warn_low_precision(graph, traced)
     return program
+
+
+def _open_axes(adapter: nn.Module) -> dict[str, int]:
+    specs: Mapping[str, TensorSpec] = adapter.input_specs  # type: ignore[assignment]
+    return {name: spec.dynamic for name, spec in specs.items() if spec.dynamic is not None}
 
 
 def sites(q: nn.Module) -> list[Any]:

@@ -81,7 +81,8 @@ class Tensor:
     """One Circle tensor. `constant` indexes Graph.constants.
 
     `origin` is the fx node whose value (on this tensor's grid) it holds; None for a tensor that lowering made up.
-    `note` says why a float tensor has no qparams.
+    `note` says why a float tensor has no qparams. `signature` is `shape` with -1 along an axis of open length, where
+    `shape` has 1; None when every size is fixed.
     """
 
     name: str
@@ -92,6 +93,10 @@ class Tensor:
     origin: str | None = None
     where: Where = field(default_factory=Where)
     note: str = ""
+    signature: tuple[int, ...] | None = None
+
+    def replace(self, **changes: Any) -> Tensor:
+        return replace(self, **changes)
 
     @property
     def is_float(self) -> bool:
@@ -100,6 +105,8 @@ class Tensor:
     def describe(self) -> dict[str, Any]:
         """Name, shape, dtype and qparams as plain data, for manifests and messages."""
         out: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+        if self.signature is not None:
+            out["shape_signature"] = list(self.signature)
         if self.quant is not None:
             out["quant"] = _quant_json(self.quant)
         return out
@@ -162,6 +169,8 @@ class Graph:
 
 def _tensor_json(tensor: Tensor) -> dict[str, Any]:
     out: dict[str, Any] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if tensor.signature is not None:
+        out["shape_signature"] = list(tensor.signature)
     if tensor.quant is not None:
         out["quant"] = _quant_json(tensor.quant)
     if tensor.constant is not None:

@@ -18,10 +18,15 @@ from pyquant.errors import ProfileError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of one graph input: `TensorSpec((1, 64, 768), torch.float32)`. Every size is known."""
+    """Shape and type of one graph input: `TensorSpec((1, 64, 768), torch.float32)`. Every size is known.
+
+    `dynamic` names one axis whose size the file leaves open (shape signature -1); its size here is the one that the
+    graph is traced at, at least 2. All open axes of a graph are of one length, and its operators must not care.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    dynamic: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -33,13 +38,26 @@ class TensorSpec:
         if not isinstance(self.dtype, torch.dtype):
             raise ProfileError(f"a TensorSpec dtype is a torch.dtype such as torch.float32, got {self.dtype!r}")
         object.__setattr__(self, "shape", shape)
+        if self.dynamic is not None and not (0 <= self.dynamic < len(shape) and shape[self.dynamic] > 1):
+            raise ProfileError(
+                f"dynamic names an axis of the shape, traced at a size of at least 2; got dynamic={self.dynamic!r} and "
+                f"shape {shape}"
+            )
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """True for a shape that the graph takes: this one, or another length of the open axis."""
+        return len(shape) == len(self.shape) and all(
+            seen == size or (axis == self.dynamic and seen > 0)
+            for axis, (seen, size) in enumerate(zip(shape, self.shape, strict=True))
+        )
 
     def example(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Zeros of this shape and type: what tracing needs to know about an input."""
         return torch.zeros(self.shape, dtype=self.dtype, device=device)
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+        sizes = ["any" if axis == self.dynamic else str(size) for axis, size in enumerate(self.shape)]
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
         if len(flat) != len(names):
             raise InputError(f"the model returns {len(flat)} tensors, the graph {names}; give the graph's inputs alone")
         for tensor, value in zip(prog.outputs, flat, strict=True):
-            if tuple(getattr(value, "shape", ())) != tensor.shape:
+            if not _fits(tensor, tuple(getattr(value, "shape", ()))):
                 raise InputError(
                     f"the model's own forward returns '{tensor.name}' as {_shape_of(value)}, but the graph as "
                     f"{list(tensor.shape)}: the inputs are not those that the profile fixed (padding, batch, "
@@ -75,6 +75,11 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         out = adapter(*_ordered(prog, inputs))
     return dict(zip(names, _flat(out), strict=True))
+
+
+def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    sizes = tensor.signature or tensor.shape
+    return len(shape) == len(sizes) and all(size in (-1, seen) for size, seen in zip(sizes, shape, strict=True))
 
 
 def _shape_of(value: Any) -> str:
@@ -198,7 +203,7 @@ def _ordered(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
     if len(inputs) != len(names):
         raise InputError(f"the graph has {len(names)} inputs {names}, got {len(inputs)} values")
     for name, spec, value in zip(names, prog.adapter.input_specs.values(), inputs, strict=True):
-        if tuple(value.shape) != spec.shape or value.dtype != spec.dtype:
+        if not spec.fits(tuple(value.shape)) or value.dtype != spec.dtype:
             raise InputError(f"input '{name}' is {value.dtype}{list(value.shape)}, but the graph takes {spec}")
     return list(inputs)
 

@@ -96,7 +96,7 @@ class Runtime:
         done = []
         for tensor, result in zip(outputs, results, strict=True):
             array = np.asarray(result)
-            if array.shape != tensor.shape or array.dtype != self._dtype(tensor):
+            if not _fits(tensor, array.shape) or array.dtype != self._dtype(tensor):
                 raise InputError(
                     f"operator {index} {operator.name} gives {array.dtype}{list(array.shape)}, "
                     f"but '{tensor.name}' is declared {self._dtype(tensor)}{list(tensor.shape)}"
@@ -128,6 +128,11 @@ def _tico(part: str = "", package: str = "tico.circle.runtime") -> Any:
         raise ImportError(
             f"TICO's reference runtime is not installed ({error}); run: pip install 'pyquant-circle[demo]'"
         ) from error
+
+
+def _fits(tensor: Any, shape: tuple[int, ...]) -> bool:
+    sizes = tensor.shape_signature or tensor.shape
+    return len(shape) == len(sizes) and all(size in (-1, seen) for size, seen in zip(sizes, shape, strict=True))
 
 
 def _bytes(program: Any) -> bytes:
