@@ -52,5 +52,8 @@ lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all
 bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine named
 	$(BIN)/python -m pytest benchmarks/kernels $(BENCH_ARGS)
 
+matrix: setup ## the model tests on transformers 5.5.4, 5.9, 5.14, 5.18 and the newest
+	$(BIN)/python tests/matrix.py $(MATRIX_ARGS)
+
 clean: ## build folders (not the virtual environment)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
