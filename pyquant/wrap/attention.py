@@ -74,9 +74,26 @@ class AttentionCore(QModule):
             self.add_site("scaled_logits", Role.ACTIVATION)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: AdditiveMask | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AdditiveMask | None = None, *, per_head: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """query (B, H, Sq, D), key and value (B, Hkv, Sk, D) -> output (B, H, Sq, D), probabilities (B, H, Sq, Sk)."""
+        """query (B, H, Sq, D), key and value (B, Hkv, Sk, D) -> output (B, H, Sq, D), probabilities (B, H, Sq, Sk).
+
+        `per_head`: a product for each head, for targets whose matrix unit takes one at a time; the same numbers.
+        """
+        if not per_head:
+            return self._attend(query, key, value, mask)
+        heads, group = query.shape[1], query.shape[1] // key.shape[1]
+        out, probs = [], []
+        for head in range(heads):
+            kv = slice(head // group, head // group + 1)
+            own = slice(head, head + 1)
+            own_mask = mask if mask is None or mask.values.shape[1] == 1 else AdditiveMask(mask.values[:, own])
+            head_out, head_probs = self._attend(query[:, own], key[:, kv], value[:, kv], own_mask)
+            out.append(head_out)
+            probs.append(head_probs)
+        return torch.cat(out, dim=1), torch.cat(probs, dim=1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: AdditiveMask | None) -> tuple[Tensor, Tensor]:
         batch, heads, queries, _ = query.shape
         kv_heads, keys = key.shape[1], key.shape[2]
         rows = heads // kv_heads * queries  # a KV head serves the queries of all heads of its group

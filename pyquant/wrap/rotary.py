@@ -41,7 +41,8 @@ class RotaryTables(NamedTuple):
 class Rotary(QModule):
     """Rotates (batch, seq, heads, head_dim).
 
-    `parts` equal parts of head_dim rotate apart from each other: 1 for text, 2 for the x and y of a patch.
+    `parts` equal parts of head_dim rotate apart from each other: 1 for text, 2 for the x and y of a patch. `unit`
+    False: the tables are scaled beyond [-1, 1] (YaRN does), so their range is observed.
     """
 
     SITES = {
@@ -52,9 +53,11 @@ class Rotary(QModule):
         "act_out": Role.ACTIVATION,
     }
 
-    def __init__(self, ctx: WrapContext, *, parts: int = 1) -> None:
+    def __init__(self, ctx: WrapContext, *, parts: int = 1, unit: bool = True) -> None:
         super().__init__(None, ctx)
         self.parts = parts
+        if not unit:
+            self.sites.update({name: ctx.site(name, Role.ACTIVATION) for name in ("cos", "sin")})
 
     def forward(self, x: Tensor, tables: RotaryTables) -> Tensor:
         half = x.shape[-1] // (2 * self.parts)

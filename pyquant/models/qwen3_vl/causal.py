@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention mask of a text model: causal, padded, packed, or given; always the size of the call, never a table.
+
+It owns which key a query may look at, as transformers says it. How a mask enters the logits is wrap.attention's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import InputError
+from pyquant.site import exporting
+from pyquant.wrap.attention import FILL, AdditiveMask
+
+
+def text_mask(
+    attention_mask: Tensor | None, embeds: Tensor, cache: Any = None, text_positions: Tensor | None = None
+) -> AdditiveMask:
+    """What transformers' create_causal_mask means, as (B or 1, 1 or H, Q, K) of 0 and FILL.
+
+    `attention_mask`: None; (B, keys) of any type, zero at padding; or 4-D, taken as it is: true (or nonzero) where a
+    query may look, or added when floating point. `embeds` (B, Q, D) gives sizes, type and device; `cache` (HF's, or a
+    Past) the keys that are there before. `text_positions` (B, Q): where they do not go up by one, another packed
+    sequence begins; as in transformers that counts only without mask and cache.
+
+    There is a mask even if nothing is masked, so that the arithmetic is that of a static graph. Raises InputError for a
+    mask that does not fit the keys.
+    """
+    batch, queries = embeds.shape[:2]
+    past, keys, first = sizes(cache, queries)
+    if attention_mask is not None and attention_mask.dim() == 4:
+        _check(attention_mask, (batch, None, queries, keys))
+        return AdditiveMask.of(attention_mask, embeds.dtype) or AdditiveMask(embeds.new_zeros(1, 1, 1, 1))
+    query_at = torch.arange(queries, device=embeds.device) + past
+    key_at = torch.arange(keys, device=embeds.device) + first
+    keep = (key_at[None, :] <= query_at[:, None])[None]
+    if attention_mask is not None:
+        keep = keep & _valid(attention_mask, batch, queries, past, keys, first).to(embeds.device)[:, None, :]
+    elif text_positions is not None and cache is None:
+        sequence = (torch.diff(text_positions, dim=-1) != 1).cumsum(-1)
+        sequence = torch.nn.functional.pad(sequence, (1, 0)).to(embeds.device)
+        keep = keep & (sequence[:, :, None] == sequence[:, None, :])
+    values = torch.zeros(keep.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~keep, FILL)
+    return AdditiveMask(values[:, None])
+
+
+def sizes(cache: Any, queries: int) -> tuple[Any, int, int]:
+    """(tokens before the call, keys during it, position of the first key) of an HF cache, a Past or None."""
+    if cache is None:
+        return 0, queries, 0
+    keys, first = cache.get_mask_sizes(queries, 0)
+    offset = getattr(cache, "get_query_offset", cache.get_seq_length)  # only some releases tell the two apart
+    return offset(), keys, first
+
+
+def key_padding(attention_mask: Tensor | None, past: int, queries: int) -> Tensor | None:
+    """(B, past + queries) bool of a 2-D mask that holds padding, else None."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    valid: Tensor = attention_mask[:, : past + queries] != 0
+    return None if bool(valid.all()) else valid
+
+
+def _valid(mask: Tensor, batch: int, queries: int, past: Any, keys: int, first: int) -> Tensor:
+    """(B, keys) bool. A mask may be shorter than a preallocated cache: what it does not name is not there yet."""
+    if mask.dim() != 2:
+        raise InputError(
+            f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; expected (batch, past + new tokens), or "
+            "(batch, 1 or heads, queries, keys)"
+        )
+    given = mask.shape[1]
+    if not exporting() and (mask.shape[0] not in (1, batch) or not int(past) + queries <= given <= keys + first):
+        raise InputError(
+            f"attention_mask is {tuple(mask.shape)}, but the call has {batch} rows and {queries} tokens after {past} "
+            f"in the cache: expected ({batch}, {int(past) + queries}), zero at padding"
+        )
+    valid = mask != 0
+    if not exporting() and given < keys + first:
+        valid = torch.nn.functional.pad(valid, (0, keys + first - given))
+    return valid[:, first : first + keys]
+
+
+def _check(mask: Tensor, shape: tuple[int | None, ...]) -> None:
+    if exporting() or all(want is None or got in (1, want) for got, want in zip(mask.shape, shape, strict=True)):
+        return
+    raise InputError(
+        f"attention_mask is {tuple(mask.shape)}, but the call needs ({shape[0]}, 1 or heads, {shape[2]}, {shape[3]}): "
+        "batch, heads, queries, keys with those of the cache"
+    )
