@@ -84,7 +84,7 @@ def load_model(folder: str | Path = CHECKPOINT) -> Qwen3VLForConditionalGenerati
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of questions whose whole answer is right, overall and per task, in [0, 1]; `nll`, nats per answer token."""
+    """Shares (0 to 1) of questions whose whole answer is right, in all and per task; `nll` is nats per answer token."""
 
     exact: float
     by_task: dict[str, float]

@@ -104,22 +104,25 @@ def words(ids: Sequence[int]) -> str:
     return " ".join(w for n, w in enumerate(shown) if w != "<image>" or n == 0 or shown[n - 1] != w)
 
 
-def questions(split: str, count: int, seed: int) -> list[Question]:
-    """`count` random questions about digits of one split, the same for the same arguments; tasks take turns."""
+def questions(split: str, count: int, seed: int, *, easy: bool = False) -> list[Question]:
+    """`count` random questions about digits of one split, the same for the same arguments; tasks take turns.
+
+    `easy` ones are about one picture of the smallest grid with two digits.
+    """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r} of the digits; there are {', '.join(SPLITS)}")
     draw = random.Random(f"{split}/{seed}")
-    return [_question(split, TASKS[number % len(TASKS)], draw) for number in range(count)]
+    return [_question(split, TASKS[number % len(TASKS)], draw, easy) for number in range(count)]
 
 
-def _question(split: str, task: str, draw: random.Random) -> Question:
+def _question(split: str, task: str, draw: random.Random, easy: bool) -> Question:
     labels = _labels(split)
-    share = draw.choice(SHARES[draw.choice((2, 3))])
+    share = (2,) if easy else draw.choice(SHARES[draw.choice((2, 3))])
     rows = draw.sample(range(len(labels)), sum(share))
     left = iter(rows)
     pictures = []
     for held in share:
-        grid = draw.choice(GRIDS_FOR[held])
+        grid = GRIDS_FOR[held][0] if easy else draw.choice(GRIDS_FOR[held])
         slots = sorted(draw.sample(range(GRIDS[grid]), held))
         room = range(SLOT - DIGIT + 1)
         pictures.append(
