@@ -34,11 +34,12 @@ _HOME = {
     "PyquantError": "pyquant.errors",
     "register": "pyquant.wrap",
 }
-_ROOMS = ("verify", "circle", "trace", "ops", "wrap")
+_ROOMS = ("calibration", "verify", "circle", "trace", "ops", "wrap")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
+    from pyquant import calibration as calibration
     from pyquant import circle as circle
     from pyquant import ops as ops
     from pyquant import trace as trace

@@ -55,6 +55,10 @@ class VerifyError(PyquantError, RuntimeError):
     """A runtime that refuses a file, crashes on it, or gives another form of result than the file declares."""
 
 
+class ModelError(PyquantError, ValueError):
+    """A float checkpoint, in a folder or on a hub, that cannot be loaded."""
+
+
 class CheckpointError(PyquantError, ValueError):
     """A quantized checkpoint that is incomplete, corrupt, or of another model."""
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration data from files: prompts with images through a checkpoint's own processor, or batches made elsewhere.
+
+It owns reading and checking them. Running them through a model is lifecycle.calibrate; choosing them is the user's.
+"""
+
+from __future__ import annotations
+
+from pyquant.calibration.data import CalibrationData, read
+from pyquant.calibration.lines import Line, read_lines
+from pyquant.calibration.processor import Reader, load_reader
+
+__all__ = ["CalibrationData", "Line", "Reader", "load_reader", "read", "read_lines"]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--model DIR`: the float model of a checkpoint folder or hub name, as the class that its config.json names.
+
+It owns finding the class and saying in a line what is wrong. Reading the files is transformers' own loader's work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyquant.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The transformers class that the checkpoint's config.json names. Raises ModelError."""
+    import transformers
+    from torch import nn
+
+    _require_files(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(_unreadable(name, error)) from error
+    architectures = getattr(config, "architectures", None) or []
+    found = [getattr(transformers, str(each), None) for each in architectures]
+    if len(found) != 1 or not (isinstance(found[0], type) and issubclass(found[0], nn.Module)):
+        raise ModelError(
+            f"the config.json of {name!r} names the architectures {architectures}; expected one class of transformers "
+            f"{transformers.__version__}, such as Qwen3VLForConditionalGeneration"
+        )
+    return found[0]
+
+
+def load(name: str, dtype: str = "float32") -> nn.Module:
+    """The float model, in eval mode, with the eager attention that wrappers simulate.
+
+    Raises ModelError for what cannot be loaded or lacks weights, UnknownModuleError for a class without a wrapper.
+    """
+    import torch
+
+    from pyquant.wrap import registry
+
+    cls: Any = model_class(name)
+    registry.wrapper_of(cls)  # before gigabytes are read
+    try:
+        model, said = cls.from_pretrained(
+            name, dtype=getattr(torch, dtype), attn_implementation="eager", output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(_unreadable(name, error)) from error
+    if missing := sorted(said.get("missing_keys", ())):
+        raise ModelError(
+            f"the weights of {name!r} lack {len(missing)} tensors of {cls.__name__}, such as {missing[0]!r}; they "
+            f"would be random: use a complete checkpoint"
+        )
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _require_files(name: str) -> None:
+    path = Path(name)
+    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if not looks_local:
+        return
+    if not path.is_dir():
+        raise ModelError(f"the model folder {name!r} {'is a file' if path.exists() else 'does not exist'}")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"the folder {name!r} is no checkpoint: it has no config.json")
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    first = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
+    if Path(name).is_dir():
+        return f"the checkpoint {name!r} cannot be loaded ({type(error).__name__}: {first})"
+    return (
+        f"{name!r} is no folder here, and as a name on the Hugging Face hub it cannot be fetched ({first}); download "
+        f"it where there is a network (`hf download {name} --local-dir DIR`) and give the folder"
+    )
