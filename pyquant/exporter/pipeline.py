@@ -2,7 +2,7 @@
 """export(): from a converted model and a profile to a CircleProgram.
 
 It owns the questions asked before and after: is the model converted, is every tensor quantized that should be. The work
-is trace.py, lower/ and passes/.
+is trace.py, lower/, passes/ and legalize/.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pyquant.circle.files import Target
 from pyquant.errors import ExportError, PhaseError, ProfileError
 from pyquant.exporter.coverage import require_quantized
 from pyquant.exporter.dynamic import open_lengths
+from pyquant.exporter.legalize import legalize
 from pyquant.exporter.lower import lower
 from pyquant.exporter.passes import run_passes
 from pyquant.exporter.precision import warn_low_precision
@@ -49,7 +50,8 @@ def export(
     with _TRACING:
         adapter = _adapter(q, profile)
         traced = trace(adapter, name)
-    graph = open_lengths(run_passes(lower(traced, {"pyquant": __version__})), _open_axes(adapter))
+    graph = legalize(run_passes(lower(traced, {"pyquant": __version__})), target)
+    graph = open_lengths(graph, _open_axes(adapter))
     if not (allow_float or _float_by_policy(q, traced)):
         require_quantized(graph)
     program = CircleProgram(graph, traced, adapter, profile)

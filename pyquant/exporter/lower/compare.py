@@ -54,7 +54,7 @@ def minimum(cx: Context, x: Value, y: Value) -> Ref:
 @lowers("aten.clamp.default", "aten.clamp.Tensor", kind=Kind.JOIN)
 def clamp(cx: Context, x: Value, min: Value = None, max: Value = None) -> Value:
     """MAXIMUM, then MINIMUM, on one grid: rounding to a grid keeps order, so the bounds may be rounded too."""
-    if isinstance(min, int | float) and min == 0:
+    if isinstance(min, int | float) and min == 0 and cx.fake.dtype.is_floating_point:
         x = cx.join("RELU", [x])
     elif min is not None:
         x = cx.join("MAXIMUM", [x, min])

@@ -78,7 +78,7 @@ class Runtime:
         if kind != "outputs":
             raise self._failure(f"refuses it: {answer}")
         pairs = zip(self._outputs, answer, strict=True)
-        values = {tensor.name: _taken(tensor, *info, data) for tensor, (info, data) in pairs}
+        values = {tensor.name: _taken(tensor, info, data) for tensor, (info, data) in pairs}
         return values if trace else {name: values[name] for name in self.output_names}
 
     def close(self) -> None:
@@ -189,8 +189,9 @@ def _given(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return array
 
 
-def _taken(tensor: Any, dtype: int, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
+def _taken(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
     """What onert gave for an output, as the file declares it."""
+    dtype, shape = info
     if not _fits(shape, tensor):
         raise VerifyError(
             f"onert gives '{tensor.name}' the shape {list(shape)}, but the file declares {list(tensor.shape)}; "
