@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Circle = eager for every Qwen3-VL vision wrapper, judged by TICO's reference runtime on the written bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qwen_vision_tiny import BATCHES, CASES, STATIC
+from test_qwen_vision_wrappers import EXPORTS, exported, ids, quantized
+
+import pyquant
+from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
+
+pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
+
+# At 16 bits one step is 3e-5 of the range, near float32's own rounding in a sum: flips of one operator reach the next,
+# so that wrappers of several linears are judged as deep models there.
+DEEP = {"w8a8": ("model",), "w8a16": tuple(CASES), "w4a16": tuple(CASES)}
+EVERY = [(*pair, "w8a8") for pair in EXPORTS]
+EVERY += [(name, "mixed", "w8a16") for name in ("attention", "block", "model_merge_1", "patch_embed")]
+EVERY += [(name, "mixed", "w4a16") for name in ("block", "model_large_table", "mlp", "merger", "deepstack_merger")]
+
+
+@pytest.mark.parametrize(("name", "batch", "preset"), EVERY, ids=ids(EVERY))
+def test_the_file_computes_what_eager_computes(name: str, batch: str, preset: str) -> None:
+    fp, _ = quantized(name, preset)
+    case = CASES[name]
+    given = case.inputs(fp, BATCHES[batch])
+    program, inputs = exported(name, batch, preset), [given[case.first]]
+    report = pyquant.verify.compare(program, None, inputs)
+    assert op_faults(report) == []
+    assert report.unchecked == 0
+    if not name.startswith(DEEP[preset]):
+        assert layer_faults(report) == []
+    with torch.no_grad():
+        reference = dict(zip([out.name for out in program.outputs], case.pick(fp(**given)), strict=True))
+    assert deep_faults(program, None, inputs, reference, report) == []
+
+
+def test_the_table_covers_every_wrapper_and_preset() -> None:
+    assert {name for name, _, _ in EVERY} == set(CASES)
+    assert {preset for name, _, preset in EVERY if name in STATIC} == {"w8a8", "w8a16", "w4a16"}
