@@ -38,7 +38,10 @@ class StaticAdapter(nn.Module):
         module.refresh_all()
         super().__init__()
         self.module = module
-        self.tables = tables.to(next(chain(module.parameters(), module.buffers())).device)  # a pooler has buffers only
+        held = next(
+            chain(module.parameters(), module.buffers()), None
+        )  # a pooler has buffers only, a float one nothing
+        self.tables = tables if held is None else tables.to(held.device)
         self.arguments = arguments
         self.input_specs = inputs
         self.output_names = (output,)
