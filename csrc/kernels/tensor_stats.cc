@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mean, variance and range of the finite values of an array: what a person reads to see where a model goes
 // wrong.
+//
+// A block is read twice while it lies in the first cache: for its range and about its mean, then for
+// differences from that mean, which are small whatever the mean is, so that their sums may be float32. Blocks
+// are merged in double. A block that is not ordinary (NaN, infinities, values so large or small that squares
+// leave float32) is summed in double instead.
 #include <algorithm>
 #include <limits>
 
@@ -12,74 +17,138 @@ namespace pyquant::kernels {
 namespace {
 
 constexpr int kLanes = 32;
-constexpr int64_t kBlock = 2048;  // stays in the first cache, so that a block is read from memory once
+constexpr int64_t kBlock = 2048;
 static_assert(kStatsChunk % kBlock == 0);
+constexpr float kInf = std::numeric_limits<float>::infinity();
+// Largest magnitude of an ordinary block: differences of one unit in its last place, and 64 squares of its
+// double, are normal floats.
+constexpr float kLeast = 0x1p-30f, kMost = 0x1p57f;
 
 PYQUANT_INLINE bool is_finite(float v) { return (bits_of(v) & 0x7fffffffu) < 0x7f800000u; }
 
-// Sums over a block are 32 double sums over every 32nd value, added in pairs half a width apart. A value that
-// is not finite adds +0, which changes no sum.
-PYQUANT_INLINE double total(double* sum) {
+// Sums are 32 sums over every 32nd value, added in pairs half a width apart.
+template <class Sum>
+PYQUANT_INLINE Sum total(Sum* sum) {
   for (int step = kLanes / 2; step > 0; step /= 2) {
     for (int l = 0; l < step; ++l) sum[l] += sum[l + step];
   }
   return sum[0];
 }
 
-struct Identity {
-  PYQUANT_INLINE double operator()(double v) const { return v; }
+/// Range and sum; where some value is not finite, the sum is not finite and the range is any.
+struct Outline {
+  float lo, hi, sum;
 };
 
-struct SquareFrom {
-  double mean;
-  PYQUANT_INLINE double operator()(double v) const { return (v - mean) * (v - mean); }
-};
-
-template <class T, class Term>
-struct BlockSum {
-  static double scalar(const T* x, int64_t n, bool, Term term) {
-    double sum[kLanes] = {};
+template <class T>
+struct OutlineOf {
+  static Outline scalar(const T* x, int64_t n) {
+    float lo = kInf, hi = -kInf, sum[kLanes] = {};
     for (int64_t i = 0; i < n; ++i) {
       const float v = load(x[i]);
-      sum[i % kLanes] += is_finite(v) ? term(static_cast<double>(v)) : 0.0;
+      lo = v < lo ? v : lo;
+      hi = v > hi ? v : hi;
+      sum[i % kLanes] += v;
     }
-    return total(sum);
+    return {lo + 0.0f, hi + 0.0f, total(sum)};  // +0 makes +0 of -0
   }
 
-  PYQUANT_INLINE static double vector(const T* x, int64_t n, bool all_finite, Term term) {
-    return all_finite ? run<true>(x, n, term) : run<false>(x, n, term);
+  PYQUANT_INLINE static Outline vector(const T* x, int64_t n) {
+    float lo[kLanes], hi[kLanes], sum[kLanes] = {};
+    for (int l = 0; l < kLanes; ++l) lo[l] = kInf, hi[l] = -kInf;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) add(load(x[i + l]), lo[l], hi[l], sum[l]);
+    }
+    for (int l = 0; i + l < n; ++l) add(load(x[i + l]), lo[l], hi[l], sum[l]);
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      for (int l = 0; l < step; ++l) {
+        lo[l] = lo[l + step] < lo[l] ? lo[l + step] : lo[l];
+        hi[l] = hi[l + step] > hi[l] ? hi[l + step] : hi[l];
+      }
+    }
+    return {lo[0] + 0.0f, hi[0] + 0.0f, total(sum)};
   }
 
  private:
-  template <bool kAllFinite>
-  PYQUANT_INLINE static double run(const T* x, int64_t n, Term term) {
-    double sum[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) sum[l] += value<kAllFinite>(x[i + l], term);
-    }
-    for (int l = 0; i + l < n; ++l) sum[l] += value<kAllFinite>(x[i + l], term);
-    return total(sum);
-  }
-
-  template <bool kAllFinite>
-  PYQUANT_INLINE static double value(T x, Term term) {
-    const float v = load(x);
-    const double found = term(static_cast<double>(v));
-    return kAllFinite || is_finite(v) ? found : 0.0;
+  PYQUANT_INLINE static void add(float v, float& lo, float& hi, float& sum) {
+    lo = v < lo ? v : lo;
+    hi = v > hi ? v : hi;
+    sum += v;
   }
 };
 
-// Twice over the block, mean first: squares are of small numbers then, whatever the mean is.
+/// Sums of v - center and of its square.
+struct Spread {
+  double sum, squares;
+};
+
+template <class T>
+struct SpreadFrom {
+  static Spread scalar(const T* x, int64_t n, float center) {
+    float sum[kLanes] = {}, squares[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) add(load(x[i]) - center, sum[i % kLanes], squares[i % kLanes]);
+    return whole(sum, squares);
+  }
+
+  PYQUANT_INLINE static Spread vector(const T* x, int64_t n, float center) {
+    float sum[kLanes] = {}, squares[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) add(load(x[i + l]) - center, sum[l], squares[l]);
+    }
+    for (int l = 0; i + l < n; ++l) add(load(x[i + l]) - center, sum[l], squares[l]);
+    return whole(sum, squares);
+  }
+
+ private:
+  PYQUANT_INLINE static void add(float d, float& sum, float& square) {
+    sum += d;
+    square += d * d;
+  }
+
+  PYQUANT_INLINE static Spread whole(const float* sum, const float* squares) {
+    double wide_sum[kLanes], wide_squares[kLanes];
+    for (int l = 0; l < kLanes; ++l) wide_sum[l] = sum[l], wide_squares[l] = squares[l];
+    return {total(wide_sum), total(wide_squares)};
+  }
+};
+
+// Any block: only the finite values, in double, twice. Rare, so there is only the definition.
+template <class T>
+Stats odd_block(const T* x, int64_t n) {
+  Stats s;
+  double sum[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = load(x[i]) + 0.0f;
+    if (!is_finite(v)) continue;
+    s.count += 1;
+    s.lo = std::min(s.lo, v);
+    s.hi = std::max(s.hi, v);
+    sum[i % kLanes] += static_cast<double>(v);
+  }
+  if (s.count == 0) return s;
+  s.mean = total(sum) / s.count;
+  double squares[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = load(x[i]);
+    const double d = static_cast<double>(v) - s.mean;
+    if (is_finite(v)) squares[i % kLanes] += d * d;
+  }
+  s.squares = total(squares);
+  return s;
+}
+
 template <class T>
 Stats block_stats(const T* x, int64_t n) {
-  Stats s;
-  const int64_t nonfinite = minmax(x, ScaleMap::per_tensor(n), {{0, 0, 0}, {1, 1, n}}, &s.lo, &s.hi);
-  if (nonfinite == n) return s;
-  s.count = static_cast<double>(n - nonfinite);
-  s.mean = dispatch<BlockSum<T, Identity>>(x, n, nonfinite == 0, Identity{}) / s.count;
-  s.squares = dispatch<BlockSum<T, SquareFrom>>(x, n, nonfinite == 0, SquareFrom{s.mean});
-  return s;
+  const Outline o = dispatch<OutlineOf<T>>(x, n);
+  const float magnitude = std::max(-o.lo, o.hi);
+  if (is_finite(o.sum) && o.lo == o.hi) return {static_cast<double>(n), o.lo, 0.0, o.lo, o.hi};
+  if (!is_finite(o.sum) || !(magnitude >= kLeast && magnitude < kMost)) return odd_block(x, n);
+  const float center = o.sum / static_cast<float>(n);
+  const Spread d = dispatch<SpreadFrom<T>>(x, n, center);
+  const double count = static_cast<double>(n), rest = d.sum / count;
+  return {count, static_cast<double>(center) + rest, std::max(d.squares - d.sum * rest, 0.0), o.lo, o.hi};
 }
 
 }  // namespace

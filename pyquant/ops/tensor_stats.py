@@ -21,7 +21,7 @@ def tensor_stats(x: Tensor) -> Tensor:
     """float64 (5,): mean, min, max, population standard deviation, count of NaN and Inf.
 
     The first four are over the finite values, NaN where there is none. x: float32, bfloat16 or float16, any shape.
-    Computed in double, the mean of a block before its squares, so that no mean hides a small deviation. Raises
+    Right to float32 whatever the mean is: squares are of differences from the mean of a block. Raises
     OpArgumentError for another dtype.
     """
     try:

@@ -90,6 +90,9 @@ def test_tensor_stats(dtype: torch.dtype) -> None:
         "long with holes": torch.where(random_bits(tuple(long.shape), torch.float16, 3) > 0, long, torch.nan),
         "a block of infinities": torch.cat((long[0, :2048], torch.full((2048,), INF, dtype=dtype), long[1])),
         "nothing finite": torch.full((3000,), torch.nan, dtype=dtype),
+        "a mask": torch.full((90, 90), torch.finfo(dtype).min, dtype=dtype).triu(1),
+        "tiny": (ordinary((5000,)) * 2.0**-120).to(dtype),
+        "constant": torch.full((5000,), 0.1, dtype=dtype),
         "one": torch.tensor([-0.0], dtype=dtype),
         "scalar": torch.tensor(3.0, dtype=dtype),
     }
