@@ -40,7 +40,7 @@ class StaticAdapter(nn.Module):
         self.module = module
         held = next(
             chain(module.parameters(), module.buffers()), None
-        )  # a pooler has buffers only, a float one nothing
+        )  # a float pooler has none
         self.tables = tables if held is None else tables.to(held.device)
         self.arguments = arguments
         self.input_specs = inputs
