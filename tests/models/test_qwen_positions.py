@@ -18,7 +18,6 @@ from pyquant.models.qwen3_vl.positions import (
     TEXT,
     VIDEO,
     continued,
-    grids_of,
     rope_index,
     token_types,
     visual_tokens,
@@ -130,11 +129,9 @@ def test_decoding_after_padding(side: str) -> None:
         assert torch.equal(got[:, i], alone[:, 0, -3:])
 
 
-def test_token_types_and_grids() -> None:
+def test_token_types() -> None:
     ids = torch.tensor([[5, IMAGE_ID, VIDEO_ID, 0]], dtype=torch.int32)
     assert token_types(ids, IMAGE_ID, VIDEO_ID).tolist() == [[0, 1, 2, 0]]
-    assert grids_of(torch.tensor([[1, 4, 6]])) == grids_of([(1, 4, 6)]) == (A,)
-    assert grids_of(None) == ()
 
 
 @pytest.mark.parametrize(
@@ -149,9 +146,3 @@ def test_token_types_and_grids() -> None:
 def test_grids_that_do_not_fit(types: list[list[int]], images: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         rope_index(torch.tensor(types), images, [], merge=MERGE)
-
-
-@pytest.mark.parametrize("grid", [[[1, 4]], [[0, 4, 4]], [["a", 1, 1]]])
-def test_grids_that_are_none(grid: Any) -> None:
-    with pytest.raises(InputError, match="image_grid_thw"):
-        grids_of(grid)

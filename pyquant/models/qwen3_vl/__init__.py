@@ -6,6 +6,9 @@ It owns what is particular to Qwen3-VL; importing it registers the wrappers. Sha
 
 from __future__ import annotations
 
+from pyquant.models.qwen3_vl.adapters import FusionProfile, HeadProfile, WholeProfile
+from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
+from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
 from pyquant.models.qwen3_vl.text import (
     QuantQwen3VLTextAttention,
     QuantQwen3VLTextDecoderLayer,
@@ -26,6 +29,10 @@ from pyquant.models.qwen3_vl.vision import (
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
 
 __all__ = [
+    "FusionProfile",
+    "HeadProfile",
+    "QuantQwen3VLForConditionalGeneration",
+    "QuantQwen3VLModel",
     "QuantQwen3VLTextAttention",
     "QuantQwen3VLTextDecoderLayer",
     "QuantQwen3VLTextMLP",
@@ -41,4 +48,5 @@ __all__ = [
     "QuantQwen3VLVisionRotaryEmbedding",
     "TextProfile",
     "VisionProfile",
+    "WholeProfile",
 ]

@@ -14,30 +14,16 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
+from pyquant.models.qwen3_vl.grids import Grid
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 _WORD = {IMAGE: "image", VIDEO: "video"}
-Grid = tuple[int, int, int]
 
 
 def token_types(input_ids: Tensor, image_token_id: int, video_token_id: int) -> Tensor:
     """input_ids (B, S) -> int64 (B, S): 0 for text, 1 where an image's placeholder stands, 2 where a video's."""
     types = torch.zeros_like(input_ids, dtype=torch.int64)
     return types.masked_fill(input_ids == image_token_id, IMAGE).masked_fill(input_ids == video_token_id, VIDEO)
-
-
-def grids_of(grid_thw: Tensor | Sequence[Sequence[int]] | None, what: str = "image_grid_thw") -> tuple[Grid, ...]:
-    """Rows (frames, height, width), in patches, as integers. Raises InputError for another form."""
-    if grid_thw is None:
-        return ()
-    rows = grid_thw.tolist() if isinstance(grid_thw, Tensor) else [list(row) for row in grid_thw]
-    try:
-        grids = tuple((int(t), int(h), int(w)) for t, h, w in rows)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} has rows of (frames, height, width) in patches, got {rows!r}") from error
-    if any(side < 1 for grid in grids for side in grid):
-        raise InputError(f"{what} counts patches, at least one along each side, got {list(grids)}")
-    return grids
 
 
 def frames_of(grids: Sequence[Grid]) -> tuple[Grid, ...]:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graphs around the tower and the text model: token embedding, fusion, head, and the whole model in one.
+
+It owns their profiles, names and shapes. The tower's graphs are vision_static.py, the text model's text_static.py;
+which graphs make a bundle is bundle.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import ExportProfile, TensorSpec
+from pyquant.models.qwen3_vl.fusion import join, spread
+from pyquant.models.qwen3_vl.grids import Grid
+from pyquant.models.qwen3_vl.vision_static import VisionProfile
+from pyquant.wrap.attention import AdditiveMask
+from pyquant.wrap.base import Phase, QModule
+from pyquant.wrap.rotary import RotaryTables
+
+_TRACED_LENGTH = 16  # of an open length; any would do
+
+
+class _Counts:
+    """Fields named in COUNTS are integers of at least 1."""
+
+    COUNTS: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ProfileError(f"{type(self).__name__}.{name} is an integer of at least 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class FusionProfile(_Counts):
+    """Text and visual tokens into one sequence: text_embeds (B, S, D), visual_embeds (V, D), visual_deepstack_{k}
+    (V, D), visual_index int32 (B, S) -> inputs_embeds (B, S, D), deepstack_{k} (B, S, D).
+
+    visual_index is b * S + s where place s of row b holds text, and B * S + r where it holds visual row r.
+    `visual_tokens`: V, the most visual rows of one call; rows that nobody looks up may hold anything.
+    """
+
+    batch_size: int
+    seq_len: int
+    visual_tokens: int
+    COUNTS = ("batch_size", "seq_len", "visual_tokens")
+
+    @property
+    def name(self) -> str:
+        return f"fusion_s{self.seq_len}"
+
+
+@dataclass(frozen=True)
+class HeadProfile(_Counts):
+    """The final norm and the head: hidden_states (B, S, D) -> logits (B, S, vocabulary)."""
+
+    batch_size: int
+    seq_len: int = 1
+    name = "lm_head"
+    COUNTS = ("batch_size", "seq_len")
+
+
+@dataclass(frozen=True)
+class WholeProfile(_Counts):
+    """The model in one graph: input_ids int32 (B, S), pixel_values of all `image_grids`, visual_index int32 (B, S),
+    attention_mask (B, 1, S, S), cos and signed_sin (B, S, head_dim) -> last_hidden_state (B, S, D) after the norm.
+
+    Without grids there are no pixel_values and no visual_index.
+    """
+
+    batch_size: int
+    seq_len: int
+    image_grids: tuple[Grid, ...] = ()
+    attention: Literal["batched", "per_head"] = "batched"
+    name = "model"
+    COUNTS = ("batch_size", "seq_len")
+
+
+class GraphAdapter(nn.Module):
+    """`call(*inputs)` of wrappers below `module` as a static graph. Raises PhaseError before convert.
+
+    `parts` are modules that own tensors of this graph alone, such as the tables of a vision graph.
+    """
+
+    def __init__(
+        self,
+        module: QModule,
+        call: Callable[..., Any],
+        *,
+        inputs: dict[str, TensorSpec],
+        outputs: tuple[str, ...],
+        name: str,
+        parts: tuple[nn.Module, ...] = (),
+    ) -> None:
+        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
+            module.require(Phase.QUANTIZED, "export")
+        module.refresh_all()
+        super().__init__()
+        self.module, self.call = module, call
+        self.parts = nn.ModuleList(parts)
+        self.input_specs, self.output_names, self.name = inputs, outputs, name
+        self.training = False
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.call(*inputs)
+
+    def train(self, mode: bool = True) -> GraphAdapter:
+        """An adapter is for inference; leaves the wrapped module's own flags alone."""
+        return self
+
+
+def embedding_profile(batch_size: int, seq_len: int | None = None) -> ExportProfile:
+    """input_ids int32 (B, S) -> inputs_embeds (B, S, D); an open length without `seq_len`."""
+    if seq_len is None:
+        spec = TensorSpec((batch_size, _TRACED_LENGTH), torch.int32, dynamic=1)
+        return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name="token_embedding")
+    spec = TensorSpec((batch_size, seq_len), torch.int32)
+    return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name=f"token_embedding_s{seq_len}")
+
+
+def fusion_graph(model: Any, profile: FusionProfile) -> GraphAdapter:
+    """Each input passes the site that the graph before it ends with, so that the grids of both are equal."""
+    text, visual, taps = model.language_model, model.visual, model.taps
+    dtype, size = _dtype(text), text.config.hidden_size
+    ends = [visual.merger.linear_fc2, *(merger.linear_fc2 for merger in visual.deepstack_merger_list[:taps])]
+
+    def call(embeds: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        *features, index = rest
+        rows, *deepstack = (end.q("act_out", feature) for end, feature in zip(ends, features, strict=True))
+        fused = model.q("fused", join(text.embed_tokens.q("act_out", embeds), rows, index))
+        return fused, *(text.q(f"deepstack_{k}", dense) for k, dense in enumerate(spread(deepstack, index)))
+
+    names = ("visual_embeds", *(f"visual_deepstack_{k}" for k in range(taps)))
+    inputs = {"text_embeds": TensorSpec((profile.batch_size, profile.seq_len, size), dtype)}
+    inputs |= dict.fromkeys(names, TensorSpec((profile.visual_tokens, size), dtype))
+    inputs["visual_index"] = TensorSpec((profile.batch_size, profile.seq_len), torch.int32)
+    outputs = ("inputs_embeds", *(f"deepstack_{k}" for k in range(taps)))
+    return GraphAdapter(model, call, inputs=inputs, outputs=outputs, name=profile.name)
+
+
+def head_graph(model: Any, profile: HeadProfile) -> GraphAdapter:
+    """Of a QuantQwen3VLForConditionalGeneration."""
+    text, head = model.model.language_model, model.lm_head
+
+    def call(hidden: Tensor) -> Tensor:
+        logits: Tensor = head(text.norm(hidden))
+        return logits
+
+    spec = TensorSpec((profile.batch_size, profile.seq_len, text.config.hidden_size), _dtype(text))
+    return GraphAdapter(model, call, inputs={"hidden_states": spec}, outputs=("logits",), name=profile.name)
+
+
+def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
+    """Of a QuantQwen3VLModel. Raises ProfileError for images with more tokens than the sequence has places."""
+    text, shape = model.language_model, (profile.batch_size, profile.seq_len)
+    dtype = _dtype(text)
+    images = VisionProfile(profile.image_grids) if profile.image_grids else None
+    if images is not None and images.tokens(model.merge) > profile.batch_size * profile.seq_len:
+        raise ProfileError(
+            f"the images of the profile make {images.tokens(model.merge)} tokens, more than {profile.batch_size} "
+            f"row(s) of {profile.seq_len}; use a longer sequence or smaller grids"
+        )
+    tower = None if images is None else model.visual.as_export_module(images)
+    per_head = profile.attention == "per_head"
+
+    def call(ids: Tensor, *rest: Tensor) -> Tensor:
+        *visual, mask, cos, signed_sin = rest
+        hidden, addends = text.embed_tokens(ids), ()
+        if tower is not None:
+            pixels, index = visual
+            rows, *features = tower(pixels)
+            hidden, addends = model.q("fused", join(hidden, rows, index)), spread(features[: model.taps], index)
+        tables = RotaryTables(cos.unsqueeze(2), signed_sin.unsqueeze(2))
+        out: Tensor = text.norm(text.stack(hidden, tables, AdditiveMask(mask), None, addends, per_head=per_head))
+        return out
+
+    inputs = {"input_ids": TensorSpec(shape, torch.int32)}
+    if tower is not None:
+        inputs |= {"pixel_values": tower.input_specs["pixel_values"], "visual_index": TensorSpec(shape, torch.int32)}
+    table = TensorSpec((*shape, text.layers[0].self_attn.head_dim), dtype)
+    inputs |= {
+        "attention_mask": TensorSpec((shape[0], 1, shape[1], shape[1]), dtype),
+        "cos": table,
+        "signed_sin": table,
+    }
+    parts = () if tower is None else (tower,)
+    return GraphAdapter(model, call, inputs=inputs, outputs=("last_hidden_state",), name=profile.name, parts=parts)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
