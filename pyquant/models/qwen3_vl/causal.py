@@ -56,8 +56,23 @@ def sizes(cache: Any, queries: int) -> tuple[Any, int, int]:
     return offset(), keys, first
 
 
+def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None) -> Tensor | None:
+    """(B or 1, past + S) bool of a 2-D mask that holds padding, else None. `tokens` is (B, S) or (B, S, D).
+
+    Raises InputError for a mask that does not fit, or masks all of the new tokens.
+    """
+    if attention_mask is None or attention_mask.dim() == 4:
+        return None
+    batch, queries = tokens.shape[:2]
+    past, keys, first = sizes(cache, queries)
+    valid = _valid(attention_mask, batch, queries, past, keys, first)[:, : int(past) + queries]
+    if not bool(valid[:, int(past) :].any()):
+        raise InputError(f"attention_mask {tuple(attention_mask.shape)} masks every new token of the batch; drop it")
+    return key_padding(attention_mask, int(past), queries)
+
+
 def key_padding(attention_mask: Tensor | None, past: int, queries: int) -> Tensor | None:
-    """(B, past + queries) bool of a 2-D mask that holds padding, else None."""
+    """(B or 1, past + queries) bool of a 2-D mask that holds padding, else None."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     valid: Tensor = attention_mask[:, : past + queries] != 0

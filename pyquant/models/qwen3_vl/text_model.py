@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Qwen3-VL's text model: embedding or embeddings in, hidden states out, with HF's calling convention.
 
-It owns positions, deepstack, the cache's way through the layers, and that padding is not calibrated on. Layers are
-text.py, masks causal.py, static graphs text_static.py.
+It owns the order of things and the rotary tables. Layers are text.py, HF's arguments text_inputs.py and causal.py,
+padded calibration batches rows.py, static graphs text_static.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from pyquant.errors import InputError, ProfileError
-from pyquant.models.qwen3_vl.causal import key_padding, sizes, text_mask
-from pyquant.models.qwen3_vl.hf import hf_class, refuse_recording
+from pyquant.errors import ProfileError
+from pyquant.models.qwen3_vl.causal import padded_keys, text_mask
+from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.past import Past
+from pyquant.models.qwen3_vl.rows import row_by_row
 from pyquant.models.qwen3_vl.text import QuantQwen3VLTextDecoderLayer
+from pyquant.models.qwen3_vl.text_inputs import dense_addends, positions_of, refuse_unsupported, tokens_of
 from pyquant.models.qwen3_vl.text_static import GraphInputs, TextAdapter, TextProfile, require_text_profile
 from pyquant.site import exporting
 from pyquant.wrap.attention import AdditiveMask
@@ -129,33 +131,39 @@ class QuantQwen3VLTextModel(QModule):
         While calibrating, rows of a batch that a 2-D mask pads run one by one without their padding; the outputs and
         the cache hold zeros there. Raises InputError for inputs that contradict each other.
         """
-        refuse_recording(kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("the text model takes either input_ids (B, S) or inputs_embeds (B, S, D), and not both")
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        assert given is not None
-        if given.dim() != (2 if inputs_embeds is None else 3):
-            raise InputError(f"expected input_ids (B, S) or inputs_embeds (B, S, D), got {tuple(given.shape)}")
+        refuse_unsupported(kwargs, self.config)
+        tokens = tokens_of(input_ids, inputs_embeds)
         if use_cache is None:
             use_cache = bool(getattr(self.config, "use_cache", False)) and not exporting()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        positions, text_positions = _positions(position_ids, given, sizes(past_key_values, given.shape[1])[0])
-        addends = self._addends(given, visual_pos_masks, deepstack_visual_embeds)
-        padding = None
-        if self.phase is Phase.CALIBRATE and not exporting():
-            past = int(sizes(past_key_values, given.shape[1])[0])
-            padding = key_padding(attention_mask, past, given.shape[1])
-        if padding is not None:
-            text_mask(attention_mask, self._embed(given, observe=False), past_key_values)  # for its checks
-            hidden = self._row_by_row(given, padding, positions, past_key_values, addends)
+        cache = past_key_values
+        past = 0 if cache is None else cache.get_seq_length()
+        positions, text_positions = positions_of(position_ids, tokens, past)
+        size, dtype = self.config.hidden_size, _float_type(tokens, self.norm)
+        where = None if visual_pos_masks is None else visual_pos_masks.to(tokens.device)
+        addends = dense_addends(where, deepstack_visual_embeds, (*tokens.shape[:2], size), dtype, self.taps)
+        observing = self.phase is Phase.CALIBRATE and not exporting()
+        valid = padded_keys(attention_mask, tokens, cache) if observing else None
+        if valid is None:
+            embeds = self._embed(tokens)
+            mask = text_mask(attention_mask, embeds, cache, text_positions)
+            hidden = self.norm(self.stack(embeds, self.rotary_emb.tables(embeds, positions), mask, cache, addends))
         else:
-            embeds = self._embed(given)
-            mask = text_mask(attention_mask, embeds, past_key_values, text_positions)
-            hidden = self.norm(self.stack(embeds, self._tables(embeds, positions), mask, past_key_values, addends))
-        out = BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+            hidden = row_by_row(self._row, tokens, valid, positions, cache, addends)
+        out = BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
         as_object = kwargs.get("return_dict")
         return out if as_object is None or as_object else out.to_tuple()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embeds: Tensor = tokens if tokens.is_floating_point() else self.embed_tokens(tokens)
+        return embeds
+
+    def _row(self, tokens: Tensor, positions: Tensor, past: Past, addends: Sequence[Tensor]) -> Tensor:
+        embeds = self._embed(tokens)
+        tables, mask = self.rotary_emb.tables(embeds, positions), text_mask(None, embeds, past)
+        out: Tensor = self.norm(self.stack(embeds, tables, mask, past, addends))
+        return out
 
     def stack(
         self,
@@ -195,89 +203,6 @@ class QuantQwen3VLTextModel(QModule):
         if addend is not None:
             hidden = hidden + self.q(f"deepstack_{i}", addend)
         return self.q(f"deepstack_out_{i}", hidden)
-
-    # --- from HF's arguments to what the stack takes ---
-
-    def _embed(self, given: Tensor, *, observe: bool = True) -> Tensor:
-        if given.is_floating_point():
-            return given
-        if not observe:
-            return torch.empty(*given.shape, 0, dtype=next(self.parameters()).dtype, device=given.device)
-        out: Tensor = self.embed_tokens(given)
-        return out
-
-    def _tables(self, embeds: Tensor, positions: Tensor) -> RotaryTables:
-        return self.rotary_emb.tables(embeds, positions)
-
-    def _addends(self, given: Tensor, where: Tensor | None, features: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-        if not features:
-            return ()
-        if len(features) > self.taps:
-            raise InputError(
-                f"deepstack_visual_embeds has {len(features)} features, but the quantized text model has sites for "
-                f"{self.taps}; prepare the whole Qwen3VLModel, or give at most {self.taps}"
-            )
-        if where is None or where.shape != given.shape[:2]:
-            raise InputError(
-                f"visual_pos_masks is {None if where is None else tuple(where.shape)}, expected bool of shape "
-                f"{tuple(given.shape[:2])}: where the rows of deepstack_visual_embeds are added"
-            )
-        weight = next(self.parameters())
-        where = where.to(device=given.device, dtype=torch.bool)
-        size = self.config.hidden_size
-        dense = []
-        for k, feature in enumerate(features):
-            if (
-                feature.dim() != 2
-                or feature.shape[1] != size
-                or (not exporting() and feature.shape[0] != int(where.sum()))
-            ):
-                raise InputError(
-                    f"deepstack_visual_embeds[{k}] is {tuple(feature.shape)}, expected (visual tokens, {size}) with "
-                    f"one row for each true entry of visual_pos_masks"
-                    + ("" if exporting() else f", which has {int(where.sum())}")
-                )
-            dtype = given.dtype if given.is_floating_point() else weight.dtype
-            zeros = torch.zeros(*given.shape[:2], size, dtype=dtype, device=given.device)
-            dense.append(zeros.masked_scatter(where.unsqueeze(-1), feature.to(given.device, dtype)))
-        return tuple(dense)
-
-    def _row_by_row(
-        self, given: Tensor, valid: Tensor, positions: Tensor, cache: Any, addends: tuple[Tensor, ...]
-    ) -> Tensor:
-        """The batch without its padding, for the observers; outputs (B, S, D) and the cache have zeros there."""
-        batch, tokens = given.shape[:2]
-        length = valid.shape[1] - tokens
-        dtype = given.dtype if given.is_floating_point() else next(self.parameters()).dtype
-        out = torch.zeros(batch, tokens, self.config.hidden_size, dtype=dtype, device=given.device)
-        new: dict[int, tuple[Tensor, Tensor]] = {}
-        for row in range(batch):
-            keys = valid[min(row, len(valid) - 1)].to(given.device)
-            before, now = keys[:length], keys[length:]
-            if not bool(now.any()):
-                continue
-            own = slice(row, row + 1)
-            past = Past(_cached(cache, own, before) if length else None)
-            at = positions[:, min(row, positions.shape[1] - 1)][:, None, now]
-            embeds = self._embed(given[own, now])
-            hidden = self.stack(
-                embeds,
-                self._tables(embeds, at),
-                text_mask(None, embeds, past),
-                past,
-                [addend[own, now] for addend in addends],
-            )
-            out[own, now] = self.norm(hidden)
-            for layer, pair in past.new.items():
-                into = new.setdefault(layer, _zeros(pair, batch, tokens))
-                for whole, part in zip(into, pair, strict=True):
-                    whole[own, :, now] = part
-        if cache is not None:
-            for layer, (key, value) in new.items():
-                cache.update(key, value, layer)
-        return out
-
-    # --- static graphs ---
 
     def as_export_module(self, profile: TextProfile) -> TextAdapter:  # type: ignore[override]
         """The stack, or one layer with the deepstack addend that follows it; names and shapes are TextProfile's.
@@ -331,35 +256,5 @@ class _LayerOf:
         return out
 
 
-def _positions(position_ids: Tensor | None, given: Tensor, past: Any) -> tuple[Tensor, Tensor | None]:
-    """((3, B, S) positions, (B, S) text positions or None) as transformers reads them."""
-    batch, tokens = given.shape[:2]
-    if position_ids is None:
-        counted = (torch.arange(tokens, device=given.device) + past)[None].expand(batch, -1)
-        return counted[None].expand(3, -1, -1), None  # text positions that count up by one say nothing
-    ids = position_ids if position_ids.dim() == 3 else position_ids[None].expand(4, *position_ids.shape)
-    if (
-        ids.dim() != 3
-        or ids.shape[0] not in (3, 4)
-        or (not exporting() and (ids.shape[1] not in (1, batch) or ids.shape[2] != tokens))
-    ):
-        raise InputError(
-            f"position_ids is {tuple(position_ids.shape)}, expected ({batch}, {tokens}), or (3, {batch}, {tokens}) for "
-            "time, height and width, or (4, ...) with text positions before them"
-        )
-    return (ids[1:], ids[0]) if ids.shape[0] == 4 else (ids, None)
-
-
-def _cached(cache: Any, own: slice, keep: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """One row of a cache without its padding."""
-    if isinstance(cache, Past):
-        pairs = cache.given
-    else:
-        pairs = {i: (layer.keys, layer.values) for i, layer in enumerate(cache.layers)}
-    kept = torch.nonzero(keep)[:, 0]
-    return {i: (key[own].index_select(2, kept), value[own].index_select(2, kept)) for i, (key, value) in pairs.items()}
-
-
-def _zeros(pair: tuple[Tensor, Tensor], batch: int, tokens: int) -> tuple[Tensor, Tensor]:
-    key, value = (t.new_zeros(batch, t.shape[1], tokens, t.shape[3]) for t in pair)
-    return key, value
+def _float_type(tokens: Tensor, norm: QModule) -> torch.dtype:
+    return tokens.dtype if tokens.is_floating_point() else next(norm.parameters()).dtype

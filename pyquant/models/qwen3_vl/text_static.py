@@ -104,7 +104,7 @@ class TextAdapter(nn.Module):
     ) -> None:
         if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
             module.require(Phase.QUANTIZED, "export")
-        _check(module, profile, taps)
+        _check(module, attentions[0].config, profile, taps)
         module.refresh_all()
         super().__init__()
         self.module = module
@@ -151,9 +151,8 @@ class TextAdapter(nn.Module):
 
 
 def _inputs(adapter: TextAdapter, module: QModule, profile: TextProfile) -> dict[str, TensorSpec]:
-    config, batch, tokens = module.config, profile.batch_size, profile.seq_len
-    dtype = next(module.parameters()).dtype
-    head_dim = adapter.attentions[0].head_dim
+    config, head_dim = adapter.attentions[0].config, adapter.attentions[0].head_dim
+    batch, tokens, dtype = profile.batch_size, profile.seq_len, next(module.parameters()).dtype
     hidden = TensorSpec((batch, tokens, config.hidden_size), dtype)
     table = TensorSpec((batch, tokens, head_dim), dtype)
     specs = dict.fromkeys((adapter.first, *adapter.addends), hidden)
@@ -174,9 +173,9 @@ def require_text_profile(profile: Any, module: object) -> None:
         )
 
 
-def _check(module: QModule, profile: Any, taps: int) -> None:
+def _check(module: QModule, config: Any, profile: Any, taps: int) -> None:
     require_text_profile(profile, module)
-    longest = getattr(module.config, "max_position_embeddings", None)
+    longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and profile.keys > longest:
         raise ProfileError(
             f"{profile.past_len} cached and {profile.seq_len} new tokens are more than the model's "
