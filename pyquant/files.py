@@ -45,6 +45,37 @@ def folder(target: Path, *, last: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new empty folder to fill, with folders in it; it takes the place of `target`, old contents and all, at the end.
+
+    Raises OSError, with `target` as it was.
+    """
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{str(target)!r} exists and is not a folder")
+    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = new.with_name(f"{new.name}.old")
+    try:
+        yield new
+        new.chmod(0o777 & ~_umask())
+        for entry in [*new.rglob("*"), new]:
+            _sync(entry)
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if target.exists():  # else it is all that is left
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -46,9 +46,11 @@ class Reader:
         images = [_open(file, line.where) for file in line.images]
         try:
             if line.prompt is None:
-                features = self._require("image_processor", line, "an image processor")(images, return_tensors="pt")
+                features = self._require("image_processor", line, "image processor", "image")(
+                    images, return_tensors="pt"
+                )
             elif self.processor is None:
-                tokenizer = self._require("tokenizer", line, "a tokenizer")
+                tokenizer = self._require("tokenizer", line, "tokenizer", "prompt")
                 if images:
                     raise CalibrationError(
                         f"{line.where}: {self.source} has a tokenizer and no image processor, so a line cannot have "
@@ -67,12 +69,12 @@ class Reader:
             ) from error
         return {name: value for name, value in features.items() if isinstance(value, Tensor)}
 
-    def _require(self, part: str, line: Line, what: str) -> Callable[..., Any]:
+    def _require(self, part: str, line: Line, what: str, key: str) -> Callable[..., Any]:
         found: Callable[..., Any] | None = getattr(self, part)
         if found is None:
             raise CalibrationError(
-                f"{line.where}: {self.source} has no {what.split(' ', 1)[1]}, which this line needs; use a folder that "
-                f"has one, or give pre-tokenized batches (.safetensors, .pt)"
+                f"{line.where}: {self.source} has no {what}, which this line needs; leave the {key} out, use a folder "
+                f"that has one, or give batches made elsewhere (.safetensors, .pt)"
             )
         return found
 
@@ -165,7 +167,8 @@ def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
         model_type = transformers.AutoConfig.from_pretrained(name).model_type
     except (OSError, ValueError):
         return None
-    cls: Any = getattr(transformers, str(processing_auto.PROCESSOR_MAPPING_NAMES.get(model_type)), None)
+    processor_names = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {})
+    cls: Any = getattr(transformers, str(processor_names.get(model_type)), None)
     if cls is None:
         return None
 

@@ -6,6 +6,7 @@ It owns finding the class and saying in a line what is wrong. Reading the files 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,12 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
     Raises ModelError for what cannot be loaded or lacks weights, UnknownModuleError for a class without a wrapper.
     """
     import torch
+    import transformers
 
     from pyquant.wrap import registry
 
+    if not sys.stderr.isatty():  # a bar is for a person who waits
+        transformers.utils.logging.disable_progress_bar()
     cls: Any = model_class(name)
     registry.wrapper_of(cls)  # before gigabytes are read
     try:

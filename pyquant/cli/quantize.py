@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizes a checkpoint on prompts with images; writes .circle files, the quantized model and the recipe to a folder.
+
+It owns the order of the steps. Which graphs there are is the model family's choice (models/*/request.py), what the
+folder holds and what is printed of it is quantize_output.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyquant.cli.checkpoints import DTYPES
+from pyquant.cli.main import FINE
+from pyquant.errors import CalibrationError, PolicyError, PyquantError
+from pyquant.recipes import names as recipes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from pyquant.calibration import CalibrationData
+    from pyquant.models.request import Choice, Family, Sizes
+    from pyquant.policy import Policy
+    from pyquant.wrap import QModule
+
+TARGETS = ("circle", "luci", "onert")
+LISTED = 40  # sites that an error shows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="checkpoint folder (config.json, weights), or a hub name")
+    add("--recipe", choices=recipes(), help="a policy that comes with pyquant")
+    add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe, or a former recipe.yaml")
+    add("--data", required=True, type=Path, help=_DATA)
+    add("--out", required=True, type=Path, metavar="OUT", help="folder for the result; a former result is replaced")
+    add("--samples", type=_count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
+    add("--seed", type=int, default=0, help="which samples --samples picks (%(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
+    add("--max-seq-len", type=_count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
+    add("--image-grid", type=_grid, nargs="+", action="extend", default=[], metavar="HxW", help=_GRID)
+    add("--prefill-lengths", type=_count, nargs="+", default=[], metavar="N", help=_LENGTHS)
+    add("--batch-size", type=_count, default=1, metavar="N", help="rows of the graphs (%(default)s)")
+    add("--layers", choices=("stack", "per_layer", "whole"), help="one graph a stack of layers, a layer, or the model")
+    add("--attention", choices=("batched", "per_head"), help="how heads are laid out in the graphs")
+    add("--target", choices=TARGETS, default="circle", help="whose rules the files keep (%(default)s)")
+    add("--unused", action="append", default=[], metavar="GLOB", help=_UNUSED)
+
+
+_DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
+_GRID = "image sizes in patches, a graph for each; TxHxW for videos (default: those of the data)"
+_LENGTHS = "a prefill graph for each length in tokens (default: one, from the data)"
+_UNUSED = "sites that may stay without data, and float, such as 'model.visual.*'; may be repeated"
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pyquant import files
+    from pyquant.cli import quantize_output as output
+
+    policy = _policy(args.recipe, args.policy)
+    output.require_place(args.out)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=True)
+    timer = Timer()
+    job = _read(args, console, timer)
+    fp, q = _calibrated(args, policy, job, console, timer)
+    with files.whole_folder(args.out) as new:
+        with timer.step("export"), console.status("exporting and writing graphs"):
+            programs = _export(q, new, job.choice, args.target)
+        with timer.step("save"):
+            output.write_rest(new, q, _settings(args, job))
+    output.show(console, args.out, fp, programs, len(job.data), timer.seconds)
+    return FINE
+
+
+class Timer:
+    """Seconds of each step, by its name, in the order of the steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known before any weight was read."""
+
+    cls: type[nn.Module]
+    data: CalibrationData
+    of: int  # samples in the file
+    choice: Choice
+
+
+def _policy(recipe: str | None, file: Path | None) -> Policy:
+    from pyquant.cli.quantize_output import read_policy
+    from pyquant.policy import Policy
+
+    if file is None:
+        if recipe is None:
+            raise PolicyError(f"give --recipe (one of {', '.join(recipes())}), --policy FILE, or both")
+        return Policy.preset(recipe)
+    own = read_policy(file)
+    return own if recipe is None else Policy((*Policy.preset(recipe).rules, *own.rules), f"{recipe}+{own.name}")
+
+
+def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
+    """Everything that can be wrong without the weights is found here: class, data line by line, grids, lengths."""
+    from transformers import AutoConfig
+
+    from pyquant import calibration
+    from pyquant.calibration.data import only
+    from pyquant.cli import checkpoints
+    from pyquant.models.request import Request, family_of
+    from pyquant.wrap import registry
+
+    request = Request(
+        args.max_seq_len, tuple(args.image_grid), tuple(args.prefill_lengths), args.batch_size, args.layers,
+        args.attention,
+    )  # fmt: skip
+    cls = checkpoints.model_class(args.model)
+    family = family_of(cls)
+    registry.wrapper_of(cls)
+    with timer.step("read data"):
+        lines = args.data.suffix == ".jsonl"
+        reader = calibration.load_reader(args.model) if lines else None
+        for note in reader.said if reader else ():
+            console.print(f"note: {note}")
+        everything = calibration.read(args.data, reader).map(family.inputs)
+        everything = everything.map(partial(only, _arguments(cls), cls.__name__, drop=lines))
+        data = everything if args.samples is None else everything.sample(args.samples, args.seed)
+        if args.samples is not None and args.samples > len(everything):
+            console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are taken")
+        seen = _sizes(data, family)
+    choice = family.choose(AutoConfig.from_pretrained(args.model), request, seen)
+    for guess in choice.guesses:
+        console.print(f"guessed: {guess}")
+    return Job(cls, data, len(everything), choice)
+
+
+def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The names that the model's forward takes."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+
+
+def _sizes(data: CalibrationData, family: Family) -> list[Sizes]:
+    """Each sample once: what is wrong with one of them is said before hours of calibrating."""
+    from tqdm import tqdm
+
+    seen = []
+    for index in tqdm(range(len(data)), desc="read", unit="sample", disable=None):
+        batch = data[index]
+        try:
+            seen.append(family.sizes(batch))
+        except PyquantError as error:
+            raise CalibrationError(f"{data.where(index)}: {error}") from error
+    return seen
+
+
+def _calibrated(
+    args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: Timer
+) -> tuple[nn.Module, QModule]:
+    import pyquant
+    from pyquant.cli import checkpoints
+
+    with timer.step("load"):
+        fp = checkpoints.load(args.model, args.dtype)
+    with timer.step("prepare"):
+        q = pyquant.prepare(fp, policy)
+    console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
+    with timer.step("calibrate"):
+        walk = _Walk(job.data)
+        try:
+            pyquant.calibrate(q, walk)
+        except CalibrationError as error:
+            raise CalibrationError(f"{job.data.where(walk.index)}: {error}") from error
+    with timer.step("convert"):
+        _convert(q, args.unused)
+    return fp, q
+
+
+class _Walk:
+    """The data in turn; knows where it is, for an error's sake."""
+
+    def __init__(self, data: CalibrationData) -> None:
+        self.data, self.index = data, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        for self.index in range(len(self.data)):  # noqa: B020
+            yield self.data[self.index]
+
+
+def _convert(q: QModule, unused: list[str]) -> None:
+    import pyquant
+
+    try:
+        pyquant.convert(q, unused=unused)
+    except CalibrationError as error:
+        head, *sites = str(error).splitlines()
+        if not sites:
+            raise
+        more = [f"  and {len(sites) - LISTED} more"] if len(sites) > LISTED else []
+        print("\n".join([*sites[:LISTED], *more]), file=sys.stderr)
+        raise CalibrationError(
+            f"{head}, listed above; give data that reaches them (a vision tower needs images), or name those that no "
+            f"graph uses: --unused GLOB"
+        ) from error
+
+
+def _export(q: QModule, folder: Path, choice: Choice, target: Any) -> dict[str, Any]:
+    import pyquant
+
+    return pyquant.export_bundle(q, folder, choice.profiles, target=target)
+
+
+def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """What was asked for and what was guessed, as it took effect."""
+    return {
+        "model": {"source": args.model, "class": job.cls.__name__, "dtype": args.dtype},
+        "calibration": {"data": str(args.data), "samples": len(job.data), "of": job.of, "seed": args.seed},
+        "graphs": {**job.choice.settings, "target": args.target},
+        "unused": list(args.unused),
+    }
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int, int]:
+    """`4x6` is an image of 4 rows and 6 columns of patches, `2x4x6` a video of two (merged) frames."""
+    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*){1,2}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no grid; expected HxW in patches, such as 4x6, or TxHxW")
+    numbers = [int(number) for number in text.split("x")]
+    frames, height, width = numbers if len(numbers) == 3 else [1, *numbers]
+    return frames, height, width

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that `pyquant quantize` writes, and the table that it prints.
+
+    OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle)
+    OUT/quantized/                    the quantized model (pyquant.load_quantized)
+    OUT/recipe.yaml                   the policy rule by rule, and every setting as it took effect
+
+It owns this layout. What is in the bundle is its writer's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pyquant import __version__
+from pyquant.errors import CircleError, PolicyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from pyquant.policy import Policy
+    from pyquant.wrap import QModule
+
+QUANTIZED, RECIPE, MANIFEST = "quantized", "recipe.yaml", "manifest.json"
+FORMAT, VERSION = "pyquant-recipe", 1
+
+
+def require_place(out: Path) -> None:
+    """Raise CircleError unless `out` is new, empty, or a former result and nothing else: it is replaced as a whole."""
+    if not out.absolute().parent.is_dir():
+        raise CircleError(f"cannot write to {str(out)!r}: the folder {str(out.parent)!r} does not exist; create it")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CircleError(f"cannot write to {str(out)!r}: it is a file, and the result is a folder; name another")
+    there = sorted(entry.name for entry in out.iterdir())
+    strange = [name for name in there if name not in {QUANTIZED, RECIPE, MANIFEST} and not name.endswith(".circle")]
+    if there and (strange or not _is_bundle(out / MANIFEST)):
+        raise CircleError(
+            f"{str(out)!r} exists and is no result of this command (it holds {', '.join((strange or there)[:3])}), so "
+            f"it is left alone; name another folder, or empty it"
+        )
+
+
+def _is_bundle(manifest: Path) -> bool:
+    try:
+        return bool(json.loads(manifest.read_text(encoding="utf-8"))["format"] == "pyquant-bundle")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_policy(path: Path) -> Policy:
+    """A policy file, or the policy inside a recipe.yaml. Raises PolicyError."""
+    from pyquant.policy import Policy
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix in (".yaml", ".yml") else None
+    except (OSError, ValueError, yaml.YAMLError):
+        data = None  # Policy.load says it better
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        return Policy.load(path)
+    if data.get("version") != VERSION or "policy" not in data:
+        raise PolicyError(f"recipe {str(path)!r} is of version {data.get('version')!r}; this pyquant reads {VERSION}")
+    return Policy.from_dict(data["policy"])
+
+
+def write_rest(folder: Path, q: QModule, settings: Mapping[str, Any]) -> None:
+    """quantized/ and recipe.yaml, beside the bundle."""
+    import torch
+    import transformers
+
+    import pyquant
+
+    pyquant.save_quantized(q, folder / QUANTIZED)
+    versions = {"pyquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    recipe = {
+        "format": FORMAT,
+        "version": VERSION,
+        **settings,
+        "versions": {name: str(version) for name, version in versions.items()},
+        "policy": q.policy.to_dict(),
+    }
+    text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def show(
+    console: Console, out: Path, fp: nn.Module, programs: Mapping[str, Any], samples: int, seconds: Mapping[str, float]
+) -> None:
+    """One row a graph, the sum beside the float model, and where the time went."""
+    from rich.table import Table
+
+    table = Table(title=str(out))
+    for column in ("graph", "size", "operators", "no qparams"):
+        table.add_column(column, justify="left" if column == "graph" else "right", no_wrap=True)
+    total = 0
+    for name, program in programs.items():
+        size = (out / f"{name}.circle").stat().st_size
+        total += size
+        table.add_row(name, _bytes(size), str(len(program.graph.operators)), str(len(program.missing_qparams())))
+    console.print(table)
+    whole = sum(parameter.numel() for parameter in fp.parameters()) * 4
+    console.print(f"{len(programs)} graphs, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
+    if len(programs) > 1:
+        console.print("(graphs that share weights hold a copy each)")
+    console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}")
+    console.print("time: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()))
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"

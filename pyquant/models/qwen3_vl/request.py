@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle of a Qwen3-VL is made of: a Profile from what a user asked for and what calibration data shows.
+
+It owns the guesses. What a Profile means, and which graphs it stands for, is profiles.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyquant.errors import ProfileError, UnknownModuleError
+from pyquant.models.qwen3_vl.grids import fault_of, grids_of
+from pyquant.models.qwen3_vl.vision_static import VisionProfile
+from pyquant.models.request import Choice, Request, Sizes, rounded
+from pyquant.models.request import grids_of as chosen_grids
+
+ANSWER = 64  # tokens that a guessed max_seq_len leaves for the answer
+
+
+def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The processor's names are the model's."""
+    return batch
+
+
+def sizes(batch: Mapping[str, Tensor]) -> Sizes:
+    """Tokens of a row, and the grid of every image and video. Raises InputError for a grid that is none."""
+    text = next((batch[name] for name in ("input_ids", "inputs_embeds") if name in batch), None)
+    held = (batch[name] for name in ("image_grid_thw", "video_grid_thw", "grid_thw") if name in batch)
+    grids = tuple(grid for table in held if len(table) for grid in grids_of(table, 1))
+    return Sizes(0 if text is None else int(text.shape[1]), grids)
+
+
+def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
+    """The Profile of a Qwen3VLForConditionalGeneration (or Qwen3VLModel), or a VisionProfile for each grid.
+
+    Raises ProfileError for a grid that does not merge, lengths that contradict each other or the model, or too many
+    grids; UnknownModuleError for a text model alone.
+    """
+    vision = getattr(config, "vision_config", config)
+    if not hasattr(vision, "spatial_merge_size"):
+        raise UnknownModuleError(
+            f"pyquant makes bundles of a whole Qwen3-VL or of its vision model, not of a {config.model_type} alone; "
+            f"export its graphs from Python: pyquant.export(q, qwen3_vl.TextProfile(...))"
+        )
+    grids, guesses = chosen_grids(request, seen)
+    for grid in grids:
+        if fault := fault_of(grid, vision.spatial_merge_size):
+            raise ProfileError(f"the image grid {'x'.join(map(str, grid))} (frames x height x width): {fault}")
+    if vision is config:
+        request.refuse(("max_seq_len", "prefill_lengths", "batch_size", "layers", "attention"), "a vision model alone")
+        profiles = [VisionProfile(grid) for grid in grids]
+        settings = {"image_grids": [list(grid) for grid in grids]}
+        return Choice({profile.name: profile for profile in profiles}, settings, tuple(guesses))
+    return _whole(config, request, seen, grids, guesses)
+
+
+def _whole(
+    config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[tuple[int, int, int], ...], guesses: list[str]
+) -> Choice:
+    from pyquant.models.qwen3_vl.profiles import Profile
+
+    longest = max((each.tokens for each in seen), default=0)
+    limit = int(config.text_config.max_position_embeddings)
+    lengths, length = request.prefill_lengths, request.max_seq_len
+    if length is None:
+        length = min(rounded(max([longest, *lengths]) + ANSWER), limit)
+        guesses.append(
+            f"max sequence length {length}: the longest prompt has {max([longest, *lengths])} tokens, and {ANSWER} for "
+            f"the answer, in steps of 64"
+        )
+    if length > limit:
+        raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
+    if not lengths and request.layers != "whole":
+        lengths = (min(rounded(longest), length),)
+        guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64")
+    options: dict[str, Any] = {"max_seq_len": length, "image_grids": grids, "batch_size": request.batch_size}
+    if lengths:
+        options["prefill_lengths"] = lengths
+    options |= {name: value for name in ("layers", "attention") if (value := getattr(request, name)) is not None}
+    settings = {**options, "image_grids": [list(grid) for grid in grids], "prefill_lengths": list(lengths)}
+    return Choice(Profile(**options), settings, tuple(guesses))
