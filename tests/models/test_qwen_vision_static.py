@@ -59,6 +59,29 @@ def test_static_is_eager_bit_for_bit(tree: tuple[nn.Module, QModule], grids: tup
     assert static[0].shape == (VisionProfile(grids).tokens(2), 24)
 
 
+@pytest.mark.parametrize("part", ["", "blocks.0", "blocks.0.attn"])
+def test_heads_one_by_one_give_the_same(tree: tuple[nn.Module, QModule], part: str) -> None:
+    q = tree[1].get_submodule(part)
+    batched, per_head = (
+        q.as_export_module(VisionProfile(BATCHES["mixed"], attention=attention))  # type: ignore[operator]
+        for attention in ("batched", "per_head")
+    )
+    (spec,) = batched.input_specs.values()
+    x = torch.randn(spec.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = batched(x), per_head(x)
+    for mine, theirs in zip(other, one, strict=True):
+        assert float((mine - theirs).abs().max()) <= 0.02 * float(theirs.abs().max())  # a rounding flip at 8 bits
+
+
+def test_heads_one_by_one_are_products_of_one_head(tree: tuple[nn.Module, QModule]) -> None:
+    attention = tree[1].get_submodule("blocks.0.attn")
+    graph = pyquant.export(attention, VisionProfile((1, 4, 4), attention="per_head")).graph
+    products = [op for op in graph.operators if op.op == "BATCH_MATMUL"]
+    assert len(products) == 2 * 4
+    assert {graph.tensors[op.outputs[0]].shape[:-2] for op in products} <= {(1, 1), ()}
+
+
 def test_a_second_profile_changes_nothing_in_the_first() -> None:
     _, q = converted(depth=1, deepstack_visual_indexes=[0])
     first = q.as_export_module(VisionProfile(BATCHES["image"]))
@@ -70,7 +93,6 @@ def test_a_second_profile_changes_nothing_in_the_first() -> None:
         state = {name: t.clone() for name, t in q.state_dict().items()}
         second = q.as_export_module(VisionProfile(BATCHES["mixed"]))
         second(pixels(BATCHES["mixed"]))
-        pyquant.export(q, VisionProfile(BATCHES["video"]))
         assert all(map(torch.equal, first(x), before))
         again = pyquant.export(q, VisionProfile(BATCHES["image"])).graph
     assert again.to_json() == graph.to_json()
@@ -158,6 +180,11 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_impossible_profiles_are_refused(grids: Any, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         VisionProfile(grids)
+
+
+def test_another_attention_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"VisionProfile\.attention is 'batched' or 'per_head', got 'flash'"):
+        VisionProfile((1, 4, 4), attention="flash")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", ["", "blocks.0", "blocks.0.attn"])

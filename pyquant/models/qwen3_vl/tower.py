@@ -90,7 +90,7 @@ class QuantQwen3VLVisionModel(QModule):
         hidden = self.q("pos_add", hidden + self.q("pos_embed", positions, observed=self.pos_embed.weight))
         features = []
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden, tables.segments, position_embeddings=tables.rotary)
+            hidden = block(hidden, tables.segments, position_embeddings=tables.rotary, per_head=tables.per_head)
             if number in self.deepstack_visual_indexes:
                 tap = self.deepstack_visual_indexes.index(number)
                 features.append(self.deepstack_merger_list[tap](hidden))
@@ -132,6 +132,7 @@ class QuantQwen3VLVisionModel(QModule):
         count = sum(index in self.deepstack_visual_indexes for index in range(len(self.blocks)))
         return VisionAdapter(
             self,
+            profile,
             self.tables(like, grids, {}),
             _call,
             inputs={"pixel_values": TensorSpec((profile.patches, self.patch_embed.pixels), torch.float32)},

@@ -158,13 +158,15 @@ class QuantQwen3VLVisionAttention(QModule):
         hidden_states: Tensor,
         cu_seqlens: Tensor | Segments,
         position_embeddings: tuple[Tensor, Tensor] | RotaryTables | None = None,
+        *,
+        per_head: bool = False,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (N, V), cu_seqlens (segments + 1,), position_embeddings (cos, sin) each (N, head_dim)
         -> (N, V).
 
-        Further keywords are accepted as HF accepts them (`max_seqlen`, `rotary_pos_emb`), and not needed. Raises
-        InputError for segments that do not add up to N.
+        `per_head`: see AttentionCore. Further keywords are accepted as HF accepts them (`max_seqlen`,
+        `rotary_pos_emb`), and not needed. Raises InputError for segments that do not add up to N.
         """
         if position_embeddings is None:
             raise InputError("the vision attention needs position_embeddings=(cos, sin), each (patches, head_dim)")
@@ -183,7 +185,7 @@ class QuantQwen3VLVisionAttention(QModule):
         for fold in segments.folds(self.num_heads):
             heads = (fold.count, fold.length, self.num_heads, self.head_dim)
             q, k, v = (x[:, fold.start : fold.stop].reshape(heads).transpose(1, 2) for x in (query, key, value))
-            outs.append(self.core(q, k, v)[0].transpose(1, 2).reshape(-1, width))
+            outs.append(self.core(q, k, v, per_head=per_head)[0].transpose(1, 2).reshape(-1, width))
         out: Tensor = self.proj(outs[0] if len(outs) == 1 else torch.cat(outs))
         return out
 
@@ -224,11 +226,13 @@ class QuantQwen3VLVisionBlock(QModule):
         hidden_states: Tensor,
         cu_seqlens: Tensor | Segments,
         position_embeddings: tuple[Tensor, Tensor] | RotaryTables | None = None,
+        *,
+        per_head: bool = False,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (N, V) -> (N, V); the other arguments as QuantQwen3VLVisionAttention takes them."""
         x = self.q("act_in", hidden_states)
-        attended = self.attn(self.norm1(x), cu_seqlens, position_embeddings=position_embeddings)
+        attended = self.attn(self.norm1(x), cu_seqlens, position_embeddings=position_embeddings, per_head=per_head)
         x = self.q("attn_residual", x + attended)
         return self.q("act_out", x + self.mlp(self.norm2(x)))
 
@@ -279,8 +283,8 @@ def _adapter(
     ids = position_ids(grids, config.spatial_merge_size, weight.device)
     tables = VisionTables(None, rotary.to(weight.device).tables(weight, ids), Segments.of_grids(grids))
     spec = TensorSpec((profile.patches, attention.num_heads * attention.head_dim), weight.dtype)
-    return VisionAdapter(module, tables, _call, inputs={"hidden_states": spec}, outputs=(output,), name=name)
+    return VisionAdapter(module, profile, tables, _call, inputs={"hidden_states": spec}, outputs=(output,), name=name)
 
 
 def _call(module: QModule, x: Tensor, tables: VisionTables) -> tuple[Tensor, ...]:
-    return (module(x, tables.segments, position_embeddings=tables.rotary),)
+    return (module(x, tables.segments, position_embeddings=tables.rotary, per_head=tables.per_head),)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,12 @@ class VisionProfile:
     """The images and videos of one vision graph: `VisionProfile(((1, 4, 6), (2, 4, 4)))`.
 
     `grids`: frames, height and width in patches, one triple each in the order of pixel_values; a single triple stands
-    for itself. An image has one frame. Raises ProfileError for what no model could accept; what contradicts one model
-    is raised when it is exported.
+    for itself. An image has one frame. `attention`: all heads in one product, or one product per head. Raises
+    ProfileError for what no model could accept; what contradicts one model is raised when it is exported.
     """
 
     grids: Any
+    attention: Literal["batched", "per_head"] = "batched"
 
     def __post_init__(self) -> None:
         held = self.grids.tolist() if isinstance(self.grids, Tensor) else self.grids
@@ -49,6 +50,8 @@ class VisionProfile:
         for grid in grids:
             if fault := fault_of(grid, 1):
                 raise ProfileError(f"the grid {grid} is not possible: {fault}")
+        if self.attention not in ("batched", "per_head"):
+            raise ProfileError(f"VisionProfile.attention is 'batched' or 'per_head', got {self.attention!r}")
         object.__setattr__(self, "grids", grids)
 
     @property
@@ -93,11 +96,13 @@ def _count(value: Any) -> int:
 
 @dataclass(frozen=True)
 class VisionTables:
-    """What the grids of one call mean to the tower: pos_embeds (N, V), rotary tables, segments of attention."""
+    """What the grids of one call mean to the tower: pos_embeds (N, V), rotary tables, segments of attention; and
+    whether that takes one head at a time."""
 
     pos_embeds: Tensor | None
     rotary: RotaryTables
     segments: Segments
+    per_head: bool = False
 
 
 class VisionAdapter(nn.Module):
@@ -114,6 +119,7 @@ class VisionAdapter(nn.Module):
     def __init__(
         self,
         module: QModule,
+        profile: VisionProfile,
         tables: VisionTables,
         call: Callable[[Any, Tensor, VisionTables], tuple[Tensor, ...]],
         *,
@@ -127,7 +133,7 @@ class VisionAdapter(nn.Module):
         super().__init__()
         self.module = module
         self.call = call
-        self.segments = tables.segments
+        self.segments, self.per_head = tables.segments, profile.attention == "per_head"
         self.register_buffer("pos_embeds", _own(tables.pos_embeds))
         self.register_buffer("cos", _own(tables.rotary.cos))
         self.register_buffer("signed_sin", _own(tables.rotary.signed_sin))
@@ -137,7 +143,7 @@ class VisionAdapter(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        tables = VisionTables(self.pos_embeds, RotaryTables(self.cos, self.signed_sin), self.segments)
+        tables = VisionTables(self.pos_embeds, RotaryTables(self.cos, self.signed_sin), self.segments, self.per_head)
         return self.call(self.module, x, tables)
 
     def train(self, mode: bool = True) -> VisionAdapter:
