@@ -123,14 +123,14 @@ def qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
 
 
 def gemma4_vision(folder: Path, *, seed: int = 0) -> Path:
-    """A Gemma4 vision tower of two layers with its image processor."""
+    """A Gemma4 vision tower of one layer with its image processor (70 soft tokens an image: the least it allows)."""
     from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
     from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
 
     config = Gemma4VisionConfig(
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,

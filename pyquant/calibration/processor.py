@@ -197,7 +197,7 @@ def _open(file: Path, where: str) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise ImportError("images are opened by Pillow, which is not installed: pip install pillow") from error
+        raise ImportError("images are opened by Pillow, which is not installed: pip install 'pyquant-circle[images]'") from error
     try:
         with Image.open(file) as image:
             return image.convert("RGB")

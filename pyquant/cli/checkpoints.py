@@ -49,7 +49,8 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
     from pyquant.wrap import registry
 
     if not sys.stderr.isatty():  # a bar is for a person who waits
-        transformers.utils.logging.disable_progress_bar()
+        says: Any = transformers.utils.logging
+        says.disable_progress_bar()
     cls: Any = model_class(name)
     registry.wrapper_of(cls)  # before gigabytes are read
     try:

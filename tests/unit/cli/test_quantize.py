@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyquant quantize` on a vision checkpoint: what the folder holds, what is refused, and that a failure leaves nothing.
+
+A whole Qwen3-VL through a subprocess is tests/e2e/test_quantize_command.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
+from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
+
+import pyquant
+from pyquant.cli.main import main
+from pyquant.models import gemma4
+from pyquant.verify.runtimes import tico
+from tests import checkpoints
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model`, a Gemma4 vision checkpoint; `c.jsonl`, three images of two grids (12 x 20 and 16 x 16 patches)."""
+    place = tmp_path_factory.mktemp("quantize")
+    checkpoints.gemma4_vision(place / "model")
+    for number, (height, width) in enumerate(((24, 40), (32, 32), (48, 80))):
+        checkpoints.picture(place / f"{number}.png", height, width, seed=number)
+    checkpoints.lines(place / "c.jsonl", *({"image": f"{number}.png"} for number in range(3)))
+    return place
+
+
+def quantize(place: Path, out: Path, *more: str, data: str = "c.jsonl", recipe: str = "w8a8") -> int:
+    model, lines = str(place / "model"), str(place / data)
+    return main(["quantize", "--model", model, "--recipe", recipe, "--data", lines, "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def made(place: Path) -> Path:
+    with (place / "said.txt").open("w") as file, contextlib.redirect_stdout(file):
+        assert quantize(place, place / "made") == 0
+    return place / "made"
+
+
+def by_hand(place: Path, policy: pyquant.Policy, numbers: tuple[int, ...] = (0, 1, 2)) -> Any:
+    """The same model by the public functions, on the image processor's own output without its padding."""
+    fp = Gemma4VisionModel.from_pretrained(place / "model", attn_implementation="eager")
+    process = AutoImageProcessor.from_pretrained(place / "model")
+    q = pyquant.prepare(fp, policy)
+    pyquant.calibrate(q, [unpadded(process, place / f"{number}.png") for number in numbers])
+    pyquant.convert(q)
+    return q
+
+
+def unpadded(process: Any, picture: Path) -> dict[str, torch.Tensor]:
+    from PIL import Image
+
+    made = process([Image.open(picture)], return_tensors="pt")
+    valid = made["image_position_ids"][0, :, 0] >= 0
+    return {
+        "pixel_values": made["pixel_values"][:, valid],
+        "pixel_position_ids": made["image_position_ids"][:, valid],
+    }
+
+
+def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
+    graphs = ["vision_h12_w20.circle", "vision_h16_w16.circle"]
+    assert sorted(p.name for p in made.iterdir()) == sorted([*graphs, "manifest.json", "quantized", "recipe.yaml"])
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert sorted(entry["file"] for entry in manifest["graphs"].values()) == graphs
+    for graph in graphs:
+        assert pyquant.circle.check(made / graph, "luci") == []
+    recipe = yaml.safe_load((made / "recipe.yaml").read_text())
+    assert recipe["calibration"]["samples"] == recipe["calibration"]["of"] == 3
+    assert recipe["graphs"] == {"image_grids": [[1, 12, 20], [1, 16, 16]], "batch_size": 1, "target": "circle"}
+    assert recipe["model"]["class"] == "Gemma4VisionModel"
+    assert pyquant.Policy.from_dict(recipe["policy"]) == pyquant.Policy.preset("w8a8")
+
+
+def test_it_computes_what_the_public_functions_compute(made: Path, place: Path) -> None:
+    q = by_hand(place, pyquant.Policy.preset("w8a8"))
+    loaded = pyquant.load_quantized(made / "quantized")
+    batch = unpadded(AutoImageProcessor.from_pretrained(place / "model"), place / "1.png")
+    with torch.no_grad():
+        wanted = q(**batch).last_hidden_state
+        assert torch.equal(loaded(**batch).last_hidden_state, wanted)
+    program = pyquant.export(q, gemma4.VisionProfile(grid=(16, 16)), name="vision_h16_w16")
+    assert (made / "vision_h16_w16.circle").read_bytes() == program.to_bytes()
+    got = tico.Runtime(made / "vision_h16_w16.circle").run({"pixel_values": batch["pixel_values"]})
+    (output,) = got.values()
+    scale = float(program.outputs[0].quant.scale[0])  # type: ignore[union-attr, index]
+    assert (output.reshape(wanted.shape) - wanted).abs().max() <= 1.001 * scale
+
+
+def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Path, capsys: Any) -> None:
+    rules = place / "rules.yaml"
+    keep = pyquant.Rule(
+        "patch_embedder.*", role="weight", spec=pyquant.QuantSpec(pyquant.IntType(16, signed=True), True)
+    )
+    pyquant.Policy((keep,), "keep").save(rules)
+    more = ["--policy", str(rules), "--samples", "2", "--seed", "4", "--image-grid", "4x6", "--batch-size", "2"]
+    assert quantize(place, place / "more", *more, recipe="w8a16") == 0
+    said = capsys.readouterr().out
+    assert "guessed" not in said
+    assert "calibrated on 2 samples" in said
+    recipe = yaml.safe_load((place / "more" / "recipe.yaml").read_text())
+    assert recipe["calibration"] == {"data": str(place / "c.jsonl"), "samples": 2, "of": 3, "seed": 4}
+    manifest = json.loads((place / "more" / "manifest.json").read_text())
+    assert set(manifest["graphs"]) == {"vision_h4_w6"}
+    assert manifest["graphs"]["vision_h4_w6"]["inputs"][0]["shape"] == [2, 24, 48]
+    policy = pyquant.Policy.preset("w8a16").with_rule(keep)
+    assert recipe["policy"]["rules"] == policy.to_dict()["rules"]
+    again = ["quantize", "--model", str(place / "model"), "--policy", str(place / "more" / "recipe.yaml"), "--data",
+             str(place / "c.jsonl"), "--out", str(place / "again"), *more[2:]]  # fmt: skip
+    assert main(again) == 0
+    files = [(place / name / "vision_h4_w6.circle").read_bytes() for name in ("more", "again")]
+    assert files[0] == files[1], "a recipe.yaml gives the same files again"
+
+
+def test_the_table_and_the_guesses_are_printed(place: Path, made: Path) -> None:
+    said = (place / "said.txt").read_text()
+    assert "guessed: image grids 12x20, 16x16: those of the calibration data" in said
+    for part in ("vision_h12_w20", "operators", "no qparams", "2 graphs, ", "calibrated on 3 samples", "float32"):
+        assert part in said, said
+    row = next(line for line in said.splitlines() if "vision_h16_w16" in line)
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert str(manifest["graphs"]["vision_h16_w16"]["operators"]) in row
+    assert row.rstrip(" │").endswith(" 0"), row
+
+
+def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place: Path, made: Path) -> None:
+    out = shutil.copytree(made, place / "former")
+    (out / "stale.circle").write_bytes(b"old")
+    process = AutoImageProcessor.from_pretrained(place / "model")
+    batches = [unpadded(process, place / f"{number}.png") for number in range(3)]
+    flat = {f"{number}.{name}": value for number, batch in enumerate(batches) for name, value in batch.items()}
+    save_file({name: value.contiguous() for name, value in flat.items()}, place / "b.safetensors")
+    assert quantize(place, out, "--image-grid", "4x4", data="b.safetensors") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "quantized", "recipe.yaml", "vision_h4_w4.circle"]
+    assert [p.name for p in place.iterdir() if p.name.startswith(".")] == []
+    one, other = (load_file(folder / "quantized" / "model.safetensors") for folder in (made, out))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no recipe": (["--recipe="], "argument --recipe: invalid choice: ''"),
+    "grid in words": (["--image-grid", "4by6"], "'4by6' is no grid; expected HxW in patches"),
+    "grid of zero": (["--image-grid", "0x6"], "'0x6' is no grid"),
+    "no samples": (["--samples", "0"], "'0' is no number of 1 or more"),
+    "grid and pools": (["--image-grid", "4x5"], "ProfileError: image 0 is 4 patches high and 5 wide"),
+    "grid beyond the table": (["--image-grid", "2x80"], "ProfileError: patch 64 of image 0 stands at"),
+    "a video": (["--image-grid", "2x4x4"], "ProfileError: a Gemma4 vision model takes images, not 2 frames"),
+    "no such option": (["--max-seq-len", "64"], "ProfileError: a Gemma4 vision model has no max_seq_len; leave it out"),
+    "missing data": (["--data", "nowhere.jsonl"], "CalibrationError: calibration data 'nowhere.jsonl' cannot be read"),
+    "missing model": (["--model", "./nowhere"], "ModelError: the model folder './nowhere' does not exist"),
+    "hub, offline": (["--model", "org/name"], "ModelError: 'org/name' is no folder here, and as a name on the Hugging"),
+    "policy missing": (["--policy", "no.yaml"], "PolicyError: policy file 'no.yaml' cannot be read"),
+    "parent missing": (["--out", "no/such/out"], "CircleError: cannot write to 'no/such/out': the folder 'no/such'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
+    name: str, place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it tries for half a minute
+    more, said = REFUSED[name]
+    before = sorted(place.iterdir())
+    try:
+        code = quantize(place, place / "never", *more)
+    except SystemExit as end:  # argparse
+        code = int(str(end.code))
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert sorted(place.iterdir()) == before
+
+
+def test_neither_recipe_nor_policy(place: Path, capsys: Any) -> None:
+    words = ["quantize", "--model", str(place / "model"), "--data", str(place / "c.jsonl"), "--out", str(place / "o")]
+    assert main(words) == 2
+    assert "PolicyError: give --recipe (one of float, w4a16," in capsys.readouterr().err
+
+
+DATA: dict[str, tuple[str, str]] = {
+    "json": ('{"image": "0.png"}\n{"image": "1.png"}\n{"image": }\n', r"d.jsonl, line 3: not valid JSON"),
+    "empty": ("", "holds no line"),
+    "missing image": ('{"image": "0.png"}\n{"image": "9.png"}\n', "line 2: the image"),
+    "no picture": ('{"image": "0.png"}\n{"image": "d.jsonl"}\n', "line 2: '"),
+    "prompt for a vision model": ('{"image": "0.png", "prompt": "what?"}\n', "has no tokenizer, which this line needs"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_wrong_data_is_named_by_line_before_a_weight_is_read(
+    name: str, place: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, said = DATA[name]
+    (place / "d.jsonl").write_text(text)
+    monkeypatch.setattr("pyquant.cli.checkpoints.load", lambda *_: pytest.fail("the weights were read"))
+    assert quantize(place, tmp_path / "out", data="d.jsonl") == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_others_is_left_alone(place: Path, made: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert quantize(place, tmp_path) == 2
+    assert "exists and is no result of this command (it holds thesis.tex)" in capsys.readouterr().err
+    mixed = shutil.copytree(made, tmp_path / "mixed")
+    (mixed / "notes.txt").write_text("mine")
+    assert quantize(place, mixed) == 2
+    assert "it holds notes.txt" in capsys.readouterr().err
+    assert (mixed / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("x")
+    assert quantize(place, tmp_path / "file") == 2
+    assert "it is a file, and the result is a folder" in capsys.readouterr().err
+
+
+def test_a_failure_at_the_end_leaves_the_former_result(
+    place: Path, made: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(made, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyquant.cli.quantize_output.write_rest", full)
+    assert quantize(place, out, "--image-grid", "4x4") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_that_are_missing_are_no_random_numbers(place: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = shutil.copytree(place / "model", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert quantize(place, tmp_path / "out", "--model", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert "ModelError: the weights of" in error
+    assert "lack 1 tensors of Gemma4VisionModel" in error
+
+
+def test_nan_in_the_data_is_named_by_file_and_batch(place: Path, tmp_path: Path, capsys: Any) -> None:
+    process = AutoImageProcessor.from_pretrained(place / "model")
+    batches = [unpadded(process, place / f"{number}.png") for number in range(2)]
+    batches[1]["pixel_values"][0, 3, 5] = float("nan")
+    torch.save(batches, place / "nan.pt")
+    assert quantize(place, tmp_path / "out", data="nan.pt") == 2
+    error = capsys.readouterr().err
+    assert "nan.pt, batch 1: " in error
+    assert "NaN" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_with_names_that_the_model_does_not_take(place: Path, tmp_path: Path, capsys: Any) -> None:
+    torch.save({"pixel_values": torch.ones(1, 4, 48), "input_ids": torch.ones(1, 4)}, place / "names.pt")
+    assert quantize(place, tmp_path / "out", data="names.pt") == 2
+    assert "names.pt: the batch has input_ids, which Gemma4VisionModel does not take" in capsys.readouterr().err
