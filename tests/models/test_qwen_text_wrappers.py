@@ -40,7 +40,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 @functools.cache
 def quantized(name: str, preset: str = "w8a16") -> tuple[nn.Module, QModule]:
     fp = CASES[name].build()
-    batches = [CASES[name].inputs(fp, BATCHES[batch]) for batch in ("one", "two")]
+    batches = [CASES[name].inputs(fp, BATCHES[batch]) for batch in ("one", "two", "left")]
     return fp, converted(fp, batches, preset, CASES[name].unused)
 
 
@@ -112,8 +112,7 @@ def test_quantized_is_close_on_padded_and_unpadded_batches(name, batch):
     with torch.no_grad():
         expected, out = (real_rows(BATCHES[batch], CASES[name].pick(m(**given))) for m in (fp, q))
     assert bool(torch.isfinite(out).all())
-    # Other values than those of the calibration: a few saturate.
-    assert sqnr(expected, out) > (18 if batch in ("left", "right") else 28)
+    assert sqnr(expected, out) > (18 if batch == "right" else 28)  # not in the calibration: a few values saturate
 
 
 def nodes_per_site(program: torch.export.ExportedProgram) -> Counter[str]:
