@@ -14,7 +14,7 @@ from torch import Tensor
 from pyquant.errors import ProfileError, UnknownModuleError
 from pyquant.models.qwen3_vl.grids import fault_of, grids_of
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
-from pyquant.models.request import Choice, Request, Sizes, rounded
+from pyquant.models.request import Choice, Grid, Request, Sizes, rounded
 from pyquant.models.request import grids_of as chosen_grids
 
 ANSWER = 64  # tokens that a guessed max_seq_len leaves for the answer
@@ -45,7 +45,7 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
             f"pyquant makes bundles of a whole Qwen3-VL or of its vision model, not of a {config.model_type} alone; "
             f"export its graphs from Python: pyquant.export(q, qwen3_vl.TextProfile(...))"
         )
-    grids, guesses = chosen_grids(request, seen)
+    grids, guesses = _one_prompt(request, seen) if request.layers == "whole" else chosen_grids(request, seen)
     for grid in grids:
         if fault := fault_of(grid, vision.spatial_merge_size):
             raise ProfileError(f"the image grid {'x'.join(map(str, grid))} (frames x height x width): {fault}")
@@ -57,20 +57,30 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
     return _whole(config, request, seen, grids, guesses)
 
 
-def _whole(
-    config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[tuple[int, int, int], ...], guesses: list[str]
-) -> Choice:
+def _one_prompt(request: Request, seen: Sequence[Sizes]) -> tuple[tuple[Grid, ...], list[str]]:
+    """The images of the one prompt that a single graph takes, in order; one grid may come twice."""
+    if request.image_grids:
+        return request.image_grids, []
+    found = sorted({sizes.grids for sizes in seen})
+    if len(found) > 1:
+        raise ProfileError(
+            "layers='whole' is one graph for prompts with the same images, and the calibration data has several kinds; "
+            "name the grid of each image of a prompt, in order: --image-grid HxW HxW (in Python: image_grids)"
+        )
+    return (found[0], [f"image grids {list(found[0])}: those of every prompt"]) if found else ((), [])
+
+
+def _whole(config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Grid, ...], guesses: list[str]) -> Choice:
     from pyquant.models.qwen3_vl.profiles import Profile
 
     longest = max((each.tokens for each in seen), default=0)
     limit = int(config.text_config.max_position_embeddings)
     lengths, length = request.prefill_lengths, request.max_seq_len
     if length is None:
-        length = min(rounded(max([longest, *lengths]) + ANSWER), limit)
-        guesses.append(
-            f"max sequence length {length}: the longest prompt has {max([longest, *lengths])} tokens, and {ANSWER} for "
-            f"the answer, in steps of 64"
-        )
+        prompt, answer = max([longest, *lengths]), 0 if request.layers == "whole" else ANSWER
+        length = min(rounded(prompt + answer), limit)
+        room = f", and {answer} for the answer" if answer else ""
+        guesses.append(f"max sequence length {length}: the longest prompt has {prompt} tokens{room}, in steps of 64")
     if length > limit:
         raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
     if not lengths and request.layers != "whole":
