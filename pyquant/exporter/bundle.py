@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyquant import __version__
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
 from pyquant.exporter.pipeline import export
+from pyquant.exporter.plan import Tensor
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
@@ -35,23 +37,33 @@ def export_bundle(
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
 
-    `profiles` is one profile, a sequence of them (named by `profile.name`), or a mapping name -> profile. Every graph
-    is exported, checked and written aside before the first file changes its name, the manifest last: a failure leaves
-    the folder as it was. Files of the bundle that stood there and that the new one does not name are removed.
+    `profiles` is one profile, a sequence of them (named by `profile.name`), a mapping name -> profile, or a model
+    family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
+    and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written aside before the first
+    file changes its name, the manifest last: a failure leaves the folder as it was. Files of the bundle that stood
+    there and that the new one does not name are removed.
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
-    named = _named(profiles)
+    parts, said = _parts(q, profiles)
     folder = Path(out_dir)
-    _require_folder(folder, named)
-    programs = {name: export(q, profile, name=name, target=target) for name, profile in named.items()}
+    _require_folder(folder, parts)
+    programs = {name: export(part, profile, name=name, target=target) for name, (part, profile) in parts.items()}
     for name, program in programs.items():
         if faults := program.check(target):
             listed = "\n".join(f"  {fault}" for fault in faults)
             raise ExportError(
                 f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing is written:\n{listed}"
             )
-    _write(folder, {**_provenance(q), "target": target}, programs)
+    _write(folder, {**_provenance(q), "target": target, **said}, programs)
     return programs
+
+
+def _parts(q: nn.Module, profiles: Any) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any]]:
+    """Graph name -> (module, its profile), and what a family adds to the manifest."""
+    if callable(getattr(profiles, "graphs", None)) and callable(getattr(profiles, "manifest", None)):
+        parts = _named(profiles.graphs(q))
+        return parts, profiles.manifest(q)
+    return {name: (q, profile) for name, profile in _named(profiles).items()}, {}
 
 
 def _require_folder(folder: Path, names: Iterable[str]) -> None:
@@ -75,7 +87,8 @@ def _write(folder: Path, head: dict[str, Any], programs: Mapping[str, CircleProg
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as name:
             aside = Path(name)
-            graphs = {name: _save(program, aside / _file(name)) for name, program in programs.items()}
+            said = head.get("graphs", {})
+            graphs = {name: _save(prog, aside / _file(name), said.get(name, {})) for name, prog in programs.items()}
             _write_manifest(aside / MANIFEST, {**head, "graphs": graphs})
             for file in [*new, MANIFEST]:
                 placed.append((aside / file).replace(folder / file))
@@ -95,16 +108,27 @@ def _write(folder: Path, head: dict[str, Any], programs: Mapping[str, CircleProg
             (folder / file).unlink(missing_ok=True)
 
 
-def _save(program: CircleProgram, path: Path) -> dict[str, Any]:
-    """Write one graph; its entry of the manifest."""
+def _save(program: CircleProgram, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one graph; its entry of the manifest, with what a family says of it and of its tensors."""
+    meaning, ranges = said.get("meaning", {}), said.get("range", {})
     return {
+        **{key: value for key, value in said.items() if key not in ("meaning", "range")},
         "file": path.name,
         "bytes": program.save(path),
         "sha256": _sha256(path),
         "operators": len(program.graph.operators),
-        "inputs": [tensor.describe() for tensor in program.inputs],
-        "outputs": [tensor.describe() for tensor in program.outputs],
+        "inputs": [_describe(tensor, meaning, ranges) for tensor in program.inputs],
+        "outputs": [_describe(tensor, meaning, ranges) for tensor in program.outputs],
     }
+
+
+def _describe(tensor: Tensor, meaning: Mapping[str, str], ranges: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, form and grid of a graph's input or output; `meaning` is by name or, for several alike, by pattern."""
+    out = tensor.describe()
+    if tensor.name in ranges:
+        out["range"] = ranges[tensor.name]
+    words = [text for pattern, text in meaning.items() if fnmatchcase(tensor.name, pattern)]
+    return out | ({"meaning": words[0]} if words else {})
 
 
 def _files_of(manifest: Path) -> list[str]:

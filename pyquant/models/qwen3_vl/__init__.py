@@ -9,6 +9,7 @@ from __future__ import annotations
 from pyquant.models.qwen3_vl.adapters import FusionProfile, HeadProfile, WholeProfile
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
+from pyquant.models.qwen3_vl.profiles import Profile
 from pyquant.models.qwen3_vl.text import (
     QuantQwen3VLTextAttention,
     QuantQwen3VLTextDecoderLayer,
@@ -31,6 +32,7 @@ from pyquant.models.qwen3_vl.vision_static import VisionProfile
 __all__ = [
     "FusionProfile",
     "HeadProfile",
+    "Profile",
     "QuantQwen3VLForConditionalGeneration",
     "QuantQwen3VLModel",
     "QuantQwen3VLTextAttention",

@@ -172,7 +172,8 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
 
     def call(ids: Tensor, *rest: Tensor) -> Tensor:
         *visual, mask, cos, signed_sin = rest
-        hidden, addends = text.embed_tokens(ids), ()
+        hidden: Tensor = text.embed_tokens(ids)
+        addends: tuple[Tensor, ...] = ()
         if tower is not None:
             pixels, index = visual
             rows, *features = tower(pixels)

@@ -57,6 +57,7 @@ def spread(features: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...]:
     row = (index.reshape(-1) - (batch * length - 1)).clamp(min=0)
     found = []
     for feature in features:
-        table = torch.cat([feature.new_zeros(1, feature.shape[1]), feature])
+        zero = torch.zeros(1, feature.shape[1], dtype=feature.dtype, device=feature.device)
+        table = torch.cat([zero, feature])
         found.append(table.index_select(0, row).reshape(batch, length, feature.shape[1]))
     return tuple(found)

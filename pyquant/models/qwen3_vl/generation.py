@@ -120,8 +120,8 @@ class QuantQwen3VLForConditionalGeneration(QModule):
 
     def hf_shell(self) -> Any:
         """An object of the float model's class without weights of its own, whose forward is this tree's."""
-        assert self.fp_type is not None
-        shell = _shell_class(self.fp_type)
+        fp_type: Any = self.fp_type
+        shell = _shell_class(fp_type)
         me: Any = object.__new__(shell)
         nn.Module.__init__(me)
         me.config = self.config
