@@ -8,6 +8,7 @@ torch operations, for devices other than the CPU, is in reference.py.
 from __future__ import annotations
 
 from pyquant.ops import backends as backends
+from pyquant.ops.blocks import dequantize_blocks, fake_quantize_blocks, quantize_blocks
 from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
@@ -22,8 +23,10 @@ __all__ = [
     "choose_qparams",
     "circle_write",
     "dequantize",
+    "dequantize_blocks",
     "fake_quantize",
     "fake_quantize_bias",
+    "fake_quantize_blocks",
     "histogram_mse_range",
     "histogram_percentile",
     "merge_histogram_",
@@ -35,6 +38,7 @@ __all__ = [
     "pack_int4",
     "quantize",
     "quantize_bias",
+    "quantize_blocks",
     "tensor_stats",
     "unpack_int4",
 ]

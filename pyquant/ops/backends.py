@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from pyquant.ops import reference, reference_search, reference_stats
+from pyquant.ops import reference, reference_blocks, reference_search, reference_stats
 
 BACKENDS = ("CUDA", "XPU", "MPS", "HPU", "MTIA", "PrivateUse1")
 OPERATORS = {
@@ -25,6 +25,7 @@ OPERATORS = {
             reference_search,
             "observe_histogram_ merge_histogram_ histogram_percentile histogram_mse_range mse_range",
         ),
+        (reference_blocks, "quantize_blocks dequantize_blocks fake_quantize_blocks"),
         (reference_stats, "tensor_stats"),
     )
     for name in names.split()

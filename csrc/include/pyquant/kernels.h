@@ -164,4 +164,19 @@ bool pack_int4(const Q* q, int64_t n, uint8_t* packed);
 template <class Q>
 void unpack_int4(const uint8_t* packed, int64_t n, Q* q);
 
+// --- ggml's blocks: 32 consecutive values, and a scale of their own in half precision before them. bits 4 is
+// Q4_0 (elements i and i + 16 in the low and high half of byte i), bits 8 is Q8_0.
+
+constexpr int64_t kBlockLength = 32;
+constexpr int64_t block_bytes(int64_t bits) { return 2 + kBlockLength * bits / 8; }
+
+/// packed: blocks * block_bytes(bits) bytes. Returns false when a block has no finite scale: it holds NaN or
+/// Inf, or a value too large for half precision.
+template <class T>
+bool quantize_blocks(const T* x, int64_t blocks, int bits, uint8_t* packed);
+void dequantize_blocks(const uint8_t* packed, int64_t blocks, int bits, float* x);
+/// y = dequantize_blocks(quantize_blocks(x)), in x's type.
+template <class T>
+bool fake_quantize_blocks(const T* x, int64_t blocks, int bits, T* y);
+
 }  // namespace pyquant::kernels

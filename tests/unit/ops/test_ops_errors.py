@@ -224,6 +224,23 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
         "packed has 2 bytes, but 5 4-bit integers take 3",
         True,
     ),
+    "blocks of 3 bits": ("quantize_blocks", (torch.ones(2, 32), 3), "bits is 3; expected 4 (Q4_0) or 8 (Q8_0)", True),
+    "row that is no blocks": (
+        "fake_quantize_blocks",
+        (torch.ones(32, 33), 4),
+        "x has shape (32, 33); its last dimension must be a multiple of 32",
+        True,
+    ),
+    "blocks of a number": ("quantize_blocks", (torch.tensor(1.0), 8), "x has shape (); its last dimension must", True),
+    "blocks of float64": ("quantize_blocks", (torch.ones(32).double(), 4), "x is float64; expected float32", True),
+    "float packed blocks": ("dequantize_blocks", (torch.ones(18), 4), "packed is float32; expected uint8", True),
+    "packed of the other format": (
+        "dequantize_blocks",
+        (torch.ones(2, 18, dtype=torch.uint8), 8),
+        "packed has shape (2, 18); its last dimension must be a multiple of 34",
+        True,
+    ),
+    "block with NaN": ("fake_quantize_blocks", (torch.full((32,), torch.nan), 4), "x holds NaN, Inf, or", False),
     "unpack int8": ("unpack_int4", (torch.zeros(2, dtype=torch.int8), 4, True), "packed is int8; expected uint8", True),
 }
 
