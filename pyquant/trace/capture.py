@@ -60,16 +60,22 @@ def capture(
     trace = Trace(type(model).__name__, store=store)
     describer = _Describer(store)
     repeats: Counter[str] = Counter()
+    # What the hook needs to know of a module, looked up once: it runs for each call of each module of the process.
+    watched = {
+        id(module): (name, type(module).__name__, describer.keep if name in kept else describer.summarize)
+        for module, name in ((module, names[id(module)]) for module in model.modules())
+        if name in recorded
+    }
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = names.get(id(module))
-        if name is None or name not in recorded or torch.compiler.is_compiling():
+        found = watched.get(id(module))
+        if found is None or torch.compiler.is_compiling():
             return
-        keep = describer.keep if name in kept else describer.summarize
+        name, kind, keep = found
         said, named = describe(args, keep), describe(kwargs, keep)
         assert isinstance(said, Tree), f"positional arguments are a tuple: {args = }"
         assert isinstance(named, Tree), f"keyword arguments are a dict: {kwargs = }"
-        trace.calls.append(Call(name, type(module).__name__, repeats[name], said, named, describe(output, keep)))
+        trace.calls.append(Call(name, kind, repeats[name], said, named, describe(output, keep)))
         repeats[name] += 1
 
     handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
@@ -141,15 +147,13 @@ class _Describer:
     def _describe(self, x: Tensor) -> TensorValue:
         if x.is_inference():  # has no version, so it cannot be known again
             return describe_tensor(x)
-        reference, version, value = self._known.get(id(x), (None, -1, None))
-        if reference is None or value is None or reference() is not x or version != x._version:
-            value = describe_tensor(x)
-            self._remember(x, value)
+        known = self._known.get(id(x))
+        if known is not None and known[0]() is x and known[1] == x._version:
+            return known[2]
+        value = describe_tensor(x)
+        self._known[id(x)] = (weakref.ref(x), x._version, value)
         return value
 
     def _remember(self, x: Tensor, value: TensorValue) -> None:
-        if x.is_inference():
-            return
-        identity = id(x)
-        reference = weakref.ref(x, lambda _: self._known.pop(identity, None))
-        self._known[identity] = (reference, x._version, value)
+        if not x.is_inference():
+            self._known[id(x)] = (weakref.ref(x), x._version, value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,10 @@ from pyquant import ops
 Scalar = bool | int | float | str | None
 Kind = Literal["sequence", "mapping"]
 
-_NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+_NATIVE = {torch.float32, torch.bfloat16, torch.float16}
+_TINY_INTEGERS = {torch.bool, torch.int8, torch.uint8, torch.int16}
+_INTEGERS = _TINY_INTEGERS | {torch.int32, torch.int64}
+_EXACT = 2**24  # each integer up to it is a float32
 
 MAX_TEXT = 200
 MAX_DEPTH = 12
@@ -78,6 +81,10 @@ class Tree:
 Value = TensorValue | Leaf | Tree
 Keep = Callable[[Tensor], TensorValue]
 
+_NONE = Leaf("NoneType")
+_PLACES = tuple(map(str, range(64)))
+_NO_NAMES = Tree("dict", "mapping", ())
+
 
 def tensors_of(value: Value, path: str = "") -> Iterator[tuple[str, TensorValue]]:
     """Each tensor of a value, depth first, with its path, such as `past_key_values.layers.0.keys`."""
@@ -102,20 +109,29 @@ def as_real(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x.double()
 
 
-@torch.no_grad()
 def statistics(x: Tensor) -> Statistics | None:
     """Statistics of a tensor of any dtype and size; None when its device holds no data (meta)."""
-    if x.device.type == "meta":
+    if x.is_meta:
         return None
     if x.dtype not in _NATIVE or x.layout != torch.strided:
-        x = as_real(x)
+        with torch.no_grad():
+            x = _small(x) if x.dtype in _INTEGERS and x.layout == torch.strided else as_real(x)
     elements = x.numel()
-    if x.dtype in _NATIVE:
-        mean, low, high, std, nonfinite = ops.tensor_stats(x).tolist()
-        if nonfinite == elements:
-            return Statistics(elements, elements)
-        return Statistics(elements, int(nonfinite), mean, low, high, std)
-    return _statistics_of_doubles(x.detach())
+    if x.dtype not in _NATIVE:
+        with torch.no_grad():
+            return _statistics_of_doubles(x.detach())
+    mean, low, high, std, nonfinite = ops.tensor_stats(x).tolist()
+    if nonfinite == elements:
+        return Statistics(elements, elements)
+    return Statistics(elements, int(nonfinite), mean, low, high, std)
+
+
+def _small(x: Tensor) -> Tensor:
+    """Integers as float32 where that is exact, which the native operator takes; as doubles elsewhere."""
+    if x.dtype in _TINY_INTEGERS or x.numel() == 0:
+        return x.float()
+    low, high = torch.aminmax(x)
+    return x.float() if int(low) >= -_EXACT and int(high) <= _EXACT else x.double()
 
 
 def _statistics_of_doubles(x: Tensor) -> Statistics:
@@ -154,7 +170,7 @@ def _mean_std(x: Tensor, low: float, high: float) -> tuple[float, float]:
 
 def describe_tensor(x: Tensor) -> TensorValue:
     """Type, dtype, shape and statistics of one tensor."""
-    return TensorValue(type(x).__name__, str(x.dtype).removeprefix("torch."), tuple(x.shape), statistics(x))
+    return TensorValue(type(x).__name__, str(x.dtype)[6:], tuple(x.shape), statistics(x))
 
 
 # --- nested values ---------------------------------------------------------------------------------------------------
@@ -171,11 +187,23 @@ def describe(value: object, keep: Keep = describe_tensor) -> Value:
 
 
 def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Value:
+    # What most calls hold comes first: this runs for each argument of each module.
     if isinstance(value, Tensor):
         return keep(value)
-    name = type(value).__name__
-    if value is None or isinstance(value, (bool, int, float)):
-        return Leaf(name, value)
+    if value is None:
+        return _NONE
+    kind = type(value)
+    if kind is tuple and id(value) not in parents and len(parents) < MAX_DEPTH:
+        items: tuple[object, ...] = value  # type: ignore[assignment]
+        if len(items) <= len(_PLACES):
+            below = (*parents, id(value))
+            found = [(_PLACES[i], _describe(item, keep, below)) for i, item in enumerate(items)]
+            return Tree("tuple", "sequence", tuple(found))
+    if kind is dict and not value:
+        return _NO_NAMES
+    if kind is bool or kind is int or kind is float or isinstance(value, (bool, int, float)):
+        return Leaf(kind.__name__, value)  # type: ignore[arg-type]
+    name = kind.__name__
     if isinstance(value, str):
         return Leaf(name, value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 3] + "...")
     if isinstance(value, (torch.dtype, torch.device, torch.layout)):
@@ -189,9 +217,9 @@ def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Value:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _tree(name, "mapping", zip(value._fields, value, strict=True), keep, parents)
     if isinstance(value, (tuple, list)):
-        return _tree(name, "sequence", ((str(i), item) for i, item in enumerate(value)), keep, parents)
+        return _tree(name, "sequence", zip(map(str, range(len(value))), value, strict=True), keep, parents)
     if isinstance(value, Mapping):
-        return _tree(name, "mapping", ((str(key), item) for key, item in value.items()), keep, parents)
+        return _tree(name, "mapping", zip(map(str, value), value.values(), strict=True), keep, parents)
     if isinstance(value, (nn.Module, type)) or callable(value):
         return Leaf(name)
     if dataclasses.is_dataclass(value):
@@ -201,8 +229,8 @@ def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Value:
     return tree if next(tensors_of(tree), None) else Leaf(name)
 
 
-def _tree(name: str, kind: Kind, items: Iterator[tuple[str, Any]], keep: Keep, parents: tuple[int, ...]) -> Tree:
-    return Tree(name, kind, tuple((key, _describe(item, keep, parents)) for key, item in items))
+def _tree(name: str, kind: Kind, items: Iterable[tuple[str, Any]], keep: Keep, parents: tuple[int, ...]) -> Tree:
+    return Tree(name, kind, tuple([(key, _describe(item, keep, parents)) for key, item in items]))
 
 
 def _attributes(value: object) -> Iterator[tuple[str, Any]]:
