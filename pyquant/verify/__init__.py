@@ -10,12 +10,14 @@ from __future__ import annotations
 from pyquant.verify.compare import compare
 from pyquant.verify.metrics import cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
+from pyquant.verify.session import Session
 from pyquant.verify.tolerance import fidelity
 
 __all__ = [
     "OpDiff",
     "OutputDiff",
     "Report",
+    "Session",
     "compare",
     "cosine",
     "fidelity",

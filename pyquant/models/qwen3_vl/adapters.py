@@ -129,7 +129,9 @@ def fusion_graph(model: Any, profile: FusionProfile) -> GraphAdapter:
     """Each input passes the site that the graph before it ends with, so that the grids of both are equal."""
     text, visual, taps = model.language_model, model.visual, model.taps
     dtype, size = _dtype(text), text.config.hidden_size
-    ends = [visual.merger.linear_fc2, *(merger.linear_fc2 for merger in visual.deepstack_merger_list[:taps])]
+    tapped = [block for block in range(len(visual.blocks)) if block in visual.deepstack_visual_indexes][:taps]
+    mergers = [visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(block)] for block in tapped]
+    ends = [merger.linear_fc2 for merger in (visual.merger, *mergers)]
 
     def call(embeds: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         *features, index = rest

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: a bundle's graphs, run in one runtime, with the host side that its manifest asks for.
+
+It owns reading the manifest, the checksums, and each graph's runtime. What a family's host does between the graphs is
+`pyquant.models.<family>.host`, found by the manifest's `family`; nothing else of a model is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyquant import files
+from pyquant.errors import CircleError, InputError
+
+MANIFEST = "manifest.json"
+RuntimeName = Literal["tico", "onert"]
+
+
+class Session:
+    """The bundle in `folder`: `Session("out", runtime="tico").generate(input_ids, pixel_values, image_grid_thw)`.
+
+    Raises CircleError for a folder without a manifest, of another format, or with a file that is missing or is not the
+    one that was exported (checksum); InputError for a runtime or a model family that is not known; ImportError when the
+    runtime is not installed. A graph is loaded when it is first run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "tico") -> None:
+        self.folder, self.runtime = Path(folder), runtime
+        self._module = _module(runtime)
+        self.manifest = _manifest(self.folder)
+        self.graphs: Mapping[str, Any] = self.manifest["graphs"]
+        for name, entry in self.graphs.items():
+            _verify(self.folder / str(entry["file"]), name, str(entry["sha256"]))
+        self._runtimes: dict[str, Any] = {}
+        self._host: Any = None
+
+    @property
+    def host(self) -> Any:
+        """The family's host. Raises InputError for a bundle that has none, or cannot generate."""
+        if self._host is None:
+            self._host = _host_of(self.manifest)(self.manifest)
+        return self._host
+
+    def generate(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens (B, S) -> (B, S + new); the arguments are those of the family's host, as of transformers' generate.
+
+        Raises InputError for inputs that no graph of the bundle takes.
+        """
+        tokens: Tensor = self.host.generate(self.run, input_ids, *args, **kwargs)
+        return tokens
+
+    def run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One graph: inputs by name -> outputs by name, floats as float32. Raises InputError that names the graph and
+        the input for a name, shape, type or integer that the manifest does not allow."""
+        if name not in self.graphs:
+            raise InputError(f"the bundle has no graph {name!r}; it has {', '.join(self.graphs)}")
+        _check(name, self.graphs[name]["inputs"], inputs)
+        if name not in self._runtimes:
+            self._runtimes[name] = self._module.Runtime(self.folder / str(self.graphs[name]["file"]))
+        out: dict[str, Tensor] = self._runtimes[name].run(dict(inputs))
+        return out
+
+    def close(self) -> None:
+        """Let the runtimes go; the next run starts them again."""
+        for held in self._runtimes.values():
+            if hasattr(held, "close"):
+                held.close()
+        self._runtimes.clear()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _module(runtime: str) -> Any:
+    known = ("tico", "onert")
+    if runtime not in known:
+        raise InputError(f"runtime {runtime!r} is not known; choose one of {', '.join(known)}")
+    return importlib.import_module(f"pyquant.verify.runtimes.{runtime}")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CircleError(f"'{folder}' is no bundle: {path.name} cannot be read ({error}); export one with "
+                          "pyquant.export_bundle(q, folder, profile)") from error  # fmt: skip
+    if not isinstance(said, dict) or said.get("format") != "pyquant-bundle" or said.get("version") != 1:
+        raise CircleError(f"'{path}' is no manifest of a bundle that this pyquant knows (pyquant-bundle, version 1)")
+    if not isinstance(said.get("graphs"), dict):
+        raise CircleError(f"'{path}' names no graphs")
+    return said
+
+
+def _verify(path: Path, name: str, sha256: str) -> None:
+    if path.parent / path.name != path or not path.is_file():
+        raise CircleError(f"graph '{name}' of the bundle is missing: no file '{path}'; export the bundle again")
+    if (seen := files.sha256(path)) != sha256:
+        raise CircleError(
+            f"'{path}' is not the file that was exported: its sha256 is {seen}, the manifest says {sha256}; export the "
+            "bundle again"
+        )
+
+
+def _host_of(manifest: Mapping[str, Any]) -> Any:
+    family = str(manifest.get("family", ""))
+    home = f"pyquant.models.{family}.host"
+    if not family.isidentifier() or not importlib.util.find_spec(f"pyquant.models.{family}"):
+        raise InputError(
+            f"the bundle is of the model family {family!r}, which has no host side here; run its graphs one by one "
+            "with Session.run"
+        )
+    return importlib.import_module(home).Host
+
+
+def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor]) -> None:
+    names = [spec["name"] for spec in specs]
+    if set(names) != set(inputs):
+        raise InputError(f"graph '{name}' takes the inputs {names}, got {list(inputs)}")
+    for spec in specs:
+        value, sizes = inputs[spec["name"]], spec.get("shape_signature", spec["shape"])
+        integer = spec["dtype"] in ("int32", "int64", "bool") and "quant" not in spec
+        want = getattr(torch, spec["dtype"]) if integer else torch.float32
+        fits = len(value.shape) == len(sizes) and all(
+            size in (-1, seen) for size, seen in zip(sizes, value.shape, strict=True)
+        )
+        if not fits or value.dtype != want:
+            shown = ["any" if size == -1 else size for size in sizes]
+            raise InputError(
+                f"graph '{name}': input '{spec['name']}' is {value.dtype} {list(value.shape)}, expected {want} {shown}"
+            )
+        if "range" in spec and value.numel():
+            low, high = spec["range"]
+            if int(value.min()) < low or int(value.max()) > high:
+                raise InputError(
+                    f"graph '{name}': input '{spec['name']}' has values from {int(value.min())} to {int(value.max())}, "
+                    f"out of the range {low} to {high}"
+                )
