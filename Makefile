@@ -22,9 +22,10 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml CMakeLists.txt cmake/Flatc.c
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"
 	touch $@
 
-demo: demo-vision ## trained Gemma4 digits classifier -> quantized -> .circle -> run and compared
+demo: setup ## trained Qwen3-VL that answers questions about digits -> quantized -> bundle of .circle -> asked
+	$(BIN)/python -m examples.digits.demo $(DEMO_ARGS)
 
-demo-vision: setup ## the same (the vision classifier)
+demo-vision: setup ## trained Gemma4 digits classifier -> quantized -> .circle -> run and compared
 	$(BIN)/python -m examples.digits.demo_vision $(DEMO_ARGS)
 
 test: setup native ## native tests, then the Python tests (without those marked slow)

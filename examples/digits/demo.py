@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole line on the trained Qwen3-VL: quantize, write a bundle, answer questions by it. Run by `make demo`.
+It owns what is printed; the work is done by pyquant's public functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import pyquant
+from examples.digits import vlm, vlm_data
+from examples.digits.vlm_data import MAX_ANSWER, TASKS, TOKEN, Question, words
+from pyquant.models import qwen3_vl
+from pyquant.verify import Session
+
+RECIPES = ("w8a8", "w8a16", "w4a16")
+PROMPT = 40
+"""Tokens that the prefill graph takes; the longest prompt has fewer."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Log probabilities of the right answers' tokens, and which of them the model would have chosen itself.
+
+    Teacher forced: an answer is right, greedily, exactly when each of its tokens is the likeliest after the ones
+    before. So one run gives exact match and likelihood both.
+    """
+
+    log_probs: tuple[Tensor, ...]
+    chosen: tuple[Tensor, ...]
+
+    @property
+    def exact(self) -> float:
+        """Share of questions whose every token is chosen."""
+        return sum(bool(row.all()) for row in self.chosen) / len(self.chosen)
+
+    @property
+    def nll(self) -> float:
+        """Nats per token of the right answers."""
+        return -float(torch.cat(self.log_probs).mean())
+
+    @classmethod
+    def of(cls, logits: Sequence[Tensor], asked: Sequence[Question]) -> Answers:
+        """`logits` (answer tokens, vocabulary) of each question."""
+        log_probs, chosen = [], []
+        for row, question in zip(logits, asked, strict=True):
+            right = torch.tensor(question.answer)
+            log_probs.append(row.double().log_softmax(-1)[range(len(right)), right])
+            chosen.append(row.argmax(-1) == right)
+        return cls(tuple(log_probs), tuple(chosen))
+
+
+def quantize(fp: nn.Module, recipe: str, samples: int) -> qwen3_vl.QuantQwen3VLForConditionalGeneration:
+    """prepare -> calibrate -> convert."""
+    q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
+    assert isinstance(q, qwen3_vl.QuantQwen3VLForConditionalGeneration)
+    pyquant.calibrate(q, list(vlm_data.calibration_batches(samples)), progress=True)
+    pyquant.convert(q)
+    return q
+
+
+@torch.no_grad()
+def by_model(model: nn.Module, asked: Sequence[Question], batch_size: int) -> Answers:
+    """By HF's model or the quantized tree, prompts and answers in one call."""
+    logits: list[Tensor] = []
+    for part in _parts(asked, batch_size):
+        out = model(**vlm_data.inputs(part, answers=True, padding="left")).logits
+        logits += [row[-len(q.answer) - 1 : -1] for row, q in zip(out, part, strict=True)]
+    return Answers.of(logits, asked)
+
+
+def by_session(session: Session, asked: Sequence[Question], batch_size: int) -> Answers:
+    """By the files: prefill and decode graphs, token by token, each next token the right one."""
+    logits: list[Tensor] = []
+    for part in tqdm(list(_parts(asked, batch_size)), desc="circle", unit="batch", disable=None):
+        forced = Forced([*part, *part[-1:] * (batch_size - len(part))])  # a bundle's batch is fixed
+        session.generate(**vlm_data.inputs(forced.asked), max_new_tokens=forced.steps, sampler=forced)
+        logits += [torch.stack(forced.logits)[: len(q.answer), row] for row, q in enumerate(part)]
+    return Answers.of(logits, asked)
+
+
+class Forced:
+    """A sampler that answers right, whatever the logits say, and keeps them."""
+
+    def __init__(self, asked: list[Question]) -> None:
+        self.asked = asked
+        self.steps = max(len(question.answer) for question in asked)
+        self.logits: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        step = len(self.logits)
+        self.logits.append(logits)
+        return torch.tensor([q.answer[step] if step < len(q.answer) else TOKEN["<pad>"] for q in self.asked])
+
+
+def _parts(asked: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    return (asked[start : start + size] for start in range(0, len(asked), size))
+
+
+def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_size: int, console: Console) -> None:
+    """All steps for one recipe; prints as it goes. The bundle is `out`/digits_vlm."""
+    fp = vlm.load_model()
+    console.rule(f"[bold]{recipe}")
+    q = quantize(fp, recipe, samples)
+    began = time.perf_counter()
+    folder = out / "digits_vlm"
+    profile = qwen3_vl.Profile(
+        max_seq_len=PROMPT + MAX_ANSWER,
+        image_grids=tuple(vlm_data.GRIDS),
+        prefill_lengths=(PROMPT,),
+        batch_size=batch_size,
+        token_embedding="fixed",
+    )
+    programs = pyquant.export_bundle(q, folder, profile)
+    console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
+    faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
+    missing = sum(len(program.missing_qparams()) for program in programs.values())
+    console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
+
+    with Session(folder, runtime="tico") as session:
+        found = {
+            "float (HF)": by_model(fp, asked, batch_size),
+            "eager, quantized": by_model(q, asked, batch_size),
+            "Circle (TICO)": by_session(session, asked, batch_size),
+        }
+        show(found, asked, recipe, sum(entry["bytes"] for entry in _graphs(folder)), console)
+        examples(session, q, asked[:batch_size], batch_size, console)
+    if any(faults.values()) or missing:
+        sys.exit(f"{folder}: faults {faults}, {missing} tensors without qparams; expected none")
+
+
+def show(found: dict[str, Answers], asked: Sequence[Question], recipe: str, size: int, console: Console) -> None:
+    """Float, eager and Circle side by side: exact match overall and per task, likelihood, size."""
+    float_bytes = (vlm.CHECKPOINT / "model.safetensors").stat().st_size
+    table = Table(title=f"{recipe}: {len(asked)} questions about held-out handwritten digits")
+    for column in ("", "exact match", *TASKS, "nll / token", "size on disk"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, answers in found.items():
+        tasks = []
+        for task in TASKS:
+            rows = [bool(c.all()) for c, q in zip(answers.chosen, asked, strict=True) if q.task == task]
+            tasks.append(f"{sum(rows) / len(rows):.1%}" if rows else "")
+        weighs = {"float (HF)": f"{float_bytes:,} B", "Circle (TICO)": f"{size:,} B ({size / float_bytes:.0%})"}
+        table.add_row(name, f"{answers.exact:.2%}", *tasks, f"{answers.nll:.4f}", weighs.get(name, ""))
+    console.print(table)
+    eager, circle = found["eager, quantized"], found["Circle (TICO)"]
+    same = sum(map(torch.equal, eager.chosen, circle.chosen)) / len(asked)
+    off = max(float((a - b).abs().max()) for a, b in zip(eager.log_probs, circle.log_probs, strict=True))
+    console.print(
+        f"Circle against eager: same verdict on {same:.2%} of questions, log probabilities at most {off:.4f} apart"
+    )
+
+
+def examples(session: Session, q: nn.Module, asked: Sequence[Question], batch_size: int, console: Console) -> None:
+    """A few questions, and what the bundle answers when nobody forces it."""
+    filled = [*asked, *asked[-1:] * (batch_size - len(asked))]
+    prompt = vlm_data.inputs(filled)
+    tokens = session.generate(**prompt, max_new_tokens=MAX_ANSWER, eos_token_id=vlm.EOS)
+    eager = q.generate(**prompt, max_new_tokens=MAX_ANSWER, do_sample=False)  # type: ignore[operator]
+    same = torch.equal(tokens, eager)
+    console.print(f"\ngenerate: tokens of the bundle and of the quantized tree are {'equal' if same else 'NOT equal'}")
+    start = prompt["input_ids"].shape[1]
+    for question, row in zip(asked[:5], tokens[:, start:].tolist(), strict=False):
+        said = words([token for token in row if token not in (vlm.EOS, TOKEN["<pad>"])])
+        console.print(f"  {words(question.prompt)}  ->  {said}   (right: {words(question.answer[:-1])})", markup=False)
+
+
+def _graphs(folder: Path) -> list[dict[str, int]]:
+    return list(json.loads((folder / "manifest.json").read_text())["graphs"].values())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=(*RECIPES, "all"), default="w8a8")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the bundle (default: out)")
+    parser.add_argument("--limit", type=int, default=96, help="held-out questions to ask (default: 96)")
+    parser.add_argument("--calibration", type=int, default=96, help="questions to calibrate on (default: 96)")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows that one run of the bundle takes (default: 8)")
+    args = parser.parse_args(arguments)
+    for name in ("limit", "calibration", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    asked = vlm.heldout_questions(args.limit)
+    recipes = RECIPES if args.recipe == "all" else (args.recipe,)
+    for recipe in recipes:
+        out = args.out if len(recipes) == 1 else args.out / recipe
+        out.mkdir(parents=True, exist_ok=True)
+        demo(recipe, out, asked, args.calibration, args.batch_size, console)
+
+
+if __name__ == "__main__":
+    main()
