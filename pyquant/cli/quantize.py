@@ -12,6 +12,7 @@ import inspect
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pyquant.wrap import QModule
 
 TARGETS = ("circle", "luci", "onert")
-LISTED = 40  # sites that an error shows
+LISTED = 60  # lines of sites that an error shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,15 +216,26 @@ def _convert(q: QModule, unused: list[str]) -> None:
     try:
         pyquant.convert(q, unused=unused)
     except CalibrationError as error:
-        head, *sites = str(error).splitlines()
-        if not sites:
+        head, *rows = str(error).splitlines()
+        if not rows:
             raise
-        more = [f"  and {len(sites) - LISTED} more"] if len(sites) > LISTED else []
-        print("\n".join([*sites[:LISTED], *more]), file=sys.stderr)
+        sites = [row.strip().partition(": ")[::2] for row in rows]
+        print("\n".join(_listed(sites)), file=sys.stderr)
         raise CalibrationError(
-            f"{head}, listed above; give data that reaches them (a vision tower needs images), or name those that no "
-            f"graph uses: --unused GLOB"
+            f"{head}; they are listed above. Give data that reaches them (a vision tower needs images), or name those "
+            f"that no graph uses: --unused GLOB"
         ) from error
+
+
+def _listed(sites: list[tuple[str, str]]) -> list[str]:
+    """Sites by what is wrong with them; the layers of a stack are one line: `model.layers.*.mlp:gated (28 sites)`."""
+    counts: dict[str, Counter[str]] = {}
+    for path, reason in sites:
+        counts.setdefault(reason, Counter())[re.sub(r"(?<=\.)[0-9]+(?=[.:])", "*", path)] += 1
+    lines = []
+    for reason, paths in counts.items():
+        lines += [f"{reason}:", *(f"  {path}{f' ({n} sites)' if n > 1 else ''}" for path, n in paths.items())]
+    return lines[:LISTED] + ([f"  and {len(lines) - LISTED} more lines"] if len(lines) > LISTED else [])
 
 
 def _export(q: QModule, folder: Path, choice: Choice, target: Any) -> dict[str, Any]:

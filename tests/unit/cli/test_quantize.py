@@ -22,6 +22,7 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
 
 import pyquant
 from pyquant.cli.main import main
+from pyquant.cli.quantize import _listed
 from pyquant.models import gemma4
 from pyquant.verify.runtimes import tico
 from tests import checkpoints
@@ -269,3 +270,19 @@ def test_batches_with_names_that_the_model_does_not_take(place: Path, tmp_path: 
     torch.save({"pixel_values": torch.ones(1, 4, 48), "input_ids": torch.ones(1, 4)}, place / "names.pt")
     assert quantize(place, tmp_path / "out", data="names.pt") == 2
     assert "names.pt: the batch has input_ids, which Gemma4VisionModel does not take" in capsys.readouterr().err
+
+
+def test_sites_are_listed_by_what_is_wrong_and_layers_are_one_line() -> None:
+    nothing, bad = "saw no calibration data", "degenerate"
+    sites = [(f"model.layers.{n}.mlp.down:act_in", nothing) for n in range(28)]
+    sites += [("model.visual:pos_add", nothing), ("head.3:act_out", bad)]
+    assert _listed(sites) == [
+        "saw no calibration data:",
+        "  model.layers.*.mlp.down:act_in (28 sites)",
+        "  model.visual:pos_add",
+        "degenerate:",
+        "  head.*:act_out",
+    ]
+    many = _listed([(f"site{n}:x", nothing) for n in range(100)])
+    assert len(many) == 61
+    assert many[-1] == "  and 41 more lines"
