@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the module-by-module tracer: what each call of a model took and returned, and how far two runs are apart.
-Leaves quantization and its sites to the rooms that make them: nothing here knows more than torch modules.
+"""Owns the module-by-module tracer: what each call of a model took and returned, and how far two runs are apart; and
+what each site of a quantized tree did to its values. Making sites and choosing grids is other rooms' work; the name
+`sensitivity` is a door to such a room, opened on first use.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from pyquant.trace.capture import capture
 from pyquant.trace.compare import Comparison, Entry, compare
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.record import Call, Trace, TraceError
-from pyquant.trace.render import render_comparison, render_trace
+from pyquant.trace.render import render_comparison, render_sites, render_trace
+from pyquant.trace.sites import SiteRecord, SiteTrace, sites
 from pyquant.trace.values import Leaf, Statistics, TensorValue, Tree, describe, statistics
 
 __all__ = [
@@ -18,6 +23,8 @@ __all__ = [
     "Difference",
     "Entry",
     "Leaf",
+    "SiteRecord",
+    "SiteTrace",
     "Statistics",
     "TensorValue",
     "Trace",
@@ -28,6 +35,15 @@ __all__ = [
     "describe",
     "difference",
     "render_comparison",
+    "render_sites",
     "render_trace",
+    "sensitivity",
+    "sites",
     "statistics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sensitivity":
+        return importlib.import_module("pyquant.sensitivity").sensitivity
+    raise AttributeError(f"module 'pyquant.trace' has no attribute {name!r}; it has {', '.join(__all__)}")

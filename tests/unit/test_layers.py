@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors"},
     "observe": VALUES | {"ops"},
     "site": VALUES | {"ops", "observe"},
-    "wrap": VALUES | {"ops", "site", "policy"},
+    "block_site": VALUES | {"ops", "site"},
+    "wrap": VALUES | {"ops", "site", "block_site", "policy"},
     "lifecycle": VALUES | {"policy", "site", "wrap"},
     "files": set(),
     "checkpoint_index": VALUES | {"wrap", "files"},
@@ -34,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
-    "trace": {"errors", "ops"},
+    "trace": {"errors", "ops", "site", "wrap"},  # wrap for a type; capture and compare know torch and ops only
+    "sensitivity": VALUES | {"policy", "site", "wrap"},
     "calibration": {"errors"},
     "_launch": set(),
 }
@@ -55,6 +57,7 @@ WITHOUT = {
         "circle",
         "verify",
         "trace",
+        "sensitivity",
         "calibration",
     },
 }

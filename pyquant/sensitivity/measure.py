@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sensitivity(): the output with one group of sites quantized at a time, against the output with none.
+
+It owns the runs and what is measured of them. Switching is switch.py, grouping groups.py, the result result.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyquant.errors import InputError, PhaseError
+from pyquant.sensitivity.formats import SiteFormat
+from pyquant.sensitivity.groups import Grouping, Observation
+from pyquant.sensitivity.result import Damage, GroupDamage, Sensitivity
+from pyquant.sensitivity.switch import Switches
+from pyquant.site import Site
+from pyquant.wrap.base import QModule
+
+Loss = Callable[[Any, Any], Any]
+
+
+@torch.no_grad()
+def sensitivity(
+    q: QModule,
+    batches: Iterable[Any],
+    *,
+    groups: Grouping = "tensor",
+    output: Callable[[Any], Any] | None = None,
+    loss: Loss | None = None,
+    progress: bool | None = None,
+) -> Sensitivity:
+    """Quantize one group of the sites of a converted tree at a time, and see what it does to the output.
+
+    batches: as calibrate takes them (dicts, tuples, tensors); all are kept, so give a few small ones. One run for each
+    group and batch; weights are quantized once, and `q` is afterwards as it was.
+    groups: `tensor` (sites that see one and the same tensor, which is what a wider format must cover to help), `site`,
+    `module` (each wrapper's own sites), globs of site paths, or name -> glob or globs.
+    output: what of the model's output counts (default: every floating tensor in it). loss: `loss(output, batch)` -> a
+    number, the mean over the batches counts. progress: None shows a bar on a terminal, True always, False never.
+
+    Raises PhaseError before convert, InputError for no batches or an output without floating tensors, PolicyError for
+    groups that match nothing or overlap.
+    """
+    if not isinstance(q, QModule):
+        raise PhaseError(f"sensitivity takes the tree that pyquant.prepare returned, converted; got {type(q).__name__}")
+    switches = Switches(q)
+    if isinstance(batches, Tensor | Mapping | str):
+        raise InputError(f"sensitivity takes an iterable of batches, got one {type(batches).__name__}; pass [batch]")
+    given = list(batches)
+    if not given:
+        raise InputError("sensitivity got no batches: the iterable is empty (or a generator that was used up before)")
+    run = _Run(q, given, output, loss)
+    observation = Observation(switches.sites)
+    hide = None if progress is None else not progress
+    measured = []
+    with switches.off():
+        with observation.watching():
+            first = run.outputs(given[0])
+        run.remember(first)
+        found = observation.groups(groups)
+        for group in tqdm(found, desc="sensitivity", unit="group", disable=hide):
+            with switches.on(group.sites):
+                damage = run.damage()
+            sites = tuple(_format(site) for site in group.sites)
+            measured.append(GroupDamage(group.name, sites, group.parts, damage))
+    used = set(observation.used)
+    unused = tuple(site.path for site in switches.sites if site not in used)
+    name = q.fp_type.__name__ if q.fp_type is not None else type(q).__name__
+    return Sensitivity(name, q.policy, run.damage(), tuple(measured), observation.rest(found), unused)
+
+
+def _format(site: Site) -> SiteFormat:
+    assert site.spec is not None, f"{site.path!r} is float"
+    return SiteFormat(site.path, site.role, site.spec)
+
+
+class _Run:
+    """The model on all batches, and its outputs when no site was on."""
+
+    def __init__(self, q: QModule, batches: Sequence[Any], output: Callable[[Any], Any] | None, loss: Loss | None):
+        self._q, self._batches, self._output, self._loss = q, batches, output, loss
+        self._reference: list[list[Tensor]] = []
+        self._base_loss = 0.0
+
+    def outputs(self, batch: Any) -> tuple[list[Tensor], Any]:
+        """The floating tensors of the output that count, and the whole output."""
+        if isinstance(batch, Mapping):
+            whole = self._q(**batch)
+        else:
+            whole = self._q(batch) if isinstance(batch, Tensor) else self._q(*batch)
+        counted = whole if self._output is None else self._output(whole)
+        tensors = [tensor for tensor in _tensors(counted) if tensor.is_floating_point()]
+        if not tensors:
+            raise InputError(
+                f"the model's output ({type(counted).__name__}) holds no floating tensor; choose what counts by output="
+            )
+        return tensors, whole
+
+    def remember(self, first: tuple[list[Tensor], Any]) -> None:
+        """The reference; `first` is what the first batch gave."""
+        results = [first, *(self.outputs(batch) for batch in self._batches[1:])]
+        # Copies: a model may return a tensor that it writes to again (a cache).
+        self._reference = [[tensor.detach().clone() for tensor in tensors] for tensors, _ in results]
+        self._base_loss = self._mean_loss([whole for _, whole in results])
+
+    def damage(self) -> Damage:
+        """How far the outputs are from the reference with the sites that are on now."""
+        results = [self.outputs(batch) for batch in self._batches]
+        tensors = [tensors for tensors, _ in results]
+        columns = [_Column() for _ in self._reference[0]]
+        for before, after in zip(self._reference, tensors, strict=True):
+            for column, x, y in zip(columns, before, after, strict=True):
+                column.add(x, y)
+        loss = None if self._loss is None else self._mean_loss([whole for _, whole in results]) - self._base_loss
+        return Damage(max(c.peir for c in columns), min(c.sqnr for c in columns), loss)
+
+    def _mean_loss(self, outputs: list[Any]) -> float:
+        if self._loss is None:
+            return 0.0
+        return math.fsum(float(self._loss(o, b)) for o, b in zip(outputs, self._batches, strict=True)) / len(outputs)
+
+
+class _Column:
+    """One output tensor over all batches."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = self._peak = 0.0
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        if x.shape != y.shape:
+            raise InputError(
+                f"quantizing a group changed the shape of the output from {tuple(x.shape)} to {tuple(y.shape)}; choose "
+                "outputs of one shape by output="
+            )
+        if x.numel() == 0:
+            return
+        x, y = x.double(), y.double()
+        difference = (x - y).nan_to_num(nan=math.inf)
+        self._signal += float(x.square().sum())
+        self._noise += float(difference.square().sum())
+        self._peak = max(self._peak, float(difference.abs().max()))
+        low, high = torch.aminmax(x)
+        self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
+
+    @property
+    def peir(self) -> float:
+        if self._peak == 0:
+            return 0.0
+        return self._peak / (self._high - self._low) if self._high > self._low else math.inf
+
+    @property
+    def sqnr(self) -> float:
+        if self._noise == 0:
+            return math.inf
+        return 10 * math.log10(self._signal / self._noise) if self._signal > 0 else -math.inf
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested output, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name, None))
