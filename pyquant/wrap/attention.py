@@ -150,4 +150,9 @@ def _mask_range(like: Tensor) -> Tensor:
 
 def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`x` itself if it has `shape`, so that ungrouped heads export without a RESHAPE."""
-    return x if x.shape == shape else x.reshape(shape)
+    if x.shape == shape:
+        return x
+    if all(isinstance(size, int) for size in shape):
+        return x.reshape(shape)
+    # With a length that is not known, torch.export cannot prove that dimensions may be merged and split in one step.
+    return x.contiguous().reshape(-1).reshape(shape)
