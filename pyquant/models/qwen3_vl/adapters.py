@@ -7,7 +7,7 @@ which graphs make a bundle is bundle.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ class WholeProfile(_Counts):
 class GraphAdapter(nn.Module):
     """`call(*inputs)` of wrappers below `module` as a static graph. Raises PhaseError before convert.
 
-    `parts` are modules that own tensors of this graph alone, such as the tables of a vision graph.
+    `parts` are the modules that `call` uses, and no more: tracing goes through every tensor that an adapter holds.
     """
 
     def __init__(
@@ -97,14 +97,15 @@ class GraphAdapter(nn.Module):
         inputs: dict[str, TensorSpec],
         outputs: tuple[str, ...],
         name: str,
-        parts: tuple[nn.Module, ...] = (),
+        parts: Mapping[str, nn.Module],
     ) -> None:
         if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
             module.require(Phase.QUANTIZED, "export")
         module.refresh_all()
         super().__init__()
-        self.module, self.call = module, call
-        self.parts = nn.ModuleList(parts)
+        self.call = call
+        for key, part in parts.items():
+            self.add_module(key, part)
         self.input_specs, self.output_names, self.name = inputs, outputs, name
         self.training = False
 
@@ -114,6 +115,14 @@ class GraphAdapter(nn.Module):
     def train(self, mode: bool = True) -> GraphAdapter:
         """An adapter is for inference; leaves the wrapped module's own flags alone."""
         return self
+
+
+class SitesOf(nn.Module):
+    """A wrapper's own sites, for a graph that uses nothing else of it."""
+
+    def __init__(self, wrapper: QModule) -> None:
+        super().__init__()
+        self.sites = wrapper.sites
 
 
 def embedding_profile(batch_size: int, seq_len: int | None = None) -> ExportProfile:
@@ -144,7 +153,10 @@ def fusion_graph(model: Any, profile: FusionProfile) -> GraphAdapter:
     inputs |= dict.fromkeys(names, TensorSpec((profile.visual_tokens, size), dtype))
     inputs["visual_index"] = TensorSpec((profile.batch_size, profile.seq_len), torch.int32)
     outputs = ("inputs_embeds", *(f"deepstack_{k}" for k in range(taps)))
-    return GraphAdapter(model, call, inputs=inputs, outputs=outputs, name=profile.name)
+    wrappers = {"model": model, "language_model": text, "embed_tokens": text.embed_tokens}
+    wrappers |= {f"merger_{k}": end for k, end in enumerate(ends)}
+    parts = {key: SitesOf(wrapper) for key, wrapper in wrappers.items()}
+    return GraphAdapter(model, call, inputs=inputs, outputs=outputs, name=profile.name, parts=parts)
 
 
 def head_graph(model: Any, profile: HeadProfile) -> GraphAdapter:
@@ -156,7 +168,10 @@ def head_graph(model: Any, profile: HeadProfile) -> GraphAdapter:
         return logits
 
     spec = TensorSpec((profile.batch_size, profile.seq_len, text.config.hidden_size), _dtype(text))
-    return GraphAdapter(model, call, inputs={"hidden_states": spec}, outputs=("logits",), name=profile.name)
+    parts = {"norm": text.norm, "lm_head": head}
+    return GraphAdapter(
+        model, call, inputs={"hidden_states": spec}, outputs=("logits",), name=profile.name, parts=parts
+    )
 
 
 def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
@@ -193,7 +208,7 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
         "cos": table,
         "signed_sin": table,
     }
-    parts = () if tower is None else (tower,)
+    parts = {"module": model} if tower is None else {"module": model, "tower": tower}
     return GraphAdapter(model, call, inputs=inputs, outputs=("last_hidden_state",), name=profile.name, parts=parts)
 
 
