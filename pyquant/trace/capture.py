@@ -81,7 +81,7 @@ def capture(
     handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
     try:
         if inputs is not None:
-            _call(model, inputs)
+            run_model(model, inputs)
         yield trace
     finally:
         handle.remove()
@@ -94,7 +94,8 @@ def capture(
 
 
 @torch.no_grad()
-def _call(model: nn.Module, inputs: object) -> None:
+def run_model(model: nn.Module, inputs: object) -> None:
+    """One call without gradients: a mapping is keyword arguments, a tuple or list positional ones."""
     if isinstance(inputs, Mapping):
         model(**inputs)
     elif isinstance(inputs, (tuple, list)):

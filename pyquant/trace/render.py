@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns traces and comparisons as text for people: an indented record of each call, and the side-by-side table.
+"""Owns traces as text for people: an indented record of each call, the side-by-side table, the table of sites.
 Leaves where the text goes to the caller.
 """
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pyquant.trace.compare import Comparison, Entry
 from pyquant.trace.record import PARTS, Call, Trace
+from pyquant.trace.sites import SiteRecord, SiteTrace
 from pyquant.trace.values import Leaf, TensorValue, Tree, Value
 
 WIDE = 400
@@ -51,11 +52,44 @@ def render_comparison(comparison: Comparison, entries: Iterable[Entry] | None = 
         numbers = [None] * 7 if d is None else [d.mean, d.min, d.max, d.std, d.peir, d.sqnr, d.cosine]
         cells = [_title(entry), entry.path, entry.a, entry.b, *map(_number, numbers), entry.status]
         table.add_row(*(Text(cell) for cell in cells))
+    return _text(table, width) + "\n\n" + "\n".join(_summary(comparison, shown)) + "\n"
+
+
+def render_sites(trace: SiteTrace, records: Iterable[SiteRecord] | None = None, width: int = WIDE) -> str:
+    """A line for each site (all of them, or the ones given), then how many there are."""
+    shown = list(trace if records is None else records)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("site", "role", "format"):
+        table.add_column(name, overflow="fold")
+    for name in ("scale", "grid", "observed", "used", "clipped", "max error", "SQNR dB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in shown:
+        seen = None if r.low is None or r.high is None else (r.low, r.high)
+        cells = [r.path, r.role, r.spec, _span(r.scale), _span(r.grid), _span(seen), _share(r.used)]
+        cells += [_share(r.clipped), _number(r.max_error), _number(r.sqnr)]
+        table.add_row(*(Text(cell) for cell in cells))
+    silent = sum(not record.calls for record in trace)
+    said = f"{len(trace)} sites, {trace.batches} batch{'es' if trace.batches != 1 else ''}"
+    said += f", {len(shown)} shown" if len(shown) != len(trace) else ""
+    said += f", {silent} reached by no value" if silent else ""
+    return _text(table, width) + f"\n\n{said}\n"
+
+
+def _text(table: Table, width: int) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, legacy_windows=False)
-    console.print(table)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-    return text + "\n\n" + "\n".join(_summary(comparison, shown)) + "\n"
+    Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _span(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return "-"
+    low, high = (f"{value:.3g}" for value in ends)
+    return low if low == high else f"{low} .. {high}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3g} %"
 
 
 def _summary(comparison: Comparison, shown: list[Entry]) -> Iterator[str]:

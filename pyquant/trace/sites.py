@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns the level of sites: what went through each quantization point of a converted tree, and what its grid did to it.
+Leaves the running of batches to the caller's model, and the table to `render.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import PhaseError
+from pyquant.ops.reference import spread
+from pyquant.site import Phase, Site
+from pyquant.trace.capture import run_model
+from pyquant.trace.record import TraceError, parse
+
+if TYPE_CHECKING:
+    from pyquant.wrap import QModule
+
+FORMAT = "pyquant-sites-1"
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One site over all batches.
+
+    spec: its format in words, `float` for none. scale, zero_point: (least, largest) over channels or groups; grid: the
+    least and largest value that any of them holds. low, high: the observed range. calls, elements: how often, and how
+    many finite values; left_out: values that are meant to saturate (a mask's), which no number here counts.
+    clipped: share of the elements more than half a step outside the grid. sqnr: 10 log10(sum x^2 / sum (x - q(x))^2) of
+    this site alone, in dB, its input as it came (infinite when nothing was changed). max_error: max|x - q(x)|.
+    """
+
+    path: str
+    role: str
+    spec: str
+    scale: tuple[float, float] | None = None
+    zero_point: tuple[int, int] | None = None
+    grid: tuple[float, float] | None = None
+    calls: int = 0
+    elements: int = 0
+    nonfinite: int = 0
+    left_out: int = 0
+    low: float | None = None
+    high: float | None = None
+    clipped: float | None = None
+    sqnr: float | None = None
+    max_error: float | None = None
+
+    @property
+    def used(self) -> float | None:
+        """Share of the grid that the observed range covers, at most 1; None for a float or unreached site."""
+        if self.grid is None or self.low is None or self.high is None:
+            return None
+        (bottom, top), width = self.grid, self.grid[1] - self.grid[0]
+        return max(0.0, min(self.high, top) - max(self.low, bottom)) / width if width > 0 else None
+
+
+@dataclass(frozen=True)
+class SiteTrace:
+    """The sites of a tree, in the order in which values reached them; those that no value reached are last."""
+
+    model: str
+    batches: int
+    records: tuple[SiteRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[SiteRecord]:
+        return iter(self.records)
+
+    def __getitem__(self, path: str) -> SiteRecord:
+        """The record of a site by its path. Raises KeyError."""
+        for record in self.records:
+            if record.path == path:
+                return record
+        raise KeyError(f"no site {path!r} among {len(self.records)}; paths look like {self.records[0].path!r}")
+
+    def worst(self, count: int = 10) -> tuple[SiteRecord, ...]:
+        """The `count` quantized sites of least SQNR, the least first."""
+        judged = [record for record in self.records if record.sqnr is not None and record.grid is not None]
+        return tuple(sorted(judged, key=lambda record: record.sqnr or 0.0)[:count])
+
+    def to_json(self) -> str:
+        """All of it; infinite numbers as text. Equal traces give equal text."""
+        rows = [{k: str(v) if v in (math.inf, -math.inf) else v for k, v in asdict(r).items()} for r in self.records]
+        data = {"format": FORMAT, "model": self.model, "batches": self.batches, "sites": rows}
+        return json.dumps(data, allow_nan=False, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SiteTrace:
+        """What `to_json` wrote. Raises TraceError for anything else."""
+        data = parse(text, FORMAT)
+        try:
+            return cls(data["model"], data["batches"], tuple(_record(row) for row in data["sites"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TraceError(f"sites whose JSON is not as to_json writes it: {error!r}") from error
+
+
+def sites(q: QModule, batches: object) -> SiteTrace:
+    """Run a converted tree on batches and record each of its sites, weights and other constants included.
+
+    batches: a mapping (keyword arguments) or a tensor is one batch; any other iterable is many, each a mapping, a tuple
+    or list (positional), or a tensor. Raises PhaseError before convert, TraceError for no batches.
+    """
+    if not hasattr(q, "all_sites"):
+        raise PhaseError(f"sites takes the tree that pyquant.prepare returned, converted; got {type(q).__name__}")
+    q.require(Phase.QUANTIZED, "trace.sites")
+    if not isinstance(batches, (Mapping, Tensor)) and not isinstance(batches, Iterable):
+        raise TraceError(f"sites takes batches, got one {type(batches).__name__}")
+    given = [batches] if isinstance(batches, (Mapping, Tensor)) else batches
+    gauges = {id(site): _Gauge(site) for site in q.all_sites()}
+    reached: dict[int, None] = {}
+    count = 0
+    with _watching(gauges, reached):
+        for batch in given:
+            run_model(q, batch)
+            count += 1
+    if not count:
+        raise TraceError("sites got no batches: the iterable is empty (or a generator that was used up before)")
+    order = [*reached, *(key for key in gauges if key not in reached)]
+    return SiteTrace(type(q).__name__, count, tuple(gauges[key].record() for key in order))
+
+
+@contextmanager
+def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterator[None]:
+    """Each gauge sees what goes through its site, by a hook, or as a constant by the method that wrappers call."""
+
+    def hook(site: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        reached[id(site)] = None
+        x = args[0] if args else kwargs["x"]
+        gauges[id(site)].see(x, output, kwargs.get("clip"), kwargs.get("observed"))
+
+    def constant(gauge: _Gauge, plain: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        out = plain(value)
+        reached[id(gauge.site)] = None
+        if not gauge.calls:  # the same each time
+            gauge.see(value, out)
+        return out
+
+    with ExitStack() as stack:
+        for gauge in gauges.values():
+            site = gauge.site
+            stack.callback(site.register_forward_hook(hook, with_kwargs=True).remove)
+
+            def replaced(value: Tensor, gauge: _Gauge = gauge, plain: Any = site.constant) -> Tensor:
+                return constant(gauge, plain, value)
+
+            stack.callback(vars(site).pop, "constant")
+            vars(site)["constant"] = replaced
+        yield
+
+
+@dataclass
+class _Gauge:
+    """The sums of one site."""
+
+    site: Site
+    calls: int = 0
+    elements: int = 0
+    nonfinite: int = 0
+    left_out: int = 0
+    clipped: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    signal: float = 0.0
+    noise: float = 0.0
+    max_error: float = 0.0
+    _ends: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def see(self, x: Tensor, out: Tensor, clip: Any = None, observed: Tensor | None = None) -> None:
+        """`x` as it came and as it left; `clip` and `observed` as Site.forward takes them."""
+        x, out = x.detach(), out.detach()
+        self.calls += 1
+        x = x if clip is None or clip == (None, None) else torch.clamp(x, *clip)
+        finite = torch.isfinite(x)
+        self.nonfinite += x.numel() - int(finite.sum())
+        kept = finite
+        if observed is not None and bool((usual := torch.isfinite(observed)).any()):
+            least, most = torch.aminmax(observed[usual])
+            kept = finite & (x >= least) & (x <= most)
+            self.left_out += int(finite.sum()) - int(kept.sum())
+        low, high = self._grid_of(x)
+        clipped = None if low is None or high is None else (x < low) | (x > high)
+        everything = bool(kept.all())
+        if clipped is not None:
+            self.clipped += int((clipped if everything else clipped & kept).sum())
+        values, left = (x, out) if everything else (x[kept], out[kept])
+        if not values.numel():
+            return
+        values = values.double()
+        error = values - left.double()
+        bottom, top = torch.aminmax(values)
+        self.elements += values.numel()
+        self.low, self.high = min(self.low, float(bottom)), max(self.high, float(top))
+        self.signal += float(values.square().sum())
+        self.noise += float(error.square().sum())
+        self.max_error = max(self.max_error, float(error.abs().max()))
+
+    def _grid_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The ends of the grid and half a step beyond, as they broadcast with `x`."""
+        qparams = self.site.qparams
+        if qparams is None:
+            return None, None
+        scale, zero_point = (
+            spread(t.double(), x, qparams.axis, qparams.group) for t in (qparams.scale, qparams.zero_point)
+        )
+        return (self._least() - zero_point - 0.5) * scale, (qparams.spec.qmax - zero_point + 0.5) * scale
+
+    def _least(self) -> int:
+        """The least integer: what is computed on the device saturates where its type does, constants on their grid."""
+        spec = self.site.spec
+        assert spec is not None, f"{self.site.path!r} is float"
+        return spec.qmin if self.site.role.is_constant else spec.dtype.qmin
+
+    def record(self) -> SiteRecord:
+        site, qparams = self.site, self.site.qparams
+        seen = self.elements > 0
+        found: dict[str, Any] = {}
+        if qparams is not None:
+            scale, zero_point = qparams.scale.double(), qparams.zero_point.double()
+            found = {
+                "scale": (float(scale.min()), float(scale.max())),
+                "zero_point": (int(zero_point.min()), int(zero_point.max())),
+                "grid": (
+                    float(((self._least() - zero_point) * scale).min()),
+                    float(((qparams.spec.qmax - zero_point) * scale).max()),
+                ),
+                "clipped": self.clipped / self.elements if seen else None,
+            }
+        return SiteRecord(
+            site.path,
+            site.role.value,
+            str(site.spec) if site.spec is not None else "float",
+            calls=self.calls,
+            elements=self.elements,
+            nonfinite=self.nonfinite,
+            left_out=self.left_out,
+            low=self.low if seen else None,
+            high=self.high if seen else None,
+            sqnr=_decibel(self.signal, self.noise) if seen else None,
+            max_error=self.max_error if seen else None,
+            **found,
+        )
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _record(row: Mapping[str, Any]) -> SiteRecord:
+    values: dict[str, Any] = dict(row)
+    for name in ("scale", "zero_point", "grid"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("sqnr", "max_error"):
+        values[name] = float(values[name]) if isinstance(values[name], str) else values[name]
+    return SiteRecord(**values)
