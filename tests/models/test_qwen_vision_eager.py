@@ -255,6 +255,25 @@ def test_saved_and_loaded_gives_the_same_bits(tmp_path: Any, preset: str) -> Non
         assert all(map(torch.equal, static, everything(out)[1:]))
 
 
+def test_gradients_are_those_of_transformers() -> None:
+    """Every parameter has one, the position table and the kernel that the patch embedding derived among them."""
+    fp, twin = vision(), vision()
+    q = prepared(twin)
+    generator = torch.Generator().manual_seed(0)
+    with wrap.phase(q, Phase.FLOAT):
+        for model in (fp, q):
+            generator.manual_seed(0)
+            out = everything(model(**inputs()))
+            torch.autograd.backward(out, [torch.randn(t.shape, generator=generator) for t in out])
+    mine, theirs = dict(q.named_parameters()), dict(fp.named_parameters())
+    assert set(mine) == set(theirs)
+    for name, parameter in theirs.items():
+        expected, found = parameter.grad, mine[name].grad
+        assert expected is not None
+        assert found is not None, name
+        close(found.view(expected.shape), expected, 1e-4)
+
+
 def test_casting_the_tree_leaves_the_float_model_alone() -> None:
     fp = vision()
     state = {name: t.clone() for name, t in fp.state_dict().items()}

@@ -32,7 +32,7 @@ def grids_of(grid_thw: Any, merge: int, rows: int | None = None) -> tuple[Grid, 
     """
     held = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
     try:
-        grids = tuple((_count(t), _count(h), _count(w)) for t, h, w in held)
+        grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in held)
     except (TypeError, ValueError) as error:
         raise InputError(
             "grid_thw is (images and videos, 3) integers: frames, height and width in patches; got "
@@ -64,7 +64,8 @@ def fault_of(grid: Grid, merge: int) -> str:
     return ""
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
+    """An integer of any kind as int. Raises TypeError for another number, and for a truth value."""
     if isinstance(value, bool):
         raise TypeError("a truth value is no number of patches")
     return index(value)

@@ -98,7 +98,6 @@ class QuantQwen3VLVisionModel(QModule):
         wanted = kwargs.get("return_dict", getattr(self.config, "return_dict", True))
         return out.to_tuple() if wanted is False else out
 
-    @torch.no_grad()
     def tables(self, like: Tensor, grid_thw: Any, given: dict[str, Any]) -> VisionTables:
         """What the grids of one call mean, for rows as those of `like` (N, V); HF's precomputed tensors come first."""
         rows, merge, table = like.shape[0], self.spatial_merge_size, self.pos_embed.weight

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import index
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.qwen3_vl.grids import Grid, Segments, fault_of
+from pyquant.models.qwen3_vl.grids import Grid, Segments, count_of, fault_of
 from pyquant.wrap.base import Phase, QModule
 from pyquant.wrap.rotary import RotaryTables
 
@@ -39,7 +38,7 @@ class VisionProfile:
         if isinstance(held, Sequence) and held and hasattr(held[0], "__index__"):
             held = (held,)
         try:
-            grids = tuple((_count(t), _count(h), _count(w)) for t, h, w in held)
+            grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in held)
         except (TypeError, ValueError) as error:
             raise ProfileError(
                 "grids are triples of integers (frames, height, width), in patches, one for each image or video; got "
@@ -86,12 +85,6 @@ def require_vision_profile(profile: Any, module: object) -> VisionProfile:
             f"height, width), ...)), got {type(profile).__name__}"
         )
     return profile
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError("a truth value is no number of patches")
-    return index(value)
 
 
 @dataclass(frozen=True)
