@@ -241,10 +241,10 @@ def test_a_second_profile_changes_nothing_in_the_first(tree):
     state = {name: t.clone() for name, t in q.state_dict().items()}
     with torch.no_grad():
         before = first(*x)
-        graph = pyquant.export(q, TextProfile(1, 1, past_len=4)).graph
+        graph = pyquant.export(q, TextProfile(1, 1, past_len=4, layer=1)).graph
         pyquant.export(q, TextProfile(2, 5, layer=0, attention="per_head"))
         q.as_export_module(TextProfile(3, 2, past_len=9))
-        again = pyquant.export(q, TextProfile(1, 1, past_len=4)).graph
+        again = pyquant.export(q, TextProfile(1, 1, past_len=4, layer=1)).graph
         assert all(map(torch.equal, first(*x), before))
     assert again.to_json() == graph.to_json()
     assert all(map(torch.equal, again.constants, graph.constants))
@@ -292,8 +292,6 @@ class Call(torch.nn.Module):
 
 DYNAMIC = {
     "embeds": ("inputs_embeds",),
-    "embeds_mask": ("inputs_embeds", "attention_mask"),
-    "embeds_positions": ("inputs_embeds", "position_ids"),
     "embeds_mask_positions": ("inputs_embeds", "attention_mask", "position_ids"),
     "deepstack": ("inputs_embeds", "position_ids", "visual_pos_masks", "deepstack"),
     "ids_mask": ("input_ids", "attention_mask"),
@@ -302,7 +300,7 @@ DYNAMIC = {
 
 @pytest.mark.parametrize("names", DYNAMIC.values(), ids=DYNAMIC)
 def test_the_tree_exports_with_a_dynamic_sequence_length(names):
-    fp = tiny.text(num_hidden_layers=2)
+    fp = tiny.text(num_hidden_layers=1)  # an export with symbols takes seconds a layer
     both = [{"input_ids": tiny.token_ids(TWO)}, tiny.CASES["model_biases"].inputs(fp, TWO)]
     q = tiny.converted(fp, both, "w8a8")
 
