@@ -178,7 +178,7 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
     """Of a QuantQwen3VLModel. Raises ProfileError for images with more tokens than the sequence has places."""
     text, shape = model.language_model, (profile.batch_size, profile.seq_len)
     dtype = _dtype(text)
-    images = VisionProfile(profile.image_grids) if profile.image_grids else None
+    images = VisionProfile(profile.image_grids, profile.attention) if profile.image_grids else None
     if images is not None and images.tokens(model.merge) > profile.batch_size * profile.seq_len:
         raise ProfileError(
             f"the images of the profile make {images.tokens(model.merge)} tokens, more than {profile.batch_size} "

@@ -39,7 +39,7 @@ def graphs(profile: Profile, q: nn.Module) -> dict[str, Part]:
     if profile.layers == "whole":
         whole = WholeProfile(profile.batch_size, profile.max_seq_len, profile.image_grids, profile.attention)
         return {whole.name: (model, whole)}
-    parts: list[Part] = [(model.visual, VisionProfile(grid)) for grid in profile.image_grids]
+    parts: list[Part] = [(model.visual, VisionProfile(grid, profile.attention)) for grid in profile.image_grids]
     parts += [(text.embed_tokens, embedding) for embedding in _embeddings(profile)]
     for length in profile.prefill_lengths:
         if profile.image_grids:
