@@ -26,6 +26,7 @@ _HOME = {
     "Rule": "pyquant.policy",
     "ObserverSpec": "pyquant.policy",
     "QuantSpec": "pyquant.spec",
+    "BlockSpec": "pyquant.spec",
     "IntType": "pyquant.spec",
     "PerTensor": "pyquant.spec",
     "PerAxis": "pyquant.spec",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from pyquant.policy import Policy as Policy
     from pyquant.policy import Rule as Rule
     from pyquant.qparams import QParams as QParams
+    from pyquant.spec import BlockSpec as BlockSpec
     from pyquant.spec import IntType as IntType
     from pyquant.spec import PerAxis as PerAxis
     from pyquant.spec import PerGroup as PerGroup

@@ -107,7 +107,7 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
         verdict = site.judge()
         if isinstance(verdict, str):
             problems.append(f"  {site.path}: {verdict}")
-        else:
+        elif verdict is not None:
             settled.append((site, verdict))
     if problems:
         total = len(problems) + len(settled)

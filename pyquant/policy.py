@@ -20,7 +20,7 @@ import yaml
 from pyquant import recipes
 from pyquant.errors import PolicyError, SpecError
 from pyquant.role import Role
-from pyquant.spec import QuantSpec
+from pyquant.spec import BlockSpec, QuantSpec
 
 FORMAT, VERSION = "pyquant-policy", 1
 
@@ -110,6 +110,13 @@ class Rule:
                 f"rule {self.match!r} needs a QuantSpec or None, and an ObserverSpec; got {self.spec!r} and "
                 f"{self.observer!r}"
             )
+        if isinstance(self.spec, BlockSpec):
+            if self.observer != ObserverSpec():
+                raise SpecError(f"rule {self.match!r}: {self.spec} find their own scales; leave out the observer")
+            if self.role is not None and not self.role.is_kernel:
+                raise SpecError(
+                    f"rule {self.match!r}: {self.spec} are for the roles weight and embedding, got {self.role.value}"
+                )
 
     def matches(self, path: str, role: Role) -> bool:
         """True when the site `path` of `role` falls under this rule."""
@@ -191,6 +198,8 @@ class Explanation:
             found = "" if spec is None or c.rule is None else str(c.rule.observer)
             if spec is not None and c.role.known_range is not None:
                 found = "known"
+            if isinstance(spec, BlockSpec):
+                found = "per block"
             rows.append((c.path, c.role.value, rule, str(spec) if spec else "float", found))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -37,6 +37,11 @@ class Role(str, enum.Enum):
         return self in (Role.WEIGHT, Role.EMBEDDING, Role.CONSTANT)
 
     @property
+    def is_kernel(self) -> bool:
+        """True for what is stored row by row and read as a whole: the roles that block formats are for."""
+        return self in (Role.WEIGHT, Role.EMBEDDING)
+
+    @property
     def known_range(self) -> tuple[float, float] | None:
         """The range of a role that needs no data, or None."""
         return _RANGES.get(self)

@@ -148,8 +148,11 @@ class Site(nn.Module):
             ) from error
         self.last_seen = next(_CLOCK)
 
-    def judge(self) -> QParams | str:
-        """The QParams of the statistics, or the reason why there are none and what to do about it."""
+    def judge(self) -> QParams | str | None:
+        """The QParams of the statistics, or the reason why there are none and what to do about it.
+
+        None for a format that needs none (block_site.py).
+        """
         observer = self.observer
         assert observer is not None, f"site {self.path!r} has no statistics"
         if not observer.needs_data:

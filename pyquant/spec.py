@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number formats: integer types, granularity, and the two joined with symmetry in a QuantSpec.
+"""Number formats: integer types, granularity, the two joined with symmetry in a QuantSpec, and ggml's blocks.
 
 It owns what a format is and which combinations exist. How a range is found is observe/, where a format applies is
 policy.py.
@@ -7,7 +7,7 @@ policy.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyquant.errors import SpecError
@@ -45,7 +45,7 @@ class IntType:
             if _name(bits, signed) == name:
                 return cls(bits, signed)
         names = ", ".join(_name(b, s) for b, s in sorted(_SUPPORTED))
-        raise SpecError(f"integer type {name!r} does not exist here; choose one of {names}")
+        raise SpecError(f"type {name!r} does not exist here; choose one of {names}, {', '.join(BLOCKS)}")
 
     def __str__(self) -> str:
         return self.name
@@ -143,12 +143,51 @@ class QuantSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> QuantSpec:
         """Inverse of `to_dict`. Raises SpecError that names the key that does not fit."""
+        if data.get("dtype") in BLOCKS:
+            if set(data) != {"dtype"}:
+                raise SpecError(f"{data['dtype']} is a whole format and takes no other key, got {sorted(data)}")
+            return BlockSpec(data["dtype"])
         unknown = set(data) - {"dtype", "symmetric", "granularity"}
         if unknown or "dtype" not in data:
             raise SpecError(f"a QuantSpec has the keys dtype, symmetric, granularity; got {sorted(data)}")
         return cls(
             IntType.parse(data["dtype"]), bool(data.get("symmetric", False)), _granularity(data.get("granularity"))
         )
+
+
+#: ggml's block formats, and the type of the integers in them
+BLOCKS = {"q4_0": INT4, "q8_0": INT8}
+
+
+@dataclass(frozen=True)
+class BlockSpec(QuantSpec):
+    """A block format of ggml, for weights and lookup tables: `BlockSpec("q4_0")`.
+
+    32 consecutive values of a row share a scale in half precision that stands among the data, found by ggml's own rule
+    from these 32 values alone (`pyquant.ops.quantize_blocks`): there is nothing to observe, and no QParams.
+    """
+
+    dtype: IntType = field(init=False)
+    symmetric: bool = field(init=False, default=True)
+    granularity: Granularity = field(init=False, default=PerGroup(-1, 32))
+    name: str = "q4_0"
+
+    def __post_init__(self) -> None:
+        if self.name not in BLOCKS:
+            raise SpecError(f"block format {self.name!r} does not exist here; choose one of {', '.join(BLOCKS)}")
+        object.__setattr__(self, "dtype", BLOCKS[self.name])
+
+    @property
+    def bits(self) -> int:
+        """4 or 8, as the native operators take it."""
+        return self.dtype.bits
+
+    def __str__(self) -> str:
+        return f"{self.name} blocks"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and YAML; `QuantSpec.from_dict` reads it back."""
+        return {"dtype": self.name}
 
 
 def _granularity(data: Any) -> Granularity:

@@ -14,6 +14,7 @@ import torch
 
 from pyquant import circle, ops
 from pyquant.errors import ExportError
+from pyquant.exporter.grid import BLOCKS
 from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Op, Quant, Tensor, Where
 from pyquant.exporter.values import Const, Ref
 
@@ -73,7 +74,7 @@ class Builder:
             return value
         if id(value) not in self._placed:
             data, dtype = _payload(value)
-            note = _NO_SITE if value.quant is None and value.floating else ""
+            note = _NO_SITE if value.quant is None and value.block is None and value.floating else ""
             self.constants.append(data)
             tensor = Tensor(
                 self.unique(value.name),
@@ -114,6 +115,8 @@ def _payload(const: Const) -> tuple[torch.Tensor, str]:
     if const.quant is not None:
         dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
         return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)
+    if const.block is not None:
+        return ops.quantize_blocks(const.value().float(), BLOCKS[const.block]).cpu(), const.block
     if const.dtype not in DTYPES:
         raise ExportError(
             f"constant '{const.name}' is {const.dtype} at {const.where}; Circle has {', '.join(DTYPES.values())}"

@@ -46,10 +46,10 @@ class Context(State):
         if isinstance(value, int | float):
             return self.number(value)
         assert value is not None
-        if self.quant(value) is None:
-            return value
-        if isinstance(value, Const):
+        if isinstance(value, Const) and (value.quant is not None or value.block is not None):
             return Const(value.name, value.shape, value.dtype, value.value, value.where)
+        if self.quant(value) is None or isinstance(value, Const):
+            return value
         key = ("dequantize", value.index)
         if key not in self._shared:
             tensor = self.build.tensors[value.index]
@@ -145,6 +145,8 @@ class Context(State):
         shape: tuple[int, ...] | None = None,
     ) -> Ref:
         """A value-preserving operator on `value`: the result keeps its type and grid."""
+        if isinstance(value, Const) and value.block is not None:
+            value = self.dequantize(value)
         if isinstance(value, Const) and value.floating and value.quant is None and self.want is not None:
             value = self.quantize(value, self.want)
         quant = self.quant(value)

@@ -16,7 +16,15 @@ from torch.fx.node import map_arg
 
 from pyquant import ops
 from pyquant.errors import ExportError
-from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BIAS, STORAGE, bias_quant, quant_of
+from pyquant.exporter.grid import (
+    BLOCKS,
+    FAKE_QUANTIZE,
+    FAKE_QUANTIZE_BIAS,
+    FAKE_QUANTIZE_BLOCKS,
+    STORAGE,
+    bias_quant,
+    quant_of,
+)
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, is_move, target_of
 from pyquant.exporter.trace import Traced, readable, static_shape, where
@@ -54,6 +62,8 @@ def _fold_call(node: Node, folded: Folded) -> Any:
         return _fold_fake_quantize(node, folded)
     if target == FAKE_QUANTIZE_BIAS:
         return _fold_bias(node, folded)
+    if target == FAKE_QUANTIZE_BLOCKS:
+        return _fold_blocks(node, folded)
     if not target.startswith("aten.") or node.target._schema.is_mutable:  # type: ignore[union-attr]
         return None
     if target in _GROWING and _numel(node) > max(_numel(_node(node.args[0])), _MAX_GROWTH):
@@ -160,6 +170,15 @@ def _fold_bias(node: Node, folded: Folded) -> Const:
         quant,
         lambda: ops.quantize_bias(data.value(), scale_value, bits).to(STORAGE[quant.dtype]),
     )
+
+
+def _fold_blocks(node: Node, folded: Folded) -> Const:
+    """In the file this constant is its blocks; a move of it is a plain float constant again."""
+    source, bits = schema_args(node)
+    data = folded[source]
+    block = next(name for name, width in BLOCKS.items() if width == bits)
+    value = lambda: ops.fake_quantize_blocks(data.value(), bits)  # noqa: E731
+    return Const(data.name, data.shape, data.dtype, value, where(node), block=block)
 
 
 def site_of(scale: Any, node: Node, folded: Folded) -> str:

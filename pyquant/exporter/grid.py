@@ -19,6 +19,9 @@ from pyquant.exporter.trace import where
 
 FAKE_QUANTIZE = "pyquant.fake_quantize.default"
 FAKE_QUANTIZE_BIAS = "pyquant.fake_quantize_bias.default"
+FAKE_QUANTIZE_BLOCKS = "pyquant.fake_quantize_blocks.default"
+#: plan type of a constant in blocks -> bits of its integers
+BLOCKS = {"ggml_q4_0": 4, "ggml_q8_0": 8}
 
 _TYPE_OF_RANGE = {
     (-7, 7): "int4",

@@ -69,6 +69,8 @@ class State:
     def dtype(self, value: Ref | Const) -> str:
         if isinstance(value, Ref):
             return self.build.tensors[value.index].dtype
+        if value.block is not None:
+            return value.block
         return value.quant.dtype if value.quant else DTYPES[value.dtype]
 
     def quant(self, value: Value) -> Quant | None:

@@ -31,7 +31,8 @@ class Const:
     """A value known at export time.
 
     `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
-    quantized. Both are computed when asked for, so that a float copy of a large weight never outlives its use.
+    quantized; with `block`, a plan type of grid.BLOCKS, the file holds the value's blocks. All is computed when asked
+    for, so that a float copy of a large weight never outlives its use.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Const:
     where: Where
     quant: Quant | None = None
     make_ints: Callable[[], Tensor] | None = None
+    block: str | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property

@@ -8,6 +8,7 @@ torch operations, for devices other than the CPU, is in reference.py.
 from __future__ import annotations
 
 from pyquant.ops import backends as backends
+from pyquant.ops.blocks import LENGTH as BLOCK_LENGTH
 from pyquant.ops.blocks import dequantize_blocks, fake_quantize_blocks, quantize_blocks
 from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
@@ -20,6 +21,7 @@ from pyquant.ops.range_search import mse_range
 from pyquant.ops.tensor_stats import tensor_stats
 
 __all__ = [
+    "BLOCK_LENGTH",
     "choose_qparams",
     "circle_write",
     "dequantize",

@@ -33,7 +33,7 @@ def quantize_blocks(x: Tensor, bits: int) -> Tensor:
 
     4 bits: d = (the value of largest magnitude) / -8, q = min(15, trunc(x / d + 8.5)); 8 bits: d = max |x| / 127,
     q = x / d rounded half away from zero; by one multiplication with the float32 reciprocal of d, as in ggml.
-    Raises OpArgumentError unless 32 divides K, and for NaN, Inf, and magnitudes that half-precision scales do not reach.
+    Raises OpArgumentError unless 32 divides K, and for NaN, Inf, and magnitudes that no half-precision scale reaches.
     """
     try:
         return _quantize(observed(x), bits)

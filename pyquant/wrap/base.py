@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pyquant import ops
+from pyquant.block_site import BlockSite
 from pyquant.errors import PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
 from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, exporting
-from pyquant.spec import PerGroup
+from pyquant.spec import BlockSpec, PerGroup
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import ExportAdapter, Profile
 from pyquant.wrap.sources import Sources
@@ -48,6 +49,8 @@ class WrapContext:
             return Site(path, role, None, state=self.state)
         rule = choice.rule
         try:
+            if isinstance(rule.spec, BlockSpec):
+                return BlockSite(path, role, rule.spec, state=self.state)
             observer = rule.observer
             return Site(path, role, rule.spec, observer=observer.kind, params=observer.params, state=self.state)
         except SpecError as error:

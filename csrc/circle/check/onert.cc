@@ -110,6 +110,13 @@ class OnertCheck {
     if (data()->dtype != DType::GGML_Q4_0 || (index && index->dtype != DType::INT32)) {
       fault(Code::E_ONERT_DTYPE, "of a GGML table wants ggml_q4_0 and int32 indices");
     }
+    int64_t rows = 1;
+    for (size_t i = 0; index && i + 1 < index->shape.size(); ++i) rows *= index->shape[i];
+    if (rows != 1) {
+      fault(Code::E_ONERT_WRONG, input_text(model_, op_, 1) +
+                                     ": of a GGML table only the first row of indices is gathered; RESHAPE "
+                                     "them to one dimension");
+    }
   }
 
   void batch_matmul() {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pyquant.circle.files import Target
+from pyquant.exporter.legalize.blocks import decode_tables
 from pyquant.exporter.legalize.fully_connected import flatten_rows
 from pyquant.exporter.legalize.integer_forms import rewrite_integers
 from pyquant.exporter.legalize.integer_types import route_integers
@@ -18,7 +19,7 @@ from pyquant.exporter.passes import run_passes
 from pyquant.exporter.plan import Graph
 
 _REWRITES: Mapping[Target, tuple[Callable[[Graph], Graph], ...]] = {
-    "onert": (flatten_rows, simplify_matmuls, route_integers, rewrite_integers),
+    "onert": (decode_tables, flatten_rows, simplify_matmuls, route_integers, rewrite_integers),
 }
 
 

@@ -62,7 +62,8 @@ def test_4_bit_presets_search_the_weight_range() -> None:
 
 def test_unknown_preset_lists_the_names() -> None:
     with pytest.raises(
-        PolicyError, match=r"preset 'w2a2' does not exist; choose one of float, w4a16, w4a8, w8a16, w8a8"
+        PolicyError,
+        match=r"preset 'w2a2' does not exist; choose one of float, q8_onert, w4_onert, w4a16, w4a8, w8_onert",
     ):
         Policy.preset("w2a2")
 

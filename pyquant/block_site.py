@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BlockSite: the quantization point of a weight or table in one of ggml's block formats.
+
+It owns that such a constant has no range to find: its scales follow from its values. Every other site is site.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyquant import ops
+from pyquant.errors import OpArgumentError, PolicyError, SpecError
+from pyquant.role import Phase, Role
+from pyquant.site import Clip, Site, TensorStamp, TreeState, exporting
+from pyquant.spec import BlockSpec
+
+__all__ = ["BlockSite"]
+
+
+class BlockSite(Site):
+    """A constant whose every 32 values carry their own scale. Quantized as soon as its tree is; it has no QParams.
+
+    Raises SpecError for a role other than weight and embedding.
+    """
+
+    def __init__(self, path: str, role: Role, spec: BlockSpec, *, state: TreeState | None = None) -> None:
+        if not role.is_kernel:
+            raise SpecError(f"{spec} are for the roles weight and embedding; give this site a QuantSpec, or none")
+        super().__init__(path, role, None, state=state)
+        self.spec = spec
+        self.bits = spec.bits
+        self._problem: str | None = "its constant was never seen; the wrapper must pass it through const()"
+
+    def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
+        raise AssertionError(f"site {self.path!r} is a constant's; its wrapper must pass it through const()")
+
+    def constant(self, value: Tensor) -> Tensor:
+        """`value` as its blocks hold it, once the tree is quantized; see Site.constant."""
+        if self.state.phase is not Phase.QUANTIZED:
+            return value
+        if exporting() or (self.training and torch.is_grad_enabled()):
+            return ops.fake_quantize_blocks(value, self.bits)
+        return self._cache.get((value,), lambda: ops.fake_quantize_blocks(value, self.bits))
+
+    def scan(self, value: Tensor) -> None:
+        """Look whether `value` has this form. Raises PolicyError when its rows are not made of blocks."""
+        if self._scanned.is_of(value):
+            return
+        if value.dim() == 0 or value.shape[-1] % ops.BLOCK_LENGTH:
+            raise PolicyError(
+                f"site {self.path!r} cannot have its format: {self.spec} take rows of a multiple of "
+                f"{ops.BLOCK_LENGTH} values, got shape {tuple(value.shape)}; give it another one by a rule"
+            )
+        self._problem = None
+        try:
+            ops.fake_quantize_blocks(value.detach(), self.bits)
+        except OpArgumentError as error:
+            self._problem = f"its constant has no {self.spec}: {error}; repair the model"
+        self._scanned = TensorStamp(value)
+
+    def judge(self) -> str | None:
+        """What is wrong with the constant, if something is."""
+        return self._problem
