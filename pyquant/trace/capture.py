@@ -109,9 +109,10 @@ def run_model(model: nn.Module, inputs: object) -> None:
 def _select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:
     """The names that match at least one glob; TraceError for a glob that matches none."""
     names = list(names)
+    known = set(names)
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = fnmatch.filter(names, pattern)
+        matched = [pattern] if pattern in known else fnmatch.filter(names, pattern)
         if not matched:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise TraceError(

@@ -104,7 +104,8 @@ def compare(a: Trace, b: Trace, names: Names | None = None, parts: Iterable[str]
     The k-th call of a module is paired with the k-th of the same name. A module that only one trace knows is listed in
     `only_a` or `only_b`; a module that both know but that was not called equally often gives an error entry.
     Containers of different type are compared item by item: by name when both have names, else by place (without their
-    None items if only so the lengths agree, as HF's tuples leave them out). What cannot be paired gives an error entry.
+    None items if only so the lengths agree, as HF's tuples leave them out). Shapes may differ in sides of one. What cannot
+    be paired gives an error entry.
     """
     parts = tuple(parts)
     if not parts or not set(parts) <= set(PARTS):
@@ -195,13 +196,14 @@ class _Pair:
             yield from self._walk(f"{path}.{name}", mine, other)
 
     def _tensors(self, path: str, x: TensorValue, y: TensorValue) -> Entry:
-        if x.shape != y.shape:
+        if x.shape != y.shape and _sides(x) != _sides(y):
             return self._entry(path, x, y, f"shapes differ: a has {x.shape}, b has {y.shape}")
         if _is_float(x) != _is_float(y):
             return self._entry(path, x, y, f"dtypes differ in kind: a has {x.dtype}, b has {y.dtype}")
         if x.key is None or y.key is None:
             return self._entry(path, x, y)
-        found, clashes = difference(self.a.tensor(x), self.b.tensor(y))
+        left, right = self.a.tensor(x), self.b.tensor(y)
+        found, clashes = difference(left, right.reshape(left.shape))
         problem = f"{clashes} elements are NaN or infinite in one only, or differently" if clashes else None
         return dataclasses.replace(self._entry(path, x, y, problem), difference=found)
 
@@ -215,6 +217,11 @@ def _short(value: Value | None) -> str:
     if isinstance(value, Tree):
         return f"{value.type} of {len(value)}"
     return value.type if value.value is None and value.type != "NoneType" else repr(value.value)
+
+
+def _sides(value: TensorValue) -> tuple[int, ...]:
+    """The shape without sides of one: a convolution over one patch and a linear layer give the same numbers."""
+    return tuple(side for side in value.shape if side != 1)
 
 
 def _is_none(value: Value | None) -> bool:
