@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Circle = eager for every Qwen3-VL vision wrapper, judged by TICO's reference runtime on the written bytes; and the
-float file against transformers on onert."""
+"""Circle = eager for every Qwen3-VL vision wrapper, judged by TICO's reference runtime on the written bytes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from qwen_vision_tiny import BATCHES, CASES, STATIC, profile_of
-from test_qwen_vision_wrappers import EXPORTS, close, exported, ids, quantized
+from qwen_vision_tiny import BATCHES, CASES, STATIC
+from test_qwen_vision_wrappers import EXPORTS, exported, ids, quantized
 
 import pyquant
-from pyquant.verify.runtimes.onert import Runtime
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
 
 pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
@@ -37,22 +35,6 @@ def test_the_file_computes_what_eager_computes(name: str, batch: str, preset: st
     with torch.no_grad():
         reference = dict(zip([out.name for out in program.outputs], case.pick(fp(**given)), strict=True))
     assert deep_faults(program, None, inputs, reference, report) == []
-
-
-@pytest.mark.parametrize("batch", ["image", "mixed"])
-def test_the_float_file_is_transformers_on_onert(batch: str) -> None:
-    pytest.importorskip("onert", reason="the real runtime")
-    case = CASES["model_taps"]
-    fp = case.build()
-    given = case.inputs(fp, BATCHES[batch])
-    q = pyquant.prepare(fp, pyquant.Policy.preset("float"))
-    pyquant.calibrate(q, [given], progress=False)
-    pyquant.convert(q)
-    program = pyquant.export(q, profile_of(BATCHES[batch]), target="onert")
-    with Runtime(program) as runtime, torch.no_grad():
-        out = runtime.run([given["hidden_states"]])
-        for mine, theirs in zip(out.values(), case.pick(fp(**given)), strict=True):
-            close(mine, theirs)
 
 
 def test_the_table_covers_every_wrapper_and_preset() -> None:
