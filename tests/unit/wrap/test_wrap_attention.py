@@ -112,6 +112,38 @@ def test_masked_keys_weigh_nothing_whatever_calibration_saw(h, kv, preset, calib
     assert float(grid.scale) * (grid.spec.qmax - grid.spec.qmin) < 2 * (float(logits) + 24) + 1  # FILL is 1e4
 
 
+@heads
+@masks
+def test_one_product_per_head_is_the_same(h, kv, mask):
+    """The numbers, the ranges that calibration finds, and what is on the grid but for a rounding here and there."""
+    q, k, v = qkv(h, kv)
+    given = AdditiveMask.of(mask(h), q.dtype)
+    batched, single = core(8**-0.5), core(8**-0.5)
+    for a, b in zip(batched(q, k, v, given), single(q, k, v, given, per_head=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for piece in (batched, single):
+        settle(piece)
+    for (name, a), (_, b) in zip(batched.own_sites(), single.own_sites(), strict=True):
+        assert a.qparams is not None
+        assert b.qparams is not None, name
+        torch.testing.assert_close(a.qparams.scale, b.qparams.scale, rtol=1e-5, atol=0, msg=name)
+    one, other = batched(q, k, v, given)[0], batched(q, k, v, given, per_head=True)[0]
+    steps = (one - other).abs() / batched.site("attn_out").qparams.scale
+    assert float(steps.max()) < 3
+    assert float((steps > 0.5).float().mean()) < 0.02
+
+
+def test_a_graph_per_head_has_one_head_in_each_product():
+    q, k, v = qkv(4, 2)
+    piece = core()
+    piece(q, k, v)
+    settle(piece)
+    program = torch.export.export(piece, (q, k, v), {"per_head": True}, strict=False)
+    products = [node for node in program.graph.nodes if str(node.target) == "aten.matmul.default"]
+    assert len(products) == 8
+    assert all(node.meta["val"].shape[:2] == (2, 1) for node in products)
+
+
 @pytest.mark.parametrize("mask", [False, True], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("scaling", [1.0, 0.5], ids=["unscaled", "scaled"])
 def test_each_site_is_in_the_graph_once_and_masks_only_where_there_is_padding(mask, scaling):

@@ -54,3 +54,14 @@ def test_the_graph_has_no_negation_and_each_site_once():
     assert targets.count("pyquant.fake_quantize.default") == len(list(q.all_sites())) == 5
     moves, arithmetic = {"aten.slice.Tensor", "aten.cat.default"}, {"aten.mul.Tensor", "aten.add.Tensor"}
     assert {t for t in targets if t.startswith("aten.")} == moves | arithmetic
+
+
+def test_tables_beyond_one_are_observed_where_the_model_scales_them():
+    torch.manual_seed(0)
+    cos, sin = (1.3 * t for t in tables(torch.float32))
+    x, context = torch.randn(2, 5, 3, 8), WrapContext("attn.q_rotary", pyquant.Policy.preset("w8a16"))
+    q = Rotary(context, unit=False).eval()
+    expected = q(x, RotaryTables.of((cos, sin), parts=1))
+    settle(q)
+    assert float(q.site("cos").qparams.scale) * 32767 == pytest.approx(float(cos.abs().max()), rel=1e-4)
+    torch.testing.assert_close(q(x, RotaryTables.of((cos, sin), parts=1)), expected, rtol=1e-3, atol=1e-3)
