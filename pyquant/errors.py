@@ -65,3 +65,7 @@ class CheckpointError(PyquantError, ValueError):
 
 class OpArgumentError(PyquantError, ValueError):
     """An argument of a native operator: dtype, rank, scale, axis or group."""
+
+
+class UsageError(PyquantError, ValueError):
+    """A command line whose options contradict each other, or ask for what is not there."""

@@ -43,7 +43,7 @@ class Reader:
         CalibrationError that names the line: for an image that cannot be opened, a prompt with another number of
         images than the line has, and what the processor itself refuses.
         """
-        images = [_open(file, line.where) for file in line.images]
+        images = [open_image(file, line.where) for file in line.images]
         try:
             if line.prompt is None:
                 features = self._require("image_processor", line, "image processor", "image")(
@@ -193,11 +193,14 @@ def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
     return Partial(**given)
 
 
-def _open(file: Path, where: str) -> Any:
+def open_image(file: Path, where: str) -> Any:
+    """A file as a PIL image in RGB. Raises CalibrationError that begins with `where`, ImportError without Pillow."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise ImportError("images are opened by Pillow, which is not installed: pip install 'pyquant-circle[images]'") from error
+        raise ImportError(
+            "images are opened by Pillow, which is not installed: pip install 'pyquant-circle[images]'"
+        ) from error
     try:
         with Image.open(file) as image:
             return image.convert("RGB")

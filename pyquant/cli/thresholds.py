@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # metric -> whether a larger value is the worse one
@@ -49,16 +49,25 @@ def threshold(text: str) -> Threshold:
     return Threshold(metric, limit)
 
 
-def add_fail_above(parser: argparse.ArgumentParser) -> None:
-    """`--fail-above`, the same for every verb; may be given several times."""
+def add_fail_above(parser: argparse.ArgumentParser, metrics: Sequence[str] = tuple(METRICS)) -> None:
+    """`--fail-above` for a verb that measures `metrics`; may be given several times."""
+
+    def known(text: str) -> Threshold:
+        found = threshold(text)
+        if found.metric not in metrics:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: {found.metric} is not measured here; expected one of {', '.join(metrics)}"
+            )
+        return found
+
     parser.add_argument(
         "--fail-above",
         metavar="METRIC=LIMIT",
-        type=threshold,
+        type=known,
         action="append",
         default=[],
-        help=f"exit code 1 when a value is beyond the limit, such as PEIR=0.05 or SQNR=20 (smaller is worse); "
-        f"one of {', '.join(METRICS)}; may be repeated",
+        help=f"exit code 1 when a value is beyond the limit, such as PEIR=0.05 (SQNR and COSINE: below it); one of "
+        f"{', '.join(metrics)}; may be repeated",
     )
 
 

@@ -52,8 +52,8 @@ def capture(
     """
     # A module that has two paths is recorded under the first: a call does not say by which path it came.
     names = {id(module): name for name, module in model.named_modules()}
-    recorded = set(names.values()) if modules is None else _select(names.values(), modules, "modules")
-    kept = _select(names.values(), tensors, "tensors")
+    recorded = set(names.values()) if modules is None else select(names.values(), modules, "modules")
+    kept = select(names.values(), tensors, "tensors")
     if folder is not None:
         refuse_existing(Path(folder))
     store: TensorStore = MemoryStore() if folder is None else DiskStore(Path(folder) / "tensors")
@@ -106,7 +106,7 @@ def run_model(model: nn.Module, inputs: object) -> None:
         raise TraceError(f"inputs are a mapping, a tuple, a list or a tensor, not {type(inputs).__name__}")
 
 
-def _select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:
+def select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:
     """The names that match at least one glob; TraceError for a glob that matches none."""
     names = list(names)
     known = set(names)

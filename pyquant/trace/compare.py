@@ -94,7 +94,14 @@ class Comparison:
             raise TraceError(f"a comparison whose JSON is not as to_json writes it: {error!r}") from error
 
 
-def compare(a: Trace, b: Trace, names: Names | None = None, parts: Iterable[str] = ("output",)) -> Comparison:
+def compare(
+    a: Trace,
+    b: Trace,
+    names: Names | None = None,
+    parts: Iterable[str] = ("output",),
+    *,
+    loose_shapes: bool = False,
+) -> Comparison:
     """Pairs the calls of two traces and says how far the values of `b` are from those of `a`, the reference.
 
     names: module name in `b` -> module name in `a`, as a mapping (a name that is not in it stays) or a function; None
@@ -104,8 +111,8 @@ def compare(a: Trace, b: Trace, names: Names | None = None, parts: Iterable[str]
     The k-th call of a module is paired with the k-th of the same name. A module that only one trace knows is listed in
     `only_a` or `only_b`; a module that both know but that was not called equally often gives an error entry.
     Containers of different type are compared item by item: by name when both have names, else by place (without their
-    None items if only so the lengths agree, as HF's tuples leave them out). Shapes may differ in sides of one. What cannot
-    be paired gives an error entry.
+    None items if only so the lengths agree, as HF's tuples leave them out). What cannot be paired gives an error entry.
+    loose_shapes: shapes may differ in sides of one, as those of a convolution over one patch and a linear layer do.
     """
     parts = tuple(parts)
     if not parts or not set(parts) <= set(PARTS):
@@ -118,7 +125,9 @@ def compare(a: Trace, b: Trace, names: Names | None = None, parts: Iterable[str]
         right = calls_b.get((name, repeat))
         if right is not None:
             for part in parts:
-                entries += _Pair(a, b, name, repeat).values(part, getattr(left, part), getattr(right, part))
+                entries += _Pair(a, b, name, repeat, loose_shapes).values(
+                    part, getattr(left, part), getattr(right, part)
+                )
         elif name in known_b:
             problem = f"a calls {name or '(model)'} again, b has no call {repeat + 1} of it"
             entries.append(Entry(name, repeat, "", left.type, "(no call)", problem=problem))
@@ -153,6 +162,7 @@ class _Pair:
     b: Trace
     module: str
     repeat: int
+    loose_shapes: bool
 
     def values(self, path: str, x: Value, y: Value) -> Iterator[Entry]:
         """One entry for each pair of tensors and for each problem; for values without either, one in all."""
@@ -196,7 +206,7 @@ class _Pair:
             yield from self._walk(f"{path}.{name}", mine, other)
 
     def _tensors(self, path: str, x: TensorValue, y: TensorValue) -> Entry:
-        if x.shape != y.shape and _sides(x) != _sides(y):
+        if x.shape != y.shape and not (self.loose_shapes and _sides(x) == _sides(y)):
             return self._entry(path, x, y, f"shapes differ: a has {x.shape}, b has {y.shape}")
         if _is_float(x) != _is_float(y):
             return self._entry(path, x, y, f"dtypes differ in kind: a has {x.dtype}, b has {y.dtype}")
@@ -220,7 +230,7 @@ def _short(value: Value | None) -> str:
 
 
 def _sides(value: TensorValue) -> tuple[int, ...]:
-    """The shape without sides of one: a convolution over one patch and a linear layer give the same numbers."""
+    """The shape without sides of one."""
     return tuple(side for side in value.shape if side != 1)
 
 

@@ -119,10 +119,11 @@ def _lines(name: str, value: Value, indent: str) -> Iterator[str]:
         known = value.value is not None
         yield f"{indent}{name}: " + (f"{value.type} {value.value!r}" if known else value.type)
     else:
-        yield f"{indent}{name}: {_tensor(value)}"
+        yield f"{indent}{name}: {tensor_line(value)}"
 
 
-def _tensor(value: TensorValue) -> str:
+def tensor_line(value: TensorValue) -> str:
+    """`Tensor float32 (1, 8) mean=0.1 min=0 max=1 std=0.2`."""
     text = f"{value.type} {value.dtype} {value.shape}"
     found = value.statistics
     if found is None:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records every module of a float model and of its wrappers on the same inputs, and shows the two side by side.
+
+It prints the model's inputs, the record of each call, and the difference of each output. Without
+--enable-quantization the wrappers compute in float, and the two must agree to rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyquant.cli.checkpoints import DTYPES
+from pyquant.cli.comparison import METRICS, judge
+from pyquant.cli.main import FINE, FOUND
+from pyquant.cli.thresholds import add_fail_above
+from pyquant.errors import UsageError
+from pyquant.recipes import names as recipes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pyquant.trace import Call, Comparison, SiteTrace, Trace
+
+FORMAT = "pyquant-trace-report-1"
+# PEIR that reordered sums stay below, by the type that the model computes in.
+ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+IN_MEMORY = 2**28  # bytes of parameters up to which the tensors of a trace are kept in RAM
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:qwen3_vl")
+    add("--image", nargs="+", action="extend", default=[], metavar="FILE", help="image files, in order")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--prompt", metavar="TEXT", help="text, through the model's tokenizer (tiny models read bytes)")
+    words.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a text")
+    add("--no-trace-unquantized", action="store_true", help="print no records of the float model")
+    add("--no-trace-quantized", action="store_true", help="print no records of the wrappers")
+    add("--no-side-by-side", action="store_true", help="print no table of differences")
+    add("--enable-quantization", action="store_true", help="quantize the wrappers, calibrated on these inputs")
+    add("--recipe", choices=recipes(), help="formats with --enable-quantization (default: w8a8)")
+    add("--sites", action="store_true", help="with --enable-quantization: also what each site did to its values")
+    add("--interesting-modules", nargs="+", action="extend", default=[], metavar="GLOB", help=_INTERESTING)
+    add(
+        "--breakpoint-on-interesting-modules",
+        action="store_true",
+        help="stop in the debugger after each of their calls",
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="the type that the models run in (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write all of it as JSON; - is the standard output, instead of text")
+    add("--save", type=Path, metavar="DIR", help="keep both traces, tensors included, as DIR/float and DIR/quantized")
+    add_fail_above(parser, METRICS)
+
+
+_INTERESTING = "print only the records, tensors and differences of these modules, such as '*.mlp'"
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyquant import wrap
+    from pyquant.cli import trace_run as runs
+    from pyquant.trace import compare, sites
+    from pyquant.wrap import Phase
+
+    _check(args)
+    text = sys.stdout if args.json != Path("-") else sys.stderr
+
+    def note(said: str) -> None:
+        print(f"note: {said}", file=sys.stderr)
+
+    fp = runs.load(args.model, args.dtype)
+    names = [name for name, _ in fp.named_modules()]
+    shown = runs.chosen(names, args.interesting_modules) if args.interesting_modules else set(names)
+    stops = shown if args.breakpoint_on_interesting_modules else set()
+    batch = runs.inputs(args, fp, note)
+    print(_inputs(args.model, fp, batch), file=text)
+    q = runs.quantized(fp, args.recipe or "w8a8", batch, note) if args.enable_quantization else runs.wrapped(fp)
+    pairs = runs.counterparts(fp, q)
+    phase = Phase.QUANTIZED if args.enable_quantization else Phase.FLOAT
+    with ExitStack() as stack, wrap.phase(q, phase):
+        folder = _folder(args, fp, stack)
+        mine = [name for name, path in pairs.items() if path in shown]
+        left = runs.record(fp, batch, None, sorted(shown), folder and folder / "float", stops)
+        right = runs.record(q, batch, sorted(pairs), mine, folder and folder / "quantized", {n for n in mine if stops})
+        comparison = _only(compare(left, right, pairs, loose_shapes=True), shown)
+        found = sites(q, batch) if args.sites else None
+        report = _Report(args, left, right, comparison, found, shown, pairs)
+        print(report.text(), end="", file=text)
+        if args.json is not None:
+            report.write(batch)
+    return _verdict(args, comparison)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.recipe and not args.enable_quantization:
+        raise UsageError(f"--recipe {args.recipe} says how to quantize; add --enable-quantization")
+    if args.sites and not args.enable_quantization:
+        raise UsageError("--sites shows what quantization does; add --enable-quantization")
+    if args.breakpoint_on_interesting_modules and not args.interesting_modules:
+        raise UsageError("--breakpoint-on-interesting-modules needs --interesting-modules GLOB ...")
+    if args.json is not None and str(args.json) != "-" and not args.json.absolute().parent.is_dir():
+        raise UsageError(f"--json: the folder {str(args.json.absolute().parent)!r} does not exist; create it first")
+    if args.save is not None and args.save.exists():
+        raise UsageError(f"--save: {str(args.save)!r} exists; name a new folder")
+
+
+def _folder(args: argparse.Namespace, fp: nn.Module, stack: ExitStack) -> Path | None:
+    """Where the tensors go: the folder asked for, none (RAM) for a small model, else one that goes away at the end."""
+    if args.save is not None:
+        return Path(args.save)
+    if sum(p.numel() * p.element_size() for p in fp.parameters()) <= IN_MEMORY:
+        return None
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyquant-trace-")))
+
+
+def _inputs(name: str, fp: nn.Module, batch: dict[str, Tensor]) -> str:
+    from pyquant.trace import describe
+    from pyquant.trace.render import tensor_line
+    from pyquant.trace.values import tensors_of
+
+    lines = [f"{name}: {type(fp).__name__}", "inputs"]
+    lines += [f"  {path}: {tensor_line(value)}" for path, value in tensors_of(describe(batch))]
+    return "\n".join(lines) + "\n"
+
+
+class _Report:
+    """What was recorded, as text and as JSON."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        left: Trace,
+        right: Trace,
+        comparison: Comparison,
+        found: SiteTrace | None,
+        shown: set[str],
+        pairs: dict[str, str],
+    ) -> None:
+        self.args, self.left, self.right, self.comparison, self.found = args, left, right, comparison, found
+        self.calls = {
+            "unquantized": [call for call in left if call.name in shown],
+            "quantized": [call for call in right if pairs[call.name] in shown],
+        }
+
+    def text(self) -> str:
+        from pyquant.trace import render_comparison, render_sites
+
+        out = []
+        if not self.args.no_trace_unquantized:
+            out += ["--- unquantized: transformers' modules", self._records(self.left, self.calls["unquantized"])]
+        if not self.args.no_trace_quantized:
+            how = f"quantized, {self.args.recipe or 'w8a8'}" if self.args.enable_quantization else "in float"
+            out += [f"--- quantized: the wrappers, {how}", self._records(self.right, self.calls["quantized"])]
+        if not self.args.no_side_by_side:
+            out += ["--- side by side: a is unquantized, b is quantized", render_comparison(self.comparison)]
+        if self.found is not None:
+            out += ["--- sites", render_sites(self.found)]
+        return "\n".join(out)
+
+    def _records(self, trace: Trace, calls: list[Call]) -> str:
+        from pyquant.trace import render_trace
+
+        if not self.args.interesting_modules:
+            return render_trace(trace, calls)
+        # Of the chosen modules the values themselves too, as torch abridges them.
+        out = []
+        for call in calls:
+            out.append(render_trace(trace, [call]))
+            for path, value in call.tensors():
+                if path.startswith("output") and value.key is not None:
+                    rows = str(trace.tensor(value)).split("\n")
+                    out.append("\n".join([f"  {path} =", *(f"    {row}" for row in rows)]) + "\n")
+        return "".join(out)
+
+    def write(self, batch: dict[str, Tensor]) -> None:
+        from pyquant.trace import describe
+        from pyquant.trace.values import to_data
+
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "model": self.args.model,
+            "recipe": (self.args.recipe or "w8a8") if self.args.enable_quantization else None,
+            "inputs": to_data(describe(batch)),
+            "unquantized": json.loads(self.left.to_json()),
+            "quantized": json.loads(self.right.to_json()),
+            "side_by_side": json.loads(self.comparison.to_json()),
+        }
+        if self.found is not None:
+            data["sites"] = json.loads(self.found.to_json())
+        said = json.dumps(data, allow_nan=False, indent=1) + "\n"
+        if str(self.args.json) == "-":
+            sys.stdout.write(said)
+        else:
+            self.args.json.write_text(said, encoding="utf-8")
+
+
+def _only(comparison: Comparison, shown: set[str]) -> Comparison:
+    """The entries of the modules that are shown; pieces of wrappers that stand for no module are left out."""
+    from dataclasses import replace
+
+    entries = tuple(entry for entry in comparison if entry.module in shown)
+    return replace(comparison, entries=entries, only_a=tuple(n for n in comparison.only_a if n in shown), only_b=())
+
+
+def _verdict(args: argparse.Namespace, comparison: Comparison) -> int:
+    code = judge(comparison, args.fail_above)
+    if args.enable_quantization:
+        return code
+    limit = ROUNDING[args.dtype]
+    if beyond := comparison.above(limit):
+        first = beyond[0]
+        print(
+            f"the wrappers, in float, differ from the model by more than rounding (PEIR {limit:g}) at {len(beyond)} "
+            f"values, first at {first.module or '(model)'} {first.path}{f': {first.problem}' if first.problem else ''}",
+            file=sys.stderr,
+        )
+        return FOUND
+    return code or FINE
