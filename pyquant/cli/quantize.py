@@ -67,6 +67,7 @@ _UNUSED = "sites that may stay without data, and float, such as 'model.visual.*'
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    import pyquant
     from pyquant import files
     from pyquant.cli import quantize_output as output
 
@@ -77,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     job = _read(args, console, timer)
     fp, q = _calibrated(args, policy, job, console, timer)
     with files.whole_folder(args.out) as new:
-        with timer.step("export"), console.status("exporting and writing graphs"):
-            programs = _export(q, new, job.choice, args.target)
+        with timer.step("export"):
+            programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
             output.write_rest(new, q, _settings(args, job))
     output.show(console, args.out, fp, programs, len(job.data), timer.seconds)
@@ -236,12 +237,6 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
     for reason, paths in counts.items():
         lines += [f"{reason}:", *(f"  {path}{f' ({n} sites)' if n > 1 else ''}" for path, n in paths.items())]
     return lines[:LISTED] + ([f"  and {len(lines) - LISTED} more lines"] if len(lines) > LISTED else [])
-
-
-def _export(q: QModule, folder: Path, choice: Choice, target: Any) -> dict[str, Any]:
-    import pyquant
-
-    return pyquant.export_bundle(q, folder, choice.profiles, target=target)
 
 
 def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:

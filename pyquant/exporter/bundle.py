@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from pyquant import __version__
 from pyquant.circle.files import Target
@@ -41,13 +42,15 @@ def export_bundle(
     family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
     and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written aside before the first
     file changes its name, the manifest last: a failure leaves the folder as it was. Files of the bundle that stood
-    there and that the new one does not name are removed.
+    there and that the new one does not name are removed. On a terminal a bar shows how far it is.
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
     parts, said = _parts(q, profiles)
     folder = Path(out_dir)
     _require_folder(folder, parts)
-    programs = {name: export(part, profile, name=name, target=target) for name, (part, profile) in parts.items()}
+    programs: dict[str, CircleProgram] = {}
+    for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None):
+        programs[name] = export(part, profile, name=name, target=target)
     for name, program in programs.items():
         if faults := program.check(target):
             listed = "\n".join(f"  {fault}" for fault in faults)
