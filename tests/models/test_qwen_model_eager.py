@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole Qwen3-VL in its float phase against transformers: prompts, caches, masks, positions, outputs, generate()."""
+"""The whole Qwen3-VL in its float phase against transformers: prompts, cache, masks, positions, outputs, generate()."""
 
 from __future__ import annotations
 
