@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# One line per chore. Everything runs in .venv, which the first chore makes; nothing needs root.
+# One line per chore. Everything runs in .venv, which the first chore makes; only `browser` needs root.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-vision test test-slow native sanitize lint bench matrix clean
+.PHONY: browser help setup demo demo-vision test test-slow native sanitize lint bench matrix clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine
 
 matrix: setup ## the model tests on transformers 5.5.4, 5.9, 5.14, 5.18 and the newest
 	$(BIN)/python tests/matrix.py $(MATRIX_ARGS)
+
+browser: ## Chromium and its driver from Debian, for the tests of reports (needs root)
+	@command -v chromedriver > /dev/null && command -v chromium > /dev/null || \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver)
 
 clean: ## build folders (not the virtual environment)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -34,6 +34,7 @@ _HOME = {
     "QParams": "pyquant.qparams",
     "PyquantError": "pyquant.errors",
     "register": "pyquant.wrap",
+    "report": "pyquant.reporter",
 }
 _ROOMS = ("calibration", "verify", "circle", "trace", "ops", "wrap")
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from pyquant.policy import Policy as Policy
     from pyquant.policy import Rule as Rule
     from pyquant.qparams import QParams as QParams
+    from pyquant.reporter import report as report
     from pyquant.spec import BlockSpec as BlockSpec
     from pyquant.spec import IntType as IntType
     from pyquant.spec import PerAxis as PerAxis

@@ -45,6 +45,23 @@ def folder(target: Path, *, last: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def whole_text(target: Path, text: str) -> None:
+    """Write one UTF-8 file; what stood there is replaced at the end. Raises OSError, with `target` as it was."""
+    target = target.absolute()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist; create it first")
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    new = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        _sync(new)
+        new.chmod(0o666 & ~_umask())
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new empty folder to fill, with folders in it; it takes the place of `target`, old contents and all, at the end.

@@ -6,9 +6,8 @@ It owns the runs and what is measured of them. Switching is switch.py, grouping 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from pyquant.errors import InputError, PhaseError
 from pyquant.sensitivity.formats import SiteFormat
 from pyquant.sensitivity.groups import Grouping, Observation
+from pyquant.sensitivity.outputs import call, tensors_in
 from pyquant.sensitivity.result import Damage, GroupDamage, Sensitivity
 from pyquant.sensitivity.switch import Switches
 from pyquant.site import Site
@@ -91,12 +91,9 @@ class _Run:
 
     def outputs(self, batch: Any) -> tuple[list[Tensor], Any]:
         """The floating tensors of the output that count, and the whole output."""
-        if isinstance(batch, Mapping):
-            whole = self._q(**batch)
-        else:
-            whole = self._q(batch) if isinstance(batch, Tensor) else self._q(*batch)
+        whole = call(self._q, batch)
         counted = whole if self._output is None else self._output(whole)
-        tensors = [tensor for tensor in _tensors(counted) if tensor.is_floating_point()]
+        tensors = [tensor for tensor in tensors_in(counted) if tensor.is_floating_point()]
         if not tensors:
             raise InputError(
                 f"the model's output ({type(counted).__name__}) holds no floating tensor; choose what counts by output="
@@ -161,18 +158,3 @@ class _Column:
         if self._noise == 0:
             return math.inf
         return 10 * math.log10(self._signal / self._noise) if self._signal > 0 else -math.inf
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested output, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name, None))

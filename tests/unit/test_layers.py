@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
     "trace": {"errors", "ops", "site", "wrap"},  # wrap for a type; capture and compare know torch and ops only
     "sensitivity": VALUES | {"policy", "site", "wrap"},
+    "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors"},
     "_launch": set(),
 }
@@ -58,6 +59,7 @@ WITHOUT = {
         "verify",
         "trace",
         "sensitivity",
+        "reporter",
         "calibration",
     },
 }
