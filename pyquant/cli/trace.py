@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         mine = [name for name, path in pairs.items() if path in shown]
         left = runs.record(fp, batch, None, sorted(shown), folder and folder / "float", stops)
         right = runs.record(q, batch, sorted(pairs), mine, folder and folder / "quantized", {n for n in mine if stops})
+        if silent := sorted(shown - {call.name for call in left}) if args.interesting_modules else []:
+            note(f"these inputs call {len(silent)} of the interesting modules not at all, such as {silent[0]!r}")
         comparison = _only(compare(left, right, pairs, loose_shapes=True), shown)
         found = sites(q, batch) if args.sites else None
         report = _Report(args, left, right, comparison, found, shown, pairs)

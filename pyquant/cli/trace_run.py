@@ -140,7 +140,7 @@ def chosen(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """The names that match a glob. Raises TraceError, with near names, for a glob that matches none."""
     from pyquant.trace.capture import select
 
-    return select(names, patterns, "--interesting-modules ")
+    return select(names, patterns, "--interesting-modules")
 
 
 @contextmanager
