@@ -95,3 +95,37 @@ def test_the_table_covers_every_static_wrapper():
     classes = {type(STATIC[name].build()) for name, _ in PREFILL if name in STATIC}
     assert classes == {type(case.build()) for case in STATIC.values()}
     assert set(PLAIN) <= {name for name, _ in PREFILL}
+
+
+@pytest.mark.parametrize("step", ["prefill", "decode"])
+def test_float_graphs_on_onert_are_transformers(step):
+    """The real runtime, against HF's own forward: the prompt, or one token after a DynamicCache."""
+    pytest.importorskip("onert", reason="0.1.0 has no wheel for this Python or platform")
+    from pyquant.verify.runtimes.onert import Runtime
+
+    fp = tiny.text(num_hidden_layers=2)
+    q = pyquant.prepare(fp, pyquant.Policy.preset("float"))
+    pyquant.convert(q)
+    batch = tiny.Batch((8,))
+    given = {**tiny.deepstacked(batch), "deepstack_visual_embeds": tiny.features(batch, 2)}
+    with torch.no_grad():
+        first = fp(**given)
+        if step == "prefill":
+            adapter = q.as_export_module(TextProfile(1, 8, deepstack=2))
+            tensors, expected = tiny.graph_inputs(given, batch), first.last_hidden_state
+        else:
+            past = {
+                f"past_{what}_{i}": (layer.keys if what == "key" else layer.values).clone()
+                for i, layer in enumerate(first.past_key_values.layers)
+                for what in ("key", "value")
+            }
+            at = torch.full((3, 1, 1), 9)
+            token = tiny.randn(1, 1, tiny.D, seed=6)
+            cos, sin = tiny.hf.Qwen3VLTextRotaryEmbedding(tiny.config())(token, at)
+            rest = {"attention_mask": torch.zeros(1, 1, 1, 9), "cos": cos, "signed_sin": tiny.signed(sin)}
+            tensors = {"inputs_embeds": token, **rest, **past}
+            adapter = q.as_export_module(TextProfile(1, 1, past_len=8))
+            expected = fp(inputs_embeds=token, position_ids=at, past_key_values=first.past_key_values).last_hidden_state
+        assert list(adapter.input_specs) == list(tensors)
+        out = Runtime(pyquant.export(adapter, target="onert")).run(list(tensors.values()))
+        tiny.close(q.norm(out["hidden_states"]), expected, 1e-5)
