@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host side of a Qwen3-VL bundle over the graphs' adapters: tokens and logits of the quantized tree, any layout."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from qwen_bundle_tiny import PROMPTS, Eager, profile, tree
+from qwen_model_tiny import IMAGE, A, B, C, batch, quantized
+from torch import Tensor
+
+import pyquant
+from pyquant.errors import InputError, PhaseError, ProfileError
+from pyquant.models import qwen3_vl
+from pyquant.models.qwen3_vl.host import Host
+from pyquant.verify import peir
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "stack": {},
+    "per_layer": {"layers": "per_layer"},
+    "per_head": {"attention": "per_head"},
+    "one_length": {"prefill_lengths": (), "token_embedding": "dynamic"},
+    "fixed_embeddings": {"token_embedding": "fixed"},
+}
+
+
+@cache
+def eager(layout: str = "stack", batch_size: int = 1) -> Eager:
+    return Eager(tree()[1], profile(batch_size=batch_size, **LAYOUTS[layout]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_are_those_of_the_tree(layout: str, prompt: str) -> None:
+    _, q = tree()
+    run, given = eager(layout), batch(PROMPTS[prompt])
+    expected = q.generate(**given, max_new_tokens=5, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("layout", ["stack", "per_layer"])
+def test_rows_of_a_batch(layout: str, side: str) -> None:
+    """Rows of unequal length; padded on the right, transformers itself would go on after the padding."""
+    _, q = tree()
+    rows = [(1, A, 2), (5,), (C, 3, B)]
+    run, given = eager(layout, 3), batch(*rows, side=side)
+    expected = q.generate(**batch(*rows, side="left"), max_new_tokens=5, do_sample=False)[:, -5:]
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5)[:, -5:], expected)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_logits_are_those_of_the_tree(prompt: str) -> None:
+    """Prefill and every decode step, far closer than quantization itself brings them to the float model."""
+    fp, q = tree()
+    run, given = eager(), batch(PROMPTS[prompt])
+    seen: list[Tensor] = []
+
+    def greedy(logits: Tensor, tokens: Tensor) -> Tensor:
+        seen.append(logits)
+        return logits[:, :60].argmax(dim=-1)  # no placeholder: it would want an image
+
+    tokens = run.host().generate(run, **given, max_new_tokens=4, sampler=greedy, eos_token_id=-1)
+    whole = {**given, "input_ids": tokens[:, :-1], "attention_mask": torch.ones_like(tokens[:, :-1])}
+    whole.pop("mm_token_type_ids", None)
+    with torch.no_grad():
+        expected, reference = (m(**whole, logits_to_keep=4).logits[0] for m in (q, fp_with_types(fp)))
+    assert peir(expected, torch.cat(seen)) <= 0.1 * peir(reference, expected)
+
+
+def fp_with_types(fp: Any) -> Any:
+    def call(**given: Any) -> Any:
+        types = (given["input_ids"] == IMAGE).int() + 2 * (given["input_ids"] == 62).int()
+        return fp(**given, **({"mm_token_type_ids": types} if types.any() else {}))
+
+    return call
+
+
+def test_without_quantization() -> None:
+    fp, q = tree("float")
+    given = batch(PROMPTS["apart"])
+    run = Eager(q, profile())
+    tokens = run.host().generate(run, **given, max_new_tokens=6)
+    assert torch.equal(tokens, fp.generate(**given, max_new_tokens=6, do_sample=False))
+
+
+def test_an_answer_that_ends() -> None:
+    """The token that comes second ends a row: what follows is padding, and the loop stops with the last row."""
+    _, q = tree()
+    run, given = eager("stack", 3), batch((1, A, 2), (5,), (C, 3, B), side="left")
+    free = q.generate(**given, max_new_tokens=6, do_sample=False)[:, -6:]
+    ends = int(free[0, 1])
+    options = {"max_new_tokens": 6, "eos_token_id": ends, "pad_token_id": 0}
+    expected = q.generate(**given, do_sample=False, **options)
+    assert torch.equal(run.host().generate(run, **given, **options), expected)
+    several = [ends, int(free[1, 0])]
+    expected = q.generate(**given, do_sample=False, **{**options, "eos_token_id": several})
+    assert torch.equal(run.host().generate(run, **given, **{**options, "eos_token_id": several}), expected)
+
+
+def test_a_sampler_chooses() -> None:
+    run, given = eager(), batch(PROMPTS["text"])
+    tokens = run.host().generate(run, **given, max_new_tokens=3, sampler=lambda logits, _: logits.argmin(-1))
+    greedy = run.host().generate(run, **given, max_new_tokens=3)
+    assert not torch.equal(tokens, greedy)
+    assert tokens.shape == greedy.shape
+
+
+def test_the_longest_that_fits() -> None:
+    """max_seq_len 28 is 24 tokens of the prompt and 4 behind it; one more token needs no place in the cache."""
+    _, q = tree()
+    given = batch((24,))
+    run = eager()
+    expected = q.generate(**given, max_new_tokens=5, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
+    with pytest.raises(InputError, match="at most 5 new tokens"):
+        run.host().generate(run, **given, max_new_tokens=6)
+    full = Eager(q, profile(image_grids=(), prefill_lengths=(28,)))
+    given = batch((28,))
+    expected = q.generate(**given, max_new_tokens=1, do_sample=False)
+    assert torch.equal(full.host().generate(full, **given, max_new_tokens=1), expected)
+
+
+def test_two_profiles_do_not_disturb_each_other() -> None:
+    _, q = tree()
+    given = batch(PROMPTS["apart"])
+    run = Eager(q, profile())
+    with torch.no_grad():
+        before = run.host().generate(run, **given, max_new_tokens=4), q(**given).logits
+        other = Eager(
+            q, profile(image_grids=(B,), prefill_lengths=(5,), max_seq_len=9, attention="per_head", batch_size=2)
+        )
+        other.host().generate(other, **batch((2,), (3,), side="left"), max_new_tokens=2)
+        after = run.host().generate(run, **given, max_new_tokens=4), q(**given).logits
+    for first, second in zip(before, after, strict=True):
+        assert torch.equal(first, second)
+
+
+# --- the whole model in one graph ---
+
+
+@torch.no_grad()
+def test_the_whole_model_in_one_graph() -> None:
+    _, q = tree()
+    run = Eager(q, profile(layers="whole", max_seq_len=16, prefill_lengths=(), image_grids=(A, C)))
+    given = batch((2, A, 1, C, 1))
+    length = given["input_ids"].shape[1]
+    host = eager().host()
+    real = torch.arange(16)[None] < length
+    ids = torch.nn.functional.pad(given["input_ids"], (0, 16 - length))
+    types = torch.nn.functional.pad(given["mm_token_type_ids"].long(), (0, 16 - length))
+    positions, _ = qwen3_vl.positions.rope_index(types, [A, C], [], real.long(), merge=2)
+    keep = torch.ones(16, 16).tril().bool()[None] & real[:, None]
+    out = run(
+        "model",
+        {
+            "input_ids": ids.int(),
+            "pixel_values": given["pixel_values"],
+            "visual_index": qwen3_vl.fusion.visual_index(types, 5, 0).int(),
+            "attention_mask": host._mask(keep),
+            **host._tables(positions),
+        },
+    )
+    expected = q.model(**given).last_hidden_state
+    assert peir(expected, out["last_hidden_state"][:, :length]) < 0.005
+    with pytest.raises(InputError, match="no prefill and no decode"):
+        Host(run.manifest)
+
+
+def test_the_model_without_its_head() -> None:
+    _, q = tree()
+    names = set(profile().graphs(q.model))
+    assert "lm_head" not in names
+    assert names < set(profile().graphs(q))
+    with pytest.raises(InputError, match="no lm_head"):
+        Host(profile().manifest(q.model))
+
+
+# --- what is refused ---
+
+REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "grid": ((2, (1, 8, 2)), {}, r"no vision graph for the grid \(1, 8, 2\)"),
+    "odd_grid": ((2, A), {"image_grid_thw": torch.tensor([[1, 5, 4]])}, "multiples of spatial_merge_size"),
+    "long_prompt": ((25,), {}, r"25 tokens, more than every prefill length of this bundle \[8, 24\]"),
+    "long_answer": ((10,), {"max_new_tokens": 20}, "cache longer than max_seq_len 28"),
+    "no_answer": ((4,), {"max_new_tokens": 0}, "at least 1"),
+    "two_rows": ((4,), {"input_ids": torch.zeros(2, 4, dtype=torch.int64), "attention_mask": None}, "batch_size=1"),
+    "float_ids": ((4,), {"input_ids": torch.zeros(1, 4)}, "input_ids are integers"),
+    "mask": ((4,), {"attention_mask": torch.ones(1, 3)}, "attention_mask"),
+    "all_padding": ((4,), {"attention_mask": torch.zeros(1, 4)}, "all padding"),
+    "no_pixels": ((2, A), {"pixel_values": None}, "belong together"),
+    "no_image": ((2, A), {"pixel_values": None, "image_grid_thw": None}, "no grid is left"),
+    "few_pixels": ((2, A), {"pixel_values": torch.zeros(12, 96)}, "12 rows"),
+    "other_image": ((2, A), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "image"),
+    "image_nowhere": ((4,), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "1 more image"),
+    "types": ((2, A), {"mm_token_type_ids": torch.zeros(1, 8, dtype=torch.int64)}, "contradict"),
+    "vocabulary": ((4,), {"input_ids": torch.tensor([[1, 2, 3, 67]])}, "out of the range 0 to 66"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    prompt, change, message = REFUSED[case]
+    run = eager()
+    given = {"max_new_tokens": 2, **batch(prompt), **change}
+    with pytest.raises(InputError, match=message):
+        run.host().generate(run, **given)
+
+
+PROFILES: dict[str, tuple[dict[str, Any], str]] = {
+    "length": ({"max_seq_len": 1}, "max_seq_len is an integer of at least 2"),
+    "prefill": ({"prefill_lengths": (8, 64)}, "prefill length 64 is more than max_seq_len 28"),
+    "prefill_text": ({"prefill_lengths": "8"}, "prefill_lengths are integers"),
+    "prefill_zero": ({"prefill_lengths": (0,)}, "at least 1"),
+    "rows": ({"batch_size": 0}, "batch_size"),
+    "layers": ({"layers": "some"}, "layers is one of stack, per_layer, whole"),
+    "attention": ({"attention": "flash"}, "attention is one of"),
+    "twice": ({"image_grids": (A, A)}, "stands twice"),
+    "grid": ({"image_grids": ((1, 4),)}, "triples"),
+    "whole": ({"layers": "whole"}, "leave prefill_lengths out"),
+}
+
+
+@pytest.mark.parametrize("case", PROFILES)
+def test_profiles_that_cannot_be(case: str) -> None:
+    change, message = PROFILES[case]
+    with pytest.raises(ProfileError, match=message):
+        profile(**change)
+
+
+def test_profiles_that_contradict_the_model() -> None:
+    _, q = tree()
+    with pytest.raises(ProfileError, match="max_position_embeddings, 128"):
+        profile(max_seq_len=200).graphs(q)
+    part, own = profile(image_grids=((1, 3, 4),)).graphs(q)["vision_t1_h3_w4"]
+    with pytest.raises(ProfileError, match="spatial_merge_size"):
+        part.as_export_module(own)
+    with pytest.raises(ProfileError, match="is for a quantized Qwen3VLForConditionalGeneration"):
+        profile().graphs(q.model.visual)
+    with pytest.raises(ProfileError, match="graph by graph"):
+        q.as_export_module(qwen3_vl.TextProfile(1, 4))
+    with pytest.raises(ProfileError, match="graph by graph"):
+        q.model.as_export_module(qwen3_vl.TextProfile(1, 4))
+    with pytest.raises(ProfileError, match="more than 1 row"):
+        q.model.as_export_module(qwen3_vl.WholeProfile(1, 3, (A,)))
+    with pytest.raises(ProfileError, match=r"HeadProfile\.seq_len"):
+        qwen3_vl.HeadProfile(1, 0)
+
+
+def test_before_convert() -> None:
+    fp, _ = tree()
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
+    for name, (part, own) in profile().graphs(q).items():
+        if not name.startswith("token"):
+            with pytest.raises(PhaseError):
+                part.as_export_module(own)
+
+
+def test_a_rotary_embedding_that_depends_on_the_length() -> None:
+    _, q = quantized("w8a8", num_hidden_layers=1, vision_config={"depth": 1, "deepstack_visual_indexes": [0]})
+    q.model.language_model.rotary_emb.float_rotary.rope_type = "dynamic"
+    with pytest.raises(ProfileError, match="'dynamic'"):
+        profile().manifest(q)
