@@ -11,6 +11,7 @@ from pyquant.verify.compare import compare
 from pyquant.verify.metrics import cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
 from pyquant.verify.session import Session
+from pyquant.verify.tensors import TensorDiff, TensorReport, tensors
 from pyquant.verify.tolerance import fidelity
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "OutputDiff",
     "Report",
     "Session",
+    "TensorDiff",
+    "TensorReport",
     "compare",
     "cosine",
     "fidelity",
@@ -26,4 +29,5 @@ __all__ = [
     "mean_abs_diff",
     "peir",
     "sqnr_db",
+    "tensors",
 ]

@@ -32,10 +32,10 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     model, and what the profile fixed (positions, masks) is judged too. Raises InputError for inputs that do not fit,
     ImportError when tico is not installed.
     """
-    _require_float32(prog)
-    given = _ordered(prog, inputs)
+    require_float32(prog)
+    given = ordered_inputs(prog, inputs)
     eager = eager_outputs(prog, q, inputs)
-    values, exported = _exported_values(prog, given)
+    values, exported = exported_values(prog, given)
     runtime = Runtime(prog)
     circle = runtime.run(given)
     outputs = [
@@ -46,7 +46,8 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     return Report(prog.name, tuple(outputs), tuple(operators), unchecked, eager_dtype(prog.traced))
 
 
-def _require_float32(prog: Any) -> None:
+def require_float32(prog: Any) -> None:
+    """Raises InputError for a graph that computes in a smaller float type."""
     if held := low_floats(prog.graph):
         raise InputError(
             f"the graph '{prog.name}' has {' and '.join(held)} tensors, and TICO's runtime computes in float32 only; "
@@ -73,7 +74,7 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
         return dict(zip(names, flat, strict=True))
     adapter = q.as_export_module(prog.profile) if hasattr(q, "as_export_module") else prog.adapter if q is None else q
     with torch.no_grad():
-        out = adapter(*_ordered(prog, inputs))
+        out = adapter(*ordered_inputs(prog, inputs))
     return dict(zip(names, _flat(out), strict=True))
 
 
@@ -86,7 +87,7 @@ def _shape_of(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
+def exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
     """What each fx node that a Circle tensor stands for holds, and the program's outputs."""
     wanted = {tensor.origin for tensor in prog.graph.tensors if tensor.origin is not None}
     recorder = _Recorder(prog.exported.graph_module, wanted)
@@ -119,7 +120,7 @@ def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tupl
     held: dict[str, Array] = runtime.constants()
     last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}
     for index in graph.inputs:
-        held[graph.tensors[index].name] = _expected(graph.tensors[index], values)
+        held[graph.tensors[index].name] = expected_value(graph.tensors[index], values)
     diffs: list[OpDiff] = []
     unchecked = 0
     for number, op in enumerate(graph.operators):
@@ -130,7 +131,7 @@ def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tupl
             unchecked += 1
             held[out.name] = result
         else:
-            held[out.name] = expected = _expected(out, values)
+            held[out.name] = expected = expected_value(out, values)
             diffs.append(_op_diff(number, op.op, out, expected, result))
         for index in op.inputs:
             if index >= 0 and last[index] == number:
@@ -138,7 +139,7 @@ def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tupl
     return diffs, unchecked
 
 
-def _expected(tensor: Tensor, values: Mapping[str, Array]) -> Array:
+def expected_value(tensor: Tensor, values: Mapping[str, Array]) -> Array:
     """The eager value of a tensor, on its grid (which changes nothing where the eager model put it there already)."""
     assert tensor.origin is not None
     value = values[tensor.origin]
@@ -194,7 +195,8 @@ def _finite_diff(expected: Array, got: Array) -> float:
         return float(np.where(first == second, 0.0, np.abs(first - second)).max()) if first.size else 0.0
 
 
-def _ordered(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
+def ordered_inputs(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
+    """The graph's inputs in its order. Raises InputError for those that do not fit."""
     names = [tensor.name for tensor in prog.inputs]
     if isinstance(inputs, Mapping):
         if not set(inputs) >= set(names):
