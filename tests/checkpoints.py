@@ -151,6 +151,15 @@ def gemma4_vision(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def image_processor(folder: Path) -> Any:
+    """The folder's image processor by transformers alone; some releases find none without torchvision by themselves."""
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(folder)
+    except ImportError:
+        kind = json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
+        return getattr(transformers, kind.removesuffix("Fast") + "Pil").from_pretrained(folder)
+
+
 def picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
     """A smooth random picture, as PNG."""
     generator = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pyquant.calibration.data import CalibrationData, read
 from pyquant.calibration.lines import Line, read_lines
-from pyquant.calibration.processor import Reader, load_reader
+from pyquant.calibration.load import load_reader
+from pyquant.calibration.processor import Reader
 
 __all__ = ["CalibrationData", "Line", "Reader", "load_reader", "read", "read_lines"]

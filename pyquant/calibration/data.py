@@ -16,7 +16,8 @@ from typing import Any, overload
 from torch import Tensor
 
 from pyquant.calibration.lines import read_lines
-from pyquant.calibration.processor import Reader, load_reader
+from pyquant.calibration.load import load_reader
+from pyquant.calibration.processor import Reader
 from pyquant.calibration.tensors import SUFFIXES, Sample, read_tensors
 from pyquant.errors import CalibrationError, PyquantError
 

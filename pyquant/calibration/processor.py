@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A line of calibration data -> the model's keyword arguments, by the processor that lies beside the model's weights.
 
-It owns which parts of a processor are there and how a prompt with images is put to them. What each part does is
-transformers' own work.
+It owns how a prompt with images is put to a processor, or to the part of one that there is (load.py finds it). What
+each part does is transformers' own work.
 """
 
 from __future__ import annotations
 
-import inspect
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ class Reader:
     tokenizer: Any = None
     image_processor: Any = None
     said: tuple[str, ...] = ()
+    why_no_images: str = ""
 
     def read(self, line: Line) -> dict[str, Tensor]:
         """The keyword arguments of one line: a batch of one, without padding.
@@ -53,8 +52,8 @@ class Reader:
                 tokenizer = self._require("tokenizer", line, "tokenizer", "prompt")
                 if images:
                     raise CalibrationError(
-                        f"{line.where}: {self.source} has a tokenizer and no image processor, so a line cannot have "
-                        f"images; add preprocessor_config.json to it, or give pre-tokenized batches"
+                        f"{line.where}: {self.source} has a tokenizer and no image processor ({self.why_no_images}), "
+                        f"so a line cannot have images; add what is missing, or give batches made elsewhere"
                     )
                 features = _text(tokenizer, line.prompt)
             else:
@@ -118,79 +117,6 @@ def _text(tokenizer: Any, prompt: str) -> Mapping[str, Any]:
             return_tensors="pt",
         )
     )
-
-
-def load_reader(source: str | os.PathLike[str]) -> Reader:
-    """The processor, or the parts of one, of a checkpoint folder (or hub name).
-
-    Where transformers cannot load the whole processor because a part needs a package that is not installed (its video
-    processors need torchvision), the processor is put together without that part. Raises CalibrationError when there
-    is neither a tokenizer nor an image processor.
-    """
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
-
-    name = os.fspath(source)
-    whole, why = _attempt(AutoProcessor, name)
-    if isinstance(whole, ProcessorMixin):
-        parts = (getattr(whole, "tokenizer", None), getattr(whole, "image_processor", None))
-        return Reader(name, whole, *parts)
-    tokenizer, no_tokenizer = _attempt(AutoTokenizer, name)
-    images, no_images = _attempt(AutoImageProcessor, name)
-    if tokenizer is None and images is None:
-        raise CalibrationError(
-            f"{name} has neither a tokenizer ({no_tokenizer}) nor an image processor ({no_images}); copy those files "
-            f"of the original checkpoint there, or give pre-tokenized batches (.safetensors, .pt)"
-        )
-    if tokenizer is None or images is None:
-        return Reader(name, None, tokenizer, images)
-    processor = _assembled(name, tokenizer, images)
-    if processor is None:
-        raise CalibrationError(f"{name}: transformers cannot load the processor ({why})")
-    return Reader(name, processor, tokenizer, images, (f"videos cannot be read: {why}",))
-
-
-def _attempt(auto: Any, name: str) -> tuple[Any, str]:
-    """What an Auto class makes of the folder; or None, and why."""
-    try:
-        return auto.from_pretrained(name), ""
-    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
-        return None, first.split(". ")[0].rstrip(".")
-
-
-def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
-    """The processor of the model's type with the parts at hand, and nothing where a part is missing."""
-    import transformers
-    from transformers.models.auto import processing_auto
-
-    try:
-        model_type = transformers.AutoConfig.from_pretrained(name).model_type
-    except (OSError, ValueError):
-        return None
-    processor_names = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {})
-    cls: Any = getattr(transformers, str(processor_names.get(model_type)), None)
-    if cls is None:
-        return None
-
-    class Partial(cls):  # type: ignore[misc]
-        """transformers checks the class of every part, and a part that is missing has none."""
-
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument is None:
-                return type(None)
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-    Partial.__name__ = Partial.__qualname__ = cls.__name__
-    said = cls.get_processor_dict(name)[0] if Path(name).is_dir() else {}
-    given = {"tokenizer": tokenizer, "image_processor": images}
-    for argument, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        if argument in said:
-            given.setdefault(argument, said[argument])
-        elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            given.setdefault(argument, None)
-    given["chat_template"] = said.get("chat_template") or getattr(tokenizer, "chat_template", None)
-    given.pop("video_processor", None)
-    return Partial(**given)
 
 
 def open_image(file: Path, where: str) -> Any:

@@ -69,7 +69,7 @@ def test_images_stand_first_unless_the_prompt_says_where(reader: calibration.Rea
 def test_pixels_are_those_of_the_image_processor(reader: calibration.Reader, place: Path) -> None:
     batch = read(reader, place, images=["a.png", "grey.png"], prompt="what?")
     pictures = [Image.open(place / name).convert("RGB") for name in ("a.png", "grey.png")]
-    alone = transformers.AutoImageProcessor.from_pretrained(place / "vl")(pictures, return_tensors="pt")
+    alone = checkpoints.image_processor(place / "vl")(pictures, return_tensors="pt")
     assert torch.equal(batch["pixel_values"], alone["pixel_values"])
     assert batch["pixel_values"].dtype == torch.float32
     assert torch.equal(batch["image_grid_thw"], alone["image_grid_thw"])
@@ -92,7 +92,7 @@ def test_a_tokenizer_alone_reads_text_and_says_why_it_reads_no_images(place: Pat
 def test_an_image_processor_alone_reads_images_and_says_why_it_reads_no_text(place: Path) -> None:
     reader = calibration.load_reader(place / "vision")
     batch = read(reader, place, image="a.png")
-    alone = transformers.AutoImageProcessor.from_pretrained(place / "vision")
+    alone = checkpoints.image_processor(place / "vision")
     assert torch.equal(batch["pixel_values"], alone([Image.open(place / "a.png")], return_tensors="pt")["pixel_values"])
     with pytest.raises(CalibrationError, match=r"line 1: .*vision has no tokenizer, which this line needs"):
         read(reader, place, image="a.png", prompt="what?")

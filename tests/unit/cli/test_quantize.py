@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
 from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
 
 import pyquant
@@ -54,7 +53,7 @@ def made(place: Path) -> Path:
 def by_hand(place: Path, policy: pyquant.Policy, numbers: tuple[int, ...] = (0, 1, 2)) -> Any:
     """The same model by the public functions, on the image processor's own output without its padding."""
     fp = Gemma4VisionModel.from_pretrained(place / "model", attn_implementation="eager")
-    process = AutoImageProcessor.from_pretrained(place / "model")
+    process = checkpoints.image_processor(place / "model")
     q = pyquant.prepare(fp, policy)
     pyquant.calibrate(q, [unpadded(process, place / f"{number}.png") for number in numbers])
     pyquant.convert(q)
@@ -89,7 +88,7 @@ def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
 def test_it_computes_what_the_public_functions_compute(made: Path, place: Path) -> None:
     q = by_hand(place, pyquant.Policy.preset("w8a8"))
     loaded = pyquant.load_quantized(made / "quantized")
-    batch = unpadded(AutoImageProcessor.from_pretrained(place / "model"), place / "1.png")
+    batch = unpadded(checkpoints.image_processor(place / "model"), place / "1.png")
     with torch.no_grad():
         wanted = q(**batch).last_hidden_state
         assert torch.equal(loaded(**batch).last_hidden_state, wanted)
@@ -140,7 +139,7 @@ def test_the_table_and_the_guesses_are_printed(place: Path, made: Path) -> None:
 def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place: Path, made: Path) -> None:
     out = shutil.copytree(made, place / "former")
     (out / "stale.circle").write_bytes(b"old")
-    process = AutoImageProcessor.from_pretrained(place / "model")
+    process = checkpoints.image_processor(place / "model")
     batches = [unpadded(process, place / f"{number}.png") for number in range(3)]
     flat = {f"{number}.{name}": value for number, batch in enumerate(batches) for name, value in batch.items()}
     save_file({name: value.contiguous() for name, value in flat.items()}, place / "b.safetensors")
@@ -255,7 +254,7 @@ def test_weights_that_are_missing_are_no_random_numbers(place: Path, tmp_path: P
 
 
 def test_nan_in_the_data_is_named_by_file_and_batch(place: Path, tmp_path: Path, capsys: Any) -> None:
-    process = AutoImageProcessor.from_pretrained(place / "model")
+    process = checkpoints.image_processor(place / "model")
     batches = [unpadded(process, place / f"{number}.png") for number in range(2)]
     batches[1]["pixel_values"][0, 3, 5] = float("nan")
     torch.save(batches, place / "nan.pt")
