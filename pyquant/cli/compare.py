@@ -11,7 +11,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.comparison import METRICS, judge
 from pyquant.cli.main import FINE, FOUND
@@ -76,13 +76,16 @@ def _read(name: str) -> Trace:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name!r} is no trace: not text (byte {error.start})") from error
-    return Trace.from_json(_of_a_report(name, text))
+    return Trace.from_json(_without_tensors(name, text))
 
 
-def _of_a_report(name: str, text: str) -> str:
-    """The JSON of one trace; what `pyquant trace --json` writes holds two, and says how to name one."""
+def _without_tensors(name: str, text: str) -> str:
+    """The JSON of a trace whose tensors are not beside it: none was kept, so that what is compared is the rest.
+
+    Raises UsageError for what `pyquant trace --json` writes, which holds two traces.
+    """
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_hook=_keyless)
     except json.JSONDecodeError as error:
         raise UsageError(f"{name!r} is no trace: not JSON ({error.msg}, line {error.lineno})") from error
     if isinstance(data, dict) and str(data.get("format", "")).startswith("pyquant-trace-report"):
@@ -90,7 +93,11 @@ def _of_a_report(name: str, text: str) -> str:
             f"{name!r} is a report with both traces and their comparison in it; compare the folders that "
             "`pyquant trace --save DIR` writes, DIR/float and DIR/quantized"
         )
-    return text
+    return json.dumps(data)
+
+
+def _keyless(item: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in item.items() if k != "key"} if "tensor" in item else item
 
 
 def _tensors(path: Path) -> Trace:

@@ -57,7 +57,7 @@ def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, 
         import numpy as np
 
         ids = list(args.prompt.encode()) if args.prompt is not None else args.ids
-        return _cast(example.example_of(model).example_inputs(model, [np.asarray(i) for i in images], ids), model)
+        return _cast(example.example_of(model).example_inputs(model, [np.array(i) for i in images], ids), model)
     reader, why = _reader(args.model, note)
     if reader is not None and args.ids is None and (args.prompt is not None or reader.processor is not None):
         prompt = args.prompt if args.prompt is not None or not files else "What is in this image?"
@@ -71,7 +71,7 @@ def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, 
     import numpy as np
 
     note(f"images are resized plainly, without the model's own image processor ({why})" if files else "made-up inputs")
-    return _cast(example.example_of(model).example_inputs(model, [np.asarray(i) for i in images], args.ids), model)
+    return _cast(example.example_of(model).example_inputs(model, [np.array(i) for i in images], args.ids), model)
 
 
 def _reader(name: str, note: Note) -> tuple[Any, str]:
