@@ -37,6 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
     "trace": {"errors", "ops", "site", "wrap"},  # wrap for a type; capture and compare know torch and ops only
     "sensitivity": VALUES | {"policy", "site", "wrap"},
+    "smoke": VALUES
+    | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
     "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors"},
     "_launch": set(),

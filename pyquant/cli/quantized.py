@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is quantized on the spot, for verbs that look at one: which model, which data, which formats.
+
+It owns these options. Loading and made-up inputs are trace_run.py's, reading data is pyquant.calibration's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyquant.cli.checkpoints import DTYPES
+from pyquant.errors import UsageError
+from pyquant.recipes import names as recipes
+
+if TYPE_CHECKING:
+    from pyquant.wrap import QModule
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `quantized` reads."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:qwen3_vl")
+    add("--recipe", choices=recipes(), default="w8a8", help="the formats (%(default)s)")
+    add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe")
+    add("--data", type=Path, metavar="FILE", help="what to calibrate and compare on, as for pyquant quantize")
+    add("--image", nargs="+", action="extend", default=[], metavar="FILE", help="image files, instead of --data")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--prompt", metavar="TEXT", help="a prompt, instead of --data")
+    words.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a prompt")
+    add("--compare-on", type=_count, default=4, metavar="N", help="how many batches to compare on (%(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
+
+
+def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
+    """The converted tree, calibrated on all of the data, and the batches to compare on. Says what stays float."""
+    import pyquant
+    from pyquant.cli import trace_run
+
+    def note(said: str) -> None:
+        print(f"note: {said}", file=sys.stderr)
+
+    fp = trace_run.load(args.model, args.dtype)
+    batches = _batches(args, fp) if args.data is not None else [trace_run.inputs(args, fp, note)]
+    policy = pyquant.Policy.preset(args.recipe)
+    if args.policy is not None:
+        own = pyquant.Policy.load(args.policy)
+        policy = pyquant.Policy((*policy.rules, *own.rules), f"{args.recipe}+{own.name}")
+    q = pyquant.prepare(fp, policy)
+    pyquant.calibrate(q, batches)
+    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.judge(), str)]
+    if dry:
+        note(f"{len(dry)} sites got no usable values from this data and stay float, such as {dry[0]}")
+    pyquant.convert(q, unused=[path.translate(_LITERAL) for path in dry])
+    return q, batches[: args.compare_on]
+
+
+def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
+    import inspect
+    from functools import partial
+
+    from pyquant import calibration
+    from pyquant.calibration.data import only
+    from pyquant.cli import trace_run
+    from pyquant.models.request import family_of
+
+    if args.image or args.prompt is not None or args.ids is not None:
+        raise UsageError("give either --data, or --image and --prompt or --ids")
+    lines = args.data.suffix == ".jsonl"
+    if lines and args.model.startswith(trace_run.TINY):
+        raise UsageError(f"--data {args.data} is lines for a processor, which {args.model} has not; give batches")
+    data = calibration.read(args.data, calibration.load_reader(args.model) if lines else None)
+    parameters = list(inspect.signature(type(fp).forward).parameters.values())[1:]
+    takes = tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    fitting = partial(only, takes, type(fp).__name__, drop=lines)
+    return list(data.map(family_of(type(fp)).inputs).map(fitting))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+_LITERAL = str.maketrans({c: f"[{c}]" for c in "[*?"})

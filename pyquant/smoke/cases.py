@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smoke cases: every registered module class with the arguments of a real call, none of them written by hand.
+
+It owns generating them: a family's tiny model runs once with hooks, and the first call of each class is its case; a
+leaf class that no family calls is built from its own signature. Running them is run.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyquant.models import example
+from pyquant.wrap import registry
+
+SIZE = 8  # of everything that a leaf's constructor asks for
+
+
+@dataclass(frozen=True)
+class Case:
+    """A float module and the arguments of one call of it; `batch` are those of the whole model in that run.
+
+    `positional`: it was called without names, as `call` gives them. `reason`: why there is no call, where there is
+    none; then `module` is None.
+    """
+
+    name: str
+    cls: type[nn.Module]
+    module: nn.Module | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    batch: Mapping[str, Tensor] = field(default_factory=dict)
+    family: str | None = None
+    positional: bool = False
+    reason: str = ""
+
+    @property
+    def call(self) -> Any:
+        """One batch as calibrate takes it: a tuple, or a dict of keyword arguments."""
+        return tuple(self.arguments.values()) if self.positional else dict(self.arguments)
+
+
+def cases() -> list[Case]:
+    """One for each registered class: families first, then the leaves of torch and transformers, each sorted by name."""
+    found: dict[type[nn.Module], Case] = {}
+    for family in example.families():
+        for cls, case in family_cases(family).items():
+            found.setdefault(cls, case)
+    importlib.import_module("pyquant.wrap.hf_activations")
+    for cls in registry.classes():
+        if cls not in found and cls.__module__.startswith(("torch.", "transformers.")):
+            room = _family_of(cls)
+            found[cls] = _leaf(cls) if room is None else _unreached(cls, room)
+    return sorted(found.values(), key=lambda case: (case.family is None, case.name))
+
+
+def family_cases(family: str) -> dict[type[nn.Module], Case]:
+    """Class -> its first call while the family's tiny model runs on its example inputs, for each registered class."""
+    made = example.example(family)
+    model = made.tiny_model()
+    _without_cache(model)
+    batch = made.example_inputs(model)
+    importlib.import_module(f"pyquant.models.{family}")
+    known, found = set(registry.classes()), {}
+
+    def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cls = type(module)
+        if cls in known and cls not in found:
+            # A copy: the model goes on to change what it passed along.
+            arguments = copy.deepcopy(_by_name(module, args, kwargs))
+            own = family if _family_of(cls) == family else None
+            plain = not kwargs and len(arguments) == len(args)
+            found[cls] = Case(_name(cls, own), cls, module, arguments, batch, own, positional=plain)
+
+    handles = [module.register_forward_pre_hook(entered, with_kwargs=True) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names of forward's parameters; what is None or a default is left out."""
+    signature = inspect.signature(module.forward)
+    bound = signature.bind(*args, **kwargs)
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= {key: each for key, each in value.items() if each is not None}
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            raise AssertionError(f"{type(module).__name__}.forward takes *{name}, which has no names")
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def _without_cache(model: nn.Module) -> None:
+    """A cache that later layers write to would be part of earlier layers' arguments."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
+
+
+def _leaf(cls: type[nn.Module]) -> Case:
+    """A class built from its signature: what must be given is SIZE, and its input is random, (2, 4, SIZE)."""
+    name = _name(cls, None)
+    given: dict[str, Any] = {}
+    for key, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.default is parameter.empty:
+            given[key] = SIZE
+        elif key == "dim" and parameter.default is None:
+            given[key] = -1
+    try:
+        module = cls(**given).eval()
+    except (TypeError, ValueError, RuntimeError) as error:
+        return Case(name, cls, None, reason=f"{cls.__name__}({_said(given)}) cannot be built: {error}")
+    generator = torch.Generator().manual_seed(0)
+    first = next(_parameters(module), None)
+    if first is None:
+        return Case(name, cls, None, reason=f"{cls.__name__}.forward takes no named argument")
+    return Case(name, cls, module, {first: torch.randn(2, 4, SIZE, generator=generator)}, positional=True)
+
+
+def _parameters(module: nn.Module) -> Iterator[str]:
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            yield name
+
+
+def _unreached(cls: type[nn.Module], family: str) -> Case:
+    return Case(_name(cls, family), cls, None, family=family, reason=f"the tiny model of {family} does not call it")
+
+
+def _family_of(cls: type[nn.Module]) -> str | None:
+    parts = cls.__module__.split(".")
+    return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
+
+
+def _name(cls: type[nn.Module], family: str | None) -> str:
+    place = family or ("nn" if cls.__module__.startswith("torch.") else "hf")
+    return f"{place}/{cls.__name__}"
+
+
+def _said(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in given.items())
