@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each family's tiny model and example inputs: the model runs on them, and patches lie as transformers' processor puts
+them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pyquant
+from pyquant.errors import InputError, UnknownModuleError
+from pyquant.models import example
+
+torch.set_num_threads(1)
+FAMILIES = example.families()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tiny_model_is_the_same_each_time_and_nothing_in_it_is_idle(family: str) -> None:
+    room = example.example(family)
+    model, again = room.tiny_model(), room.tiny_model()
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) < 200_000
+    for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert p.unique().numel() > 1, name
+    assert example.example_of(model) is room
+    batch = room.example_inputs(model)
+    with torch.no_grad():
+        out = model(**batch)[0]
+        changed = model(**room.example_inputs(model, [np.zeros((9, 7, 3), np.uint8)]))[0]
+    assert bool(out.isfinite().all())
+    assert not torch.equal(out, changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_quantizes_well_enough_to_show_something(family: str) -> None:
+    room = example.example(family)
+    model = room.tiny_model()
+    batch = room.example_inputs(model)
+    q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
+    pyquant.calibrate(q, [batch], progress=False)
+    pyquant.convert(q)
+    with torch.no_grad():
+        a, b = model(**batch)[0], q(**batch)[0]
+    assert pyquant.verify.sqnr_db(a, b) > 25
+
+
+def test_qwen_patches_lie_as_transformers_puts_them() -> None:
+    hf = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    from pyquant.models.qwen3_vl.example import _patches
+
+    vision = example.example("qwen3_vl").tiny_model().config.vision_config
+    processor = hf.Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_resize=False,
+    )
+    image = example.made_up_image(32, 48)
+    expected = processor(image.permute(2, 0, 1).numpy(), return_tensors="pt", input_data_format="channels_first")
+    found = _patches(image.permute(2, 0, 1).float() / 255, vision)
+    assert expected["image_grid_thw"].tolist() == [[1, 4, 6]]
+    assert torch.allclose(found, expected["pixel_values"], atol=1e-6)
+
+
+def test_resizing_keeps_what_has_the_size_already() -> None:
+    image = example.made_up_image(8, 12)
+    same = example.resized(image, 8, 12)
+    assert torch.allclose(same, image.permute(2, 0, 1).float() / 255, atol=1e-6)
+    assert torch.equal(example.resized(image.permute(2, 0, 1), 8, 12), same)
+    assert example.resized(image, 3, 5).shape == (3, 3, 5)
+    assert example.resized(torch.full((4, 4, 3), 128, dtype=torch.uint8), 2, 2).unique().tolist() == pytest.approx(
+        [128 / 255]
+    )
+
+
+def test_ids_and_images_of_a_prompt() -> None:
+    room = example.example("qwen3_vl")
+    model = room.tiny_model()
+    own = room.example_inputs(model, ids=[1, 2, 3])
+    assert own["input_ids"].tolist() == [[1, 2, 3]]
+    assert "pixel_values" not in own
+    image = np.zeros((5, 5, 3), np.uint8)
+    token = model.config.image_token_id
+    placed = room.example_inputs(model, [image], ids=[7, *[token] * 4, 8])
+    assert placed["input_ids"].tolist() == [[7, *[token] * 4, 8]]
+    assert placed["mm_token_type_ids"].tolist() == [[0, 1, 1, 1, 1, 0]]
+    for ids in ([token], [-1], []):
+        with pytest.raises(InputError):
+            room.example_inputs(model, [image], ids=ids)
+
+
+def test_what_there_is_no_example_of() -> None:
+    with pytest.raises(UnknownModuleError, match="no tiny model of 'gpt2'; there are gemma4"):
+        example.example("gpt2")
+    with pytest.raises(UnknownModuleError, match="can make no inputs for a Linear"):
+        example.example_of(nn.Linear(1, 1))
+    with pytest.raises(InputError, match="an image is"):
+        example.resized(torch.zeros(4, 4), 2, 2)
