@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASES = ("5.5.4", "5.9.*", "5.14.*", "5.18.*", "newest")
-TESTS = ("tests/models",)
+TESTS = ("tests/models", "tests/unit/calibration")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 from pyquant.calibration.processor import Reader
 from pyquant.errors import CalibrationError
 
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks at the terminal
+
 
 def load_reader(source: str | os.PathLike[str]) -> Reader:
     """The processor, or the parts of one, of a checkpoint folder (or hub name).
@@ -52,7 +54,7 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
 def _attempt(auto: Any, name: str) -> tuple[Any, str]:
     """What an Auto class makes of the folder; or None, and why."""
     try:
-        return auto.from_pretrained(name), ""
+        return auto.from_pretrained(name, **_NO_CODE), ""
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = next((line for line in str(error).split("\n") if line.strip()), type(error).__name__)
         return None, first.split(". ")[0].rstrip(".")
@@ -78,7 +80,7 @@ def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
     from transformers.models.auto import processing_auto
 
     try:
-        model_type = transformers.AutoConfig.from_pretrained(name).model_type
+        model_type = transformers.AutoConfig.from_pretrained(name, **_NO_CODE).model_type
     except (OSError, ValueError):
         return None
     processor_names = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {})

@@ -25,7 +25,7 @@ def model_class(name: str) -> type[nn.Module]:
 
     _require_files(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(_unreadable(name, error)) from error
     architectures = getattr(config, "architectures", None) or []

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
             output.write_rest(new, q, _settings(args, job))
-    output.show(console, args.out, fp, programs, len(job.data), timer.seconds)
+    output.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
     return FINE
 
 
@@ -106,6 +106,7 @@ class Job:
     cls: type[nn.Module]
     data: CalibrationData
     of: int  # samples in the file
+    rows: int  # a sample of a file of batches may have several
     choice: Choice
 
 
@@ -149,10 +150,10 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
         if args.samples is not None and args.samples > len(everything):
             console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are taken")
         seen = _sizes(data, family)
-    choice = family.choose(AutoConfig.from_pretrained(args.model), request, seen)
+    choice = family.choose(AutoConfig.from_pretrained(args.model, trust_remote_code=False), request, seen)
     for guess in choice.guesses:
         console.print(f"guessed: {guess}")
-    return Job(cls, data, len(everything), choice)
+    return Job(cls, data, len(everything), sum(sizes.rows for sizes in seen), choice)
 
 
 def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:

@@ -97,9 +97,14 @@ def _plain(value: Any) -> Any:
 
 
 def show(
-    console: Console, out: Path, fp: nn.Module, programs: Mapping[str, Any], samples: int, seconds: Mapping[str, float]
+    console: Console,
+    out: Path,
+    fp: nn.Module,
+    programs: Mapping[str, Any],
+    calibrated: tuple[int, int],
+    seconds: Mapping[str, float],
 ) -> None:
-    """One row a graph, the sum beside the float model, and where the time went."""
+    """One row a graph, the sum beside the float model, what it was calibrated on (samples, rows), and the time."""
     from rich.table import Table
 
     table = Table(title=str(out))
@@ -115,7 +120,9 @@ def show(
     console.print(f"{len(programs)} graphs, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
     if len(programs) > 1:
         console.print("(graphs that share weights hold a copy each)")
-    console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}")
+    samples, rows = calibrated
+    many = f" ({rows} rows)" if rows != samples else ""
+    console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}{many}")
     console.print("time: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()))
 
 

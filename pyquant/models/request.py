@@ -35,10 +35,11 @@ class Request:
     attention: str | None = None
 
     def __post_init__(self) -> None:
-        counts = {"max_seq_len": [self.max_seq_len or 1], "batch_size": [self.batch_size]}
-        counts |= {
+        counts: dict[str, list[int]] = {
+            "max_seq_len": [] if self.max_seq_len is None else [self.max_seq_len],
+            "batch_size": [self.batch_size],
             "prefill_lengths": list(self.prefill_lengths),
-            "image_grids": [n for g in self.image_grids for n in g],
+            "image_grids": [side for grid in self.image_grids for side in grid],
         }
         for name, values in counts.items():
             if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values):
@@ -54,10 +55,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one batch shows: how many tokens a row has (0: no text), and the grid of each image and video."""
+    """What one batch shows: how many tokens a row has (0: no text), the grid of each image and video, how many rows."""
 
     tokens: int = 0
     grids: tuple[Grid, ...] = ()
+    rows: int = 1
 
 
 @dataclass(frozen=True)

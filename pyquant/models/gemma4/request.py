@@ -35,7 +35,7 @@ def sizes(batch: Mapping[str, Tensor]) -> Sizes:
     if POSITIONS not in batch:
         raise InputError(f"a Gemma4 vision model needs {POSITIONS} (B, P, 2), the batch has {', '.join(batch)}")
     ends = (batch[POSITIONS].amax(dim=1) + 1).tolist()
-    return Sizes(grids=tuple((1, int(height), int(width)) for width, height in ends))
+    return Sizes(grids=tuple((1, int(height), int(width)) for width, height in ends), rows=len(ends))
 
 
 def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:

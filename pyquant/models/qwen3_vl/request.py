@@ -30,7 +30,7 @@ def sizes(batch: Mapping[str, Tensor]) -> Sizes:
     text = next((batch[name] for name in ("input_ids", "inputs_embeds") if name in batch), None)
     held = (batch[name] for name in ("image_grid_thw", "video_grid_thw", "grid_thw") if name in batch)
     grids = tuple(grid for table in held if len(table) for grid in grids_of(table, 1))
-    return Sizes(0 if text is None else int(text.shape[1]), grids)
+    return Sizes(0, grids) if text is None else Sizes(int(text.shape[1]), grids, len(text))
 
 
 def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
@@ -85,7 +85,8 @@ def _whole(config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Gr
         raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
     if not lengths and request.layers != "whole":
         lengths = (min(rounded(longest), length),)
-        guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64")
+        cut = ", but no more than max_seq_len" if lengths[0] < longest else ""
+        guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64{cut}")
     options: dict[str, Any] = {"max_seq_len": length, "image_grids": grids, "batch_size": request.batch_size}
     if lengths:
         options["prefill_lengths"] = lengths

@@ -253,6 +253,27 @@ def test_weights_that_are_missing_are_no_random_numbers(place: Path, tmp_path: P
     assert "lack 1 tensors of Gemma4VisionModel" in error
 
 
+def test_code_in_a_checkpoint_is_not_run(place: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = {"model_type": "evil", "architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert quantize(place, tmp_path / "out", "--model", str(tmp_path)) == 2
+    assert "ModelError: the checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("names", [[], ["Linear"], ["Qwen3VLModel", "Qwen3VLTextModel"], [["a"]]], ids=str)
+def test_a_config_that_names_no_one_class_is_refused(
+    names: list[Any], place: Path, tmp_path: Path, capsys: Any
+) -> None:
+    config = json.loads((place / "model" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": names}))
+    assert quantize(place, tmp_path / "out", "--model", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "ModelError" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_nan_in_the_data_is_named_by_file_and_batch(place: Path, tmp_path: Path, capsys: Any) -> None:
     process = checkpoints.image_processor(place / "model")
     batches = [unpadded(process, place / f"{number}.png") for number in range(2)]
