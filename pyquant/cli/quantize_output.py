@@ -11,6 +11,7 @@ It owns this layout. What is in the bundle is its writer's business.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def require_place(out: Path) -> None:
     """Raise CircleError unless `out` is new, empty, or a former result and nothing else: it is replaced as a whole."""
     if not out.absolute().parent.is_dir():
         raise CircleError(f"cannot write to {str(out)!r}: the folder {str(out.parent)!r} does not exist; create it")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise CircleError(f"cannot write to {str(out)!r}: the folder {str(out.parent)!r} cannot be written to")
     if not out.exists():
         return
     if not out.is_dir():

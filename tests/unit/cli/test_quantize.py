@@ -226,6 +226,14 @@ def test_a_folder_of_others_is_left_alone(place: Path, made: Path, tmp_path: Pat
     assert "it is a file, and the result is a folder" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_said_at_once(
+    place: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    assert quantize(place, tmp_path / "out") == 2
+    assert f"the folder '{tmp_path}' cannot be written to" in capsys.readouterr().err
+
+
 def test_a_failure_at_the_end_leaves_the_former_result(
     place: Path, made: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
