@@ -71,6 +71,17 @@ def quantize(fp: nn.Module, recipe: str, samples: int) -> qwen3_vl.QuantQwen3VLF
     return q
 
 
+def profile(batch_size: int) -> qwen3_vl.Profile:
+    """The graphs that take every question of vlm_data, `batch_size` at a time."""
+    return qwen3_vl.Profile(
+        max_seq_len=PROMPT + MAX_ANSWER,
+        image_grids=tuple(vlm_data.GRIDS),
+        prefill_lengths=(PROMPT,),
+        batch_size=batch_size,
+        token_embedding="fixed",
+    )
+
+
 @torch.no_grad()
 def by_model(model: nn.Module, asked: Sequence[Question], batch_size: int) -> Answers:
     """By HF's model or the quantized tree, prompts and answers in one call."""
@@ -116,14 +127,7 @@ def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_
     q = quantize(fp, recipe, samples)
     began = time.perf_counter()
     folder = out / "digits_vlm"
-    profile = qwen3_vl.Profile(
-        max_seq_len=PROMPT + MAX_ANSWER,
-        image_grids=tuple(vlm_data.GRIDS),
-        prefill_lengths=(PROMPT,),
-        batch_size=batch_size,
-        token_embedding="fixed",
-    )
-    programs = pyquant.export_bundle(q, folder, profile)
+    programs = pyquant.export_bundle(q, folder, profile(batch_size))
     console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
     faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
     missing = sum(len(program.missing_qparams()) for program in programs.values())
