@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--weight-decay", type=float, default=default.weight_decay)
     parser.add_argument("--ema", type=float, default=default.ema, help="decay of the moving average of the weights")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="matrices this small gain little from more")
     parser.add_argument("--save-every", type=int, default=500, help="steps from one interim checkpoint to the next")
     parser.add_argument("--interim", type=Path, default=None, help="folder for interim checkpoints; none by default")
     parser.add_argument("--at-least", type=float, default=0.95, help="exact match below which nothing is saved")

@@ -18,7 +18,8 @@ from examples.digits import train_vlm, vlm, vlm_data
 from examples.digits.data import load_split, resample
 from examples.digits.vlm_data import GRIDS, TASKS, TOKEN, Picture, Placed, Question
 
-HELDOUT_EXACT = 0.75
+# Half a point below what the committed checkpoint reaches (0.9700: list 0.965, sum 0.995, largest 0.950).
+HELDOUT_EXACT = 0.965
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32}
 TINY_VISION = {
     "depth": 2,
@@ -199,7 +200,7 @@ def test_the_checkpoint_answers_about_digits_that_it_never_saw(model: Qwen3VLFor
     score = vlm.judge(model, vlm.heldout_questions())
     assert score.exact >= HELDOUT_EXACT, score
     assert min(score.by_task.values()) >= HELDOUT_EXACT - 0.03, score
-    assert score.nll < 0.1, score
+    assert score.nll < 0.025, score
 
 
 def test_batches_answer_as_single_prompts_do(model: Qwen3VLForConditionalGeneration) -> None:
