@@ -64,7 +64,7 @@ _INTERESTING = "print only the records, tensors and differences of these modules
 def run(args: argparse.Namespace) -> int:
     from pyquant import wrap
     from pyquant.cli import trace_run as runs
-    from pyquant.trace import compare, sites
+    from pyquant.trace import compare, counterparts, sites
     from pyquant.wrap import Phase
 
     _check(args)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     batch = runs.inputs(args, fp, note)
     print(_inputs(args.model, fp, batch), file=text)
     q = runs.quantized(fp, args.recipe or "w8a8", batch, note) if args.enable_quantization else runs.wrapped(fp)
-    pairs = runs.counterparts(fp, q)
+    pairs = counterparts(fp, q)
     phase = Phase.QUANTIZED if args.enable_quantization else Phase.FLOAT
     with ExitStack() as stack, wrap.phase(q, phase):
         folder = _folder(args, fp, stack)

@@ -127,15 +127,6 @@ def _literal(path: str) -> str:
     return "".join(f"[{c}]" if c in "[*?" else c for c in path)
 
 
-def counterparts(fp: nn.Module, q: QModule) -> dict[str, str]:
-    """Module name in `q` -> in `fp`, for each wrapper that stands for a module: it knows that module's path."""
-    from pyquant.wrap import QModule
-
-    known = {name for name, _ in fp.named_modules()}
-    found = {name: module.path for name, module in q.named_modules() if isinstance(module, QModule)}
-    return {name: path for name, path in found.items() if path in known}
-
-
 def chosen(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """The names that match a glob. Raises TraceError, with near names, for a glob that matches none."""
     from pyquant.trace.capture import select

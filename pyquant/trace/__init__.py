@@ -11,6 +11,7 @@ from typing import Any
 
 from pyquant.trace.capture import capture
 from pyquant.trace.compare import Comparison, Entry, compare
+from pyquant.trace.counterparts import counterparts
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.record import Call, Trace, TraceError
 from pyquant.trace.render import render_comparison, render_sites, render_trace
@@ -32,6 +33,7 @@ __all__ = [
     "Tree",
     "capture",
     "compare",
+    "counterparts",
     "describe",
     "difference",
     "render_comparison",

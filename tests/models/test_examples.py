@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pyquant
+from pyquant import trace
 from pyquant.errors import InputError, UnknownModuleError
 from pyquant.models import example
 
@@ -102,3 +103,17 @@ def test_what_there_is_no_example_of() -> None:
         example.example_of(nn.Linear(1, 1))
     with pytest.raises(InputError, match="an image is"):
         example.resized(torch.zeros(4, 4), 2, 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrappers_know_whom_they_stand_for(family: str) -> None:
+    """Also where the wrapped tree hangs under another prefix, as in an adapter or a user's own module."""
+    model = example.example(family).tiny_model()
+    q = pyquant.prepare(model, pyquant.Policy.preset("float"))
+    names = {name for name, _ in model.named_modules()}
+    pairs = trace.counterparts(model, q)
+    assert set(pairs.values()) <= names
+    assert len(pairs) == len(set(pairs.values())) > 0.8 * sum(not list(m.children()) for m in model.modules())
+    outer = nn.ModuleDict({"inner": q})
+    assert trace.counterparts(model, outer) == {f"inner.{name}" if name else "inner": p for name, p in pairs.items()}
+    assert trace.counterparts(model, model) == {}
