@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pyquant import circle, trace
 from pyquant.errors import InputError, PhaseError
-from pyquant.qparams import QParams
 from pyquant.reporter.sites import Listener, SiteReport
 from pyquant.sensitivity.outputs import call, tensors_in
 from pyquant.site import Phase
+from pyquant.spec import BlockSpec
 from pyquant.trace.metrics import Difference, difference
 from pyquant.wrap.base import QModule, phase
 
@@ -162,7 +162,7 @@ def collect(
         output=difference(plain, rounded)[0],
         points=_points(plain, rounded),
         batches=len(given),
-        float_sites=sum(site.qparams is None for site in q.all_sites()),
+        float_sites=sum(site.qparams is None and not isinstance(site.spec, BlockSpec) for site in q.all_sites()),
         tensors=tensors,
         file_bytes=None if file is None else file.file_size,
         file_name="" if file is None else _file_name(program),
@@ -223,10 +223,12 @@ def _bytes(q: QModule) -> tuple[LayerBytes, ...]:
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            qparams = module.site(key).qparams if key in module.sites else None
+            site = module.site(key) if key in module.sites else None
             plain = value.numel() * value.element_size()
             small: float = plain
-            if isinstance(qparams, QParams):
+            if site is not None and isinstance(site.spec, BlockSpec):
+                small = value.numel() / 32 * (4 * site.spec.bits + 2)  # a half-precision scale for each 32
+            elif site is not None and (qparams := site.qparams) is not None:
                 small = value.numel() * qparams.spec.dtype.bits / 8 + 4 * qparams.scale.numel()
             before[layer] = before.get(layer, 0) + plain
             after[layer] = after.get(layer, 0) + small

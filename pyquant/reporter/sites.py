@@ -18,6 +18,7 @@ from torch import Tensor
 from pyquant import ops
 from pyquant.qparams import QParams
 from pyquant.site import Site
+from pyquant.spec import BlockSpec, QuantSpec
 from pyquant.wrap.attention import FILL, AttentionCore
 from pyquant.wrap.base import QModule
 
@@ -60,8 +61,8 @@ class Listener:
         for module in q.all_qmodules():
             for name, site in module.own_sites():
                 qparams = site.qparams
-                if isinstance(qparams, QParams):
-                    self._heard[site] = _Heard(qparams, constant=site.role.is_constant)
+                if qparams is not None or isinstance(site.spec, BlockSpec):
+                    self._heard[site] = _Heard(qparams, constant=site.role.is_constant, spec=site.spec)
                     if isinstance(module, AttentionCore) and name == "masked_logits":
                         self._masked.add(site)  # what is masked saturates on purpose
 
@@ -99,8 +100,9 @@ class Listener:
 
 @dataclass
 class _Heard:
-    qparams: QParams
+    qparams: QParams | None  # None for blocks, which have their scales among the data
     constant: bool
+    spec: QuantSpec | None
     elements: int = 0
     clipped: int = 0
     signal: float = 0.0
@@ -117,12 +119,11 @@ class _Heard:
         x = x.detach().float().cpu().contiguous()
         if x.numel() == 0:
             return
-        spec, scale, zero_point = self.qparams.spec, self.qparams.scale.cpu(), self.qparams.zero_point.cpu()
-        qmin = spec.qmin if self.constant else spec.dtype.qmin  # as Site quantizes them
-        axis, group = (None, 0) if self.qparams.axis is None else (self.qparams.axis, self.qparams.group)
-        rounded = ops.fake_quantize(x, scale, zero_point, axis, group, qmin, spec.qmax)
+        if isinstance(self.spec, BlockSpec):
+            rounded, steps = ops.fake_quantize_blocks(x, self.spec.bits), torch.tensor(math.inf)
+        else:
+            rounded, steps = self._rounded(x)
         error = (x.double() - rounded.double()).nan_to_num()
-        steps = _along(scale, x, axis, group).double()
         self.elements += x.numel()
         self.signal += float(x.double().nan_to_num().square().sum())
         self.noise += float(error.square().sum())
@@ -131,24 +132,36 @@ class _Heard:
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         ops.observe_histogram_(self.counts, self.edges, self.count, x)
 
+    def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` as Site quantizes it, and the step at each element."""
+        assert self.qparams is not None, "only blocks have no qparams"
+        spec, scale, zero_point = self.qparams.spec, self.qparams.scale.cpu(), self.qparams.zero_point.cpu()
+        qmin = spec.qmin if self.constant else spec.dtype.qmin
+        axis, group = self.qparams.axis, self.qparams.group
+        rounded = ops.fake_quantize(x, scale, zero_point, axis, group, qmin, spec.qmax)
+        return rounded, _along(scale, x, axis, group).double()
+
+    def _grid(self) -> tuple[float, float, int, str, str]:
+        """Outermost ends, how many scales, and scales and zero points in words; blocks cover what they hold."""
+        if self.qparams is None:
+            return self.low, self.high, self.elements // 32, "a block of 32 each", "0"
+        spec, scale, zero_point = self.qparams.spec, self.qparams.scale.double(), self.qparams.zero_point.double()
+        low, high = (spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale
+        steps, zeros = (_span(t.flatten().tolist()) for t in (scale, zero_point))
+        return float(low.min()), float(high.max()), scale.numel(), steps, zeros
+
     def report(self, site: Site) -> SiteReport:
         """The numbers of one site."""
-        spec, scale, zero_point = self.qparams.spec, self.qparams.scale.double(), self.qparams.zero_point.double()
-        ends = (spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale
         sqnr = math.inf if self.noise == 0 else 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
         edges, counts = _shown(self.counts, self.edges, self.low, self.high)
         return SiteReport(
             site.path,
             site.role.value,
-            str(spec),
+            str(self.spec),
             self.elements,
             self.low,
             self.high,
-            float(ends[0].min()),
-            float(ends[1].max()),
-            scale.numel(),
-            _span(scale.flatten().tolist()),
-            _span(zero_point.flatten().tolist()),
+            *self._grid(),
             self.clipped / self.elements,
             sqnr,
             edges,

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyquant.policy import ObserverSpec, Policy, Rule
 from pyquant.role import Role
-from pyquant.spec import IntType, QuantSpec
+from pyquant.spec import BlockSpec, Granularity, IntType, PerAxis, PerTensor, QuantSpec
 
 WIDTHS = (8, 16)  # of the symmetric types that a site can be made
 
@@ -91,8 +91,15 @@ def widened(policy: Policy, widths: Iterable[tuple[SiteFormat, int]]) -> Policy:
             Rule(
                 glob.escape(site.path),
                 role=site.role,
-                spec=QuantSpec(IntType(width, signed=True), symmetric=True, granularity=site.spec.granularity),
+                spec=QuantSpec(IntType(width, signed=True), symmetric=True, granularity=_granularity(site)),
                 observer=before.observer if keep and before is not None else ObserverSpec(),
             )
         )
     return Policy((*policy.rules, *rules), f"{policy.name}-mixed" if rules else policy.name)
+
+
+def _granularity(site: SiteFormat) -> Granularity:
+    """As before; in place of blocks, per channel for a kernel and per tensor for a table, which every target has."""
+    if not isinstance(site.spec, BlockSpec):
+        return site.spec.granularity
+    return PerAxis(0) if site.role is Role.WEIGHT else PerTensor()

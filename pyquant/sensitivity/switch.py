@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Switches: the quantized sites of a converted tree, off and on one by one, without preparing anything again.
 
-It owns taking a site's numbers away and giving them back; quantized weights stay in their caches. Which sites belong
+It owns putting single sites in the float phase and back; quantized weights stay in their caches. Which sites belong
 together is groups.py, what is measured is measure.py.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyquant.site import Phase, Site
+from pyquant.site import Phase, Site, TreeState
+from pyquant.spec import BlockSpec
 from pyquant.wrap.base import QModule
 
 
@@ -26,11 +27,10 @@ class Switches:
 
     def __init__(self, q: QModule) -> None:
         q.require(Phase.QUANTIZED, "sensitivity")
-        self._held: dict[Site, tuple[Tensor, Tensor]] = {
-            site: (site.scale, site.zero_point)
-            for site in q.all_sites()
-            if site.scale is not None and site.zero_point is not None
+        self._held: dict[Site, TreeState] = {
+            site: site.state for site in q.all_sites() if site.scale is not None or isinstance(site.spec, BlockSpec)
         }
+        self._float = TreeState(Phase.FLOAT, converted=True)
         self._biases: list[_Bias] = [
             _Bias(module, f"{name}_scale", scale, frozenset({module.site(first), module.site(second)}))
             for module in q.all_qmodules()
@@ -52,13 +52,13 @@ class Switches:
         """All sites pass values while the block runs; afterwards they do as before."""
         try:
             for site in self._held:
-                site.scale = site.zero_point = None
+                site.state = self._float
             for bias in self._biases:
                 setattr(bias.module, bias.name, None)
             yield
         finally:
-            for site, (scale, zero_point) in self._held.items():  # the same tensors, so that caches still fit
-                site.scale, site.zero_point = scale, zero_point
+            for site, state in self._held.items():
+                site.state = state
             for bias in self._biases:
                 setattr(bias.module, bias.name, bias.scale)
 
@@ -69,13 +69,13 @@ class Switches:
         biases = {id(b): b for site in chosen for b in self._biases_of.get(site, ()) if b.sites <= chosen}.values()
         try:
             for site in chosen:
-                site.scale, site.zero_point = self._held[site]
+                site.state = self._held[site]
             for bias in biases:
                 setattr(bias.module, bias.name, bias.scale)
             yield
         finally:
             for site in chosen:
-                site.scale = site.zero_point = None
+                site.state = self._float
             for bias in biases:
                 setattr(bias.module, bias.name, None)
 

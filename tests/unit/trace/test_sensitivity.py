@@ -16,11 +16,12 @@ from torch import nn
 
 import pyquant
 from examples.digits import data, model, quant  # noqa: F401
+from pyquant import reporter
 from pyquant.errors import InputError, PhaseError, PolicyError
 from pyquant.models import gemma4
 from pyquant.policy import Policy, Rule
 from pyquant.sensitivity import Sensitivity
-from pyquant.spec import IntType, QuantSpec
+from pyquant.spec import BlockSpec, IntType, PerAxis, QuantSpec
 from pyquant.trace import sensitivity
 from pyquant.verify import peir, sqnr_db
 from pyquant.verify.tolerance import op_faults
@@ -328,3 +329,26 @@ def test_16_bit_symmetric_keeps_granularity():
     base = {site.path: site.spec for group in found.groups for site in group.sites}
     for rule in rules:
         assert rule.spec == QuantSpec(IntType(16, True), symmetric=True, granularity=base[rule.match].granularity)
+
+
+def test_ggml_blocks_are_switched_too():
+    """Their sites have no qparams: the scales stand among the data."""
+    torch.manual_seed(0)
+    fp, batches = nn.Linear(64, 16), [torch.randn(3, 64)]
+    q = pyquant.prepare(fp, Policy((Rule("*", role=Role.WEIGHT, spec=BlockSpec("q4_0")),)))
+    pyquant.calibrate(q, batches, progress=False)
+    pyquant.convert(q)
+    with torch.no_grad():
+        expected, got = fp(batches[0]), q(batches[0])
+    found = sensitivity(q, batches, progress=False)
+    assert [group.name for group in found.groups] == [":weight"]
+    assert found.groups[0].damage.sqnr == pytest.approx(sqnr_db(expected, got), rel=1e-4)
+    assert found.bits().weights == 4
+    assert torch.equal(q(batches[0]), got)
+    wide = found.mixed_policy(1).rules[-1].spec
+    assert wide == QuantSpec(IntType(16, True), symmetric=True, granularity=PerAxis(0))
+    data = reporter.collect(q, batches)
+    kernel = fp.weight.detach()
+    rounded = pyquant.ops.fake_quantize_blocks(kernel, 4)
+    assert data.sites[0].sqnr == pytest.approx(sqnr_db(kernel, rounded), rel=1e-6)
+    assert data.after == 16 * 64 // 32 * 18 + 16 * 4
