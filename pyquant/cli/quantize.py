@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyquant.wrap import QModule
 
 TARGETS = ("circle", "luci", "onert")
-LISTED = 60  # lines of sites that an error shows
+LISTED = 60  # lines of a list that an error shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     job = _read(args, console, timer)
     fp, q = _calibrated(args, policy, job, console, timer)
     with files.whole_folder(args.out) as new:
-        with timer.step("export"):
+        with timer.step("export"), _rows_first():
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
             output.write_rest(new, q, _settings(args, job))
@@ -184,7 +184,7 @@ def _calibrated(
 
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype)
-    with timer.step("prepare"):
+    with timer.step("prepare"), _rows_first():
         q = pyquant.prepare(fp, policy)
     console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
     with timer.step("calibrate"):
@@ -229,6 +229,23 @@ def _convert(q: QModule, unused: list[str]) -> None:
         ) from error
 
 
+@contextmanager
+def _rows_first() -> Iterator[None]:
+    """An error of many lines: its list goes out as it is, its first line is what the command says."""
+    try:
+        yield
+    except PyquantError as error:
+        head, *rows = str(error).splitlines()
+        if not rows:
+            raise
+        print("\n".join(_cut(rows)), file=sys.stderr)
+        raise type(error)(f"{head.rstrip(':')}; listed above") from error
+
+
+def _cut(lines: list[str]) -> list[str]:
+    return lines[:LISTED] + ([f"  and {len(lines) - LISTED} more lines"] if len(lines) > LISTED else [])
+
+
 def _listed(sites: list[tuple[str, str]]) -> list[str]:
     """Sites by what is wrong with them; the layers of a stack are one line: `model.layers.*.mlp:gated (28 sites)`."""
     counts: dict[str, Counter[str]] = {}
@@ -237,7 +254,7 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
     lines = []
     for reason, paths in counts.items():
         lines += [f"{reason}:", *(f"  {path}{f' ({n} sites)' if n > 1 else ''}" for path, n in paths.items())]
-    return lines[:LISTED] + ([f"  and {len(lines) - LISTED} more lines"] if len(lines) > LISTED else [])
+    return _cut(lines)
 
 
 def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def show(
         table.add_row(name, _bytes(size), str(len(program.graph.operators)), str(len(program.missing_qparams())))
     console.print(table)
     whole = sum(parameter.numel() for parameter in fp.parameters()) * 4
-    console.print(f"{len(programs)} graphs, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
+    graphs = f"{len(programs)} graph{'' if len(programs) == 1 else 's'}"
+    console.print(f"{graphs}, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
     if len(programs) > 1:
         console.print("(graphs that share weights hold a copy each)")
     samples, rows = calibrated

@@ -250,6 +250,21 @@ def test_a_failure_at_the_end_leaves_the_former_result(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_faults_of_a_target_are_a_list_and_the_error_one_line(place: Path, tmp_path: Path, capsys: Any) -> None:
+    assert quantize(place, tmp_path / "out", "--image-grid", "4x4", "--target", "luci", recipe="w8a16") == 2
+    *rows, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("pyquant: ExportError: ")
+    assert last.endswith("rule(s) of target 'luci'; listed above")
+    assert len([row for row in rows if "E_LUCI_WEIGHT_DTYPE" in row and "expected int16" in row]) == 8
+    rules = tmp_path / "rules.yaml"
+    pyquant.Policy((pyquant.Rule("nowhere.*"),), "typo").save(rules)
+    assert quantize(place, tmp_path / "out", "--policy", str(rules)) == 2
+    *rows, last = capsys.readouterr().err.splitlines()
+    assert any("'nowhere.*' -> float: nearest sites are" in row for row in rows)
+    assert last.startswith("pyquant: PolicyError: policy 'w8a8+typo': 1 of ")
+    assert list(tmp_path.iterdir()) == [rules]
+
+
 def test_weights_that_are_missing_are_no_random_numbers(place: Path, tmp_path: Path, capsys: Any) -> None:
     folder = shutil.copytree(place / "model", tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
