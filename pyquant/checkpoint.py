@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyquant import checkpoint_index, files, lifecycle, ops
+from pyquant.block_site import BlockSite
 from pyquant.checkpoint_index import CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
 from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
@@ -143,6 +144,8 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
 
     A narrow float type might not hold its own grid points; then the tensor stays as it is.
     """
+    if sites and isinstance(sites[0], BlockSite):
+        return _blocks(value, sites[0]) if all(site.spec == sites[0].spec for site in sites) else None
     grids = [site.qparams for site in sites]
     if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
         return None
@@ -152,6 +155,16 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
         logger.info("%s is stored as %s: that type cannot hold its grid", sites[0].path, value.dtype)
         return None
     return sites[0], ops.pack_int4(integers) if grid.spec.dtype.bits == 4 else integers
+
+
+def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Tensor] | None:
+    """The blocks of a constant, if they say all; a narrow float type might not hold what they stand for."""
+    packed = ops.quantize_blocks(value, site.bits)
+    back = ops.dequantize_blocks(packed, site.bits).to(value.dtype)
+    if not torch.equal(ops.fake_quantize_blocks(back, site.bits), ops.fake_quantize_blocks(value.detach(), site.bits)):
+        logger.info("%s is stored as %s: that type cannot hold its blocks", site.path, value.dtype)
+        return None
+    return site, packed
 
 
 def _quantize(value: Tensor, grid: QParams) -> Tensor:
@@ -167,7 +180,7 @@ def _dequantize(integers: Tensor, grid: QParams, dtype: torch.dtype) -> Tensor:
 
 def _describe(site: Site) -> dict[str, Any]:
     spec = None if site.spec is None else site.spec.to_dict()
-    return {"role": site.role.value, "spec": spec, "quantized": site.scale is not None}
+    return {"role": site.role.value, "spec": spec, "quantized": site.scale is not None or isinstance(site, BlockSite)}
 
 
 def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
@@ -249,7 +262,8 @@ def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
 
 def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
     shapes = {m.site(name).path: v.shape for m in q.all_qmodules() for name, v in m.constants().items()}
-    quantized = [site for site in q.all_sites() if index["sites"][site.path]["quantized"]]
+    blocks = {site.path: site for site in q.all_sites() if isinstance(site, BlockSite)}
+    quantized = [s for s in q.all_sites() if index["sites"][s.path]["quantized"] and s.path not in blocks]
     entries, here = index["tensors"], dict(_named_tensors(q))
     if set(entries) != set(here):
         odd = sorted(set(entries) ^ set(here))
@@ -269,7 +283,7 @@ def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
     done: dict[str, Tensor] = {}
     for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
         entry = entries[name]
-        value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, reader)
+        value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, blocks, reader)
         done[name] = _assign(q, name, value, here[name])
 
 
@@ -322,10 +336,20 @@ def _grid(site: Site, shape: Sequence[int] | None, reader: _Reader) -> QParams:
         raise fault(reader.folder, f"{WEIGHTS}: grid of site {site.path!r}", f"cannot be: {error}") from error
 
 
-def _read(name: str, entry: Mapping[str, Any], grids: Mapping[str, QParams | None], reader: _Reader) -> Tensor:
+def _read(
+    name: str,
+    entry: Mapping[str, Any],
+    grids: Mapping[str, QParams | None],
+    blocks: Mapping[str, BlockSite],
+    reader: _Reader,
+) -> Tensor:
     shape, dtype = entry["shape"], getattr(torch, entry["dtype"])
     if entry["kind"] == "float":
         value = reader.get(name, dtype, shape)
+    elif entry["site"] in blocks:
+        bits = blocks[entry["site"]].bits
+        width = shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits)
+        value = ops.dequantize_blocks(reader.get(name, torch.uint8, (*shape[:-1], width)), bits).to(dtype)
     else:
         grid = grids[entry["site"]]
         assert grid is not None

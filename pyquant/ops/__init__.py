@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyquant.ops import backends as backends
 from pyquant.ops.blocks import LENGTH as BLOCK_LENGTH
-from pyquant.ops.blocks import dequantize_blocks, fake_quantize_blocks, quantize_blocks
+from pyquant.ops.blocks import block_bytes, dequantize_blocks, fake_quantize_blocks, quantize_blocks
 from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
@@ -22,6 +22,7 @@ from pyquant.ops.tensor_stats import tensor_stats
 
 __all__ = [
     "BLOCK_LENGTH",
+    "block_bytes",
     "choose_qparams",
     "circle_write",
     "dequantize",

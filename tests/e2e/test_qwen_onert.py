@@ -54,8 +54,8 @@ def prepared(policy: str, **overrides: Any) -> tuple[Any, Any]:
 
 
 def profile(rows: str, **changes: Any) -> qwen3_vl.Profile:
-    lengths = {"max_seq_len": LONGEST, "prefill_lengths": (20, 26)}
-    return qwen3_vl.Profile(image_grids=GRIDS, batch_size={"one": 1, "two": 2}[rows], **{**lengths, **changes})
+    said = {"max_seq_len": LONGEST, "prefill_lengths": (20, 26), "image_grids": GRIDS}
+    return qwen3_vl.Profile(batch_size={"one": 1, "two": 2}[rows], **{**said, **changes})
 
 
 class Recorder:
@@ -90,14 +90,15 @@ def floating() -> tuple[Any, Any]:
     return prepared("float")
 
 
-@pytest.mark.parametrize("layers", ["stack", "per_layer"])
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("rows", "layers"), [("one", "per_layer"), ("two", "stack")])
 def test_a_float_bundle_generates_what_transformers_does(
     floating: tuple[Any, Any], rows: str, layers: Any, tmp_path: Path
 ) -> None:
     fp, q = floating
     embedding = {"one": "dynamic", "two": "fixed"}[rows]
-    pyquant.export_bundle(q, tmp_path / "out", profile(rows, layers=layers, token_embedding=embedding), target="onert")
+    lengths = {"stack": (20, 26), "per_layer": (26,)}[layers]
+    made = profile(rows, layers=layers, token_embedding=embedding, prefill_lengths=lengths)
+    pyquant.export_bundle(q, tmp_path / "out", made, target="onert")
     with Session(tmp_path / "out", runtime="onert") as session:
         for number, prompt in enumerate(ROWS[rows] if layers == "stack" else ROWS[rows][:1]):
             batch = tiny.batch(*prompt, side="left", seed=10 + number)
@@ -127,6 +128,17 @@ def test_float_vision_prefill_and_decode_one_by_one(floating: tuple[Any, Any]) -
         agree(
             graphs[name], given, dict(zip(adapter.output_names, out if isinstance(out, tuple) else (out,), strict=True))
         )
+
+
+@torch.no_grad()
+def test_the_whole_model_in_one_graph(floating: tuple[Any, Any]) -> None:
+    _, q = floating
+    whole = qwen3_vl.Profile(max_seq_len=12, image_grids=(tiny.A, tiny.B), layers="whole", batch_size=2)
+    ((part, part_profile),) = whole.graphs(q).values()
+    adapter = part.as_export_module(part_profile)
+    given = {key: example(key, spec, seed) for seed, (key, spec) in enumerate(adapter.input_specs.items())}
+    given["visual_index"] %= 24 + tiny.tokens(tiny.A) + tiny.tokens(tiny.B)
+    agree((part, part_profile), given, {"last_hidden_state": adapter(*given.values())})
 
 
 def agree(graph: tuple[Any, Any], given: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
@@ -173,7 +185,8 @@ def test_weight_only_graphs_are_what_onerts_arithmetic_makes_them(weights: tuple
 def test_weight_only_bundles_lose_what_their_rounding_loses(weights: tuple[str, Any, Any], tmp_path: Path) -> None:
     """Logits of a prompt: as far from float as the rounded weights alone are, and onert's 8-bit activations."""
     name, fp, q = weights
-    pyquant.export_bundle(q, tmp_path / "out", profile("one", prefill_lengths=(20,)), target="onert")
+    small = profile("one", prefill_lengths=(20,), image_grids=(tiny.B,), token_embedding="dynamic")
+    pyquant.export_bundle(q, tmp_path / "out", small, target="onert")
     batch, recorder = tiny.batch(*tiny.ROWS["image_middle"], seed=4), Recorder()
     with Session(tmp_path / "out", runtime="onert") as session:
         session.generate(**batch, max_new_tokens=1, sampler=recorder)

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "lifecycle": VALUES | {"policy", "site", "wrap"},
     "files": set(),
     "checkpoint_index": VALUES | {"wrap", "files"},
-    "checkpoint": VALUES | {"ops", "policy", "site", "wrap", "lifecycle", "files", "checkpoint_index"},
+    "checkpoint": VALUES | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
@@ -37,8 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
     "trace": {"errors", "ops", "site", "wrap"},  # wrap for a type; capture and compare know torch and ops only
     "sensitivity": VALUES | {"policy", "site", "wrap"},
-    "smoke": VALUES
-    | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
+    "smoke": VALUES | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
     "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors"},
     "_launch": set(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 import pyquant
@@ -111,6 +112,9 @@ def test_a_checkpoint_brings_back_the_same_outputs(name: str, dtype: torch.dtype
     pyquant.save_quantized(q, tmp_path / "saved")
     again = pyquant.load_quantized(tmp_path / "saved", linear().to(dtype))
     assert torch.equal(again(x), q(x))
+    held = load_file(tmp_path / "saved" / "model.safetensors")["weight"]
+    if dtype is torch.float32:  # whose values no rounding hides
+        assert torch.equal(held, ops.quantize_blocks(fp.weight, BlockSpec(name).bits))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e9])
