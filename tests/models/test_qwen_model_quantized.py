@@ -13,7 +13,9 @@ from torch import Tensor
 
 import pyquant
 from pyquant.errors import CalibrationError
-from pyquant.verify import peir
+from pyquant.models import qwen3_vl
+from pyquant.verify import compare, peir, sqnr_db
+from pyquant.verify.tolerance import op_faults
 from pyquant.wrap import Phase, phase
 
 PRESETS = ("w8a8", "w8a16", "w4a16")
@@ -216,3 +218,34 @@ def test_phases(pair: tuple[Any, Any]) -> None:
     given = batch((2, C, 2))
     with phase(q, Phase.FLOAT), torch.no_grad():
         torch.testing.assert_close(q(**given).logits, fp(**given).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_small_text_beside_large_images() -> None:
+    """On one 8-bit grid with visual rows, text rows that are 100 times smaller are lost; the stream at 16 bits keeps
+    them, and every tensor has a grid all the same."""
+    fp = model(num_hidden_layers=2)
+    with torch.no_grad():
+        fp.get_input_embeddings().weight.mul_(0.1)
+    given = batch(*ROWS["images_apart"], seed=70)
+    text = given["input_ids"] < 60
+    quality = {}
+    for preset in ("w8a8", "w8a8_stream16"):
+        q = pyquant.prepare(fp, pyquant.Policy.preset(preset))
+        pyquant.calibrate(q, calibration(), progress=False)
+        pyquant.convert(q)
+        with torch.no_grad():
+            quality[preset] = sqnr_db(fp(**given).logits[text], q(**given).logits[text])
+    assert quality["w8a8"] < 3
+    assert quality["w8a8_stream16"] > 12
+    layers = {site.path: site.spec.dtype.bits for site in q.all_sites() if site.spec is not None}
+    assert layers["model:fused"] == layers["model.language_model.layers.0:act_out"] == 16
+    assert layers["model.language_model.layers.0.self_attn:key"] == layers["model.visual:pos_add"] == 8
+    profile = qwen3_vl.TextProfile(1, 6, deepstack=2, layer=0)
+    program = pyquant.export(q.model.language_model, profile)
+    assert program.missing_qparams() == []
+    generator = torch.Generator().manual_seed(0)
+    specs = program.adapter.input_specs
+    inputs = {name: torch.rand(spec.shape, generator=generator) - 0.5 for name, spec in specs.items()}
+    inputs["attention_mask"] = torch.full((6, 6), -1e4).triu(1)[None, None]
+    report = compare(program, q.model.language_model, inputs)
+    assert op_faults(report) == [], report
