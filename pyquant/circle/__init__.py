@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyquant.circle.files import check, check_plan, diff, inspect, read, write
 from pyquant.circle.operators import Operand, OperatorInfo, Option, operators
-from pyquant.circle.types import Fault, Model, Operator, Tensor, codes
+from pyquant.circle.types import Fault, Model, Operator, Tensor, codes, listed
 
 __all__ = [
     "Fault",
@@ -24,6 +24,7 @@ __all__ = [
     "codes",
     "diff",
     "inspect",
+    "listed",
     "operators",
     "read",
     "write",

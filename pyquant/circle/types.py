@@ -6,11 +6,15 @@ Functions on them are in files.py; the table of operators is in operators.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pyquant.circle._native import native
+
+_OWN = re.compile(r"'[^']*'|\[[^\]]*\]|[0-9.-]")  # what differs between faults that are alike
+_NAMED = 3  # other places that a line names
 
 Model = native.Model
 Tensor = native.Tensor
@@ -27,6 +31,22 @@ class Fault:
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.code, self.where, self.message) if part)
+
+
+def listed(faults: Iterable[Fault]) -> list[str]:
+    """One line for all faults that are alike but for names, shapes and numbers: the first, and where the others are.
+
+    As `pyquant-circle check` prints them.
+    """
+    groups: dict[tuple[str, str, str], list[Fault]] = {}
+    for fault in faults:
+        kind = (fault.code, _OWN.sub("", fault.where), _OWN.sub("", fault.message))
+        groups.setdefault(kind, []).append(fault)
+    lines = []
+    for first, *others in groups.values():
+        places = ", ".join([fault.where for fault in others[:_NAMED]] + ["..."] * (len(others) > _NAMED))
+        lines.append(f"{first} (and {len(others)} more like it: {places})" if others else str(first))
+    return lines
 
 
 def codes() -> Mapping[str, str]:

@@ -7,6 +7,7 @@ It prints; the rules are native (csrc/circle/check) and, where TICO is installed
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from pyquant.cli.main import FINE, FOUND
@@ -28,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pyquant import circle
 
-    found = [str(fault) for fault in circle.check(args.file, args.target)]
+    found = circle.check(args.file, args.target)
     print(f"{args.file}: {_count(found)} for target {args.target}")
-    print("".join(f"  {line}\n" for line in found), end="")
+    print("".join(f"  {line}\n" for line in circle.listed(found)), end="")
     if args.no_tico:
         return FOUND if found else FINE
     if find_spec("tico") is None:
@@ -44,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
     return FOUND if found or theirs else FINE
 
 
-def _count(found: list[str]) -> str:
+def _count(found: Sequence[object]) -> str:
     return f"{len(found)} fault{'' if len(found) == 1 else 's'}"

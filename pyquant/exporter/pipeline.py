@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from pyquant import __version__
+from pyquant import __version__, circle
 from pyquant.circle.files import Target
 from pyquant.errors import ExportError, PhaseError, ProfileError
 from pyquant.exporter.coverage import require_quantized
@@ -56,7 +56,7 @@ def export(
         require_quantized(graph)
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
-        listed = "\n".join(f"  {fault}" for fault in faults)
+        listed = "\n".join(f"  {line}" for line in circle.listed(faults))
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
     warn_low_precision(graph, traced)
     return program

@@ -209,3 +209,5 @@ def test_alike_faults_share_a_line(tmp_path: Path) -> None:
     assert lines[0].startswith("E_ONERT_DTYPE: operators[0] ABS: input 0 'v0' (int32 [3]) is not computed correctly")
     assert lines[0].endswith("(and 5 more like it: operators[1] ABS, operators[2] ABS, operators[3] ABS, ...)")
     assert lines[1].endswith(": 6 faults for target onert")
+    assert circle.listed(circle.check(tmp_path / "g.circle", "onert")) == lines[:1]
+    assert circle.listed([]) == []
