@@ -117,8 +117,10 @@ def test_verify_finds_what_a_target_refuses(run: Run) -> None:
     done = run("verify", GOLDEN / "int16_uint4_norm.circle", "--target", "onert", "--no-tico")
     assert done.code == 1
     count, *faults = done.out.splitlines()
-    assert count.endswith((f"{len(faults)} faults for target onert", "1 fault for target onert"))
+    assert count.endswith(": 4 faults for target onert")
     assert all(line.startswith("  E_") for line in faults)
+    assert len(faults) == 3
+    assert sum("(and 1 more like it: " in line for line in faults) == 1
 
 
 def test_verify_of_something_else(run: Run, tmp_path: make.Path) -> None:
