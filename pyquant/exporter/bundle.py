@@ -42,23 +42,28 @@ def export_bundle(
     family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
     and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written aside before the first
     file changes its name, the manifest last: a failure leaves the folder as it was. Files of the bundle that stood
-    there and that the new one does not name are removed. On a terminal a bar shows how far it is.
+    there and that the new one does not name are removed. On a terminal a bar shows how far it is. Large constants of
+    the programs are mapped from the files, so that memory holds those of one graph at a time.
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
     parts, said = _parts(q, profiles)
     folder = Path(out_dir)
     _require_folder(folder, parts)
-    programs: dict[str, CircleProgram] = {}
-    for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None):
-        programs[name] = export(part, profile, name=name, target=target)
-    for name, program in programs.items():
-        if faults := program.check(target):
-            listed = "\n".join(f"  {fault}" for fault in faults)
-            raise ExportError(
-                f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing is written:\n{listed}"
-            )
-    _write(folder, {**_provenance(q), "target": target, **said}, programs)
-    return programs
+    made = (
+        (name, _exported(name, part, profile, target))
+        for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None)
+    )
+    return _write(folder, {**_provenance(q), "target": target, **said}, list(parts), made)
+
+
+def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> CircleProgram:
+    program = export(part, profile, name=name, target=target)
+    if faults := program.check(target):
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ExportError(
+            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing is written:\n{listed}"
+        )
+    return program
 
 
 def _parts(q: nn.Module, profiles: Any) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any]]:
@@ -82,16 +87,23 @@ def _require_folder(folder: Path, names: Iterable[str]) -> None:
             raise CircleError(f"cannot write '{path}': it is a folder; remove it, or name another")
 
 
-def _write(folder: Path, head: dict[str, Any], programs: Mapping[str, CircleProgram]) -> None:
-    """All files into a folder aside, then under their names; then the files of the old bundle that are left over."""
+def _write(
+    folder: Path, head: dict[str, Any], names: Sequence[str], made: Iterable[tuple[str, CircleProgram]]
+) -> dict[str, CircleProgram]:
+    """All files into a folder aside, each as soon as it is made, then under their names; then the files of the old
+    bundle that are left over."""
     fresh, first = not folder.exists(), not (folder / MANIFEST).exists()
-    old, new, placed = _files_of(folder / MANIFEST), [_file(name) for name in programs], list[Path]()
+    old, new, placed = _files_of(folder / MANIFEST), [_file(name) for name in names], list[Path]()
+    programs: dict[str, CircleProgram] = {}
+    graphs: dict[str, Any] = {}
     try:
         folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as name:
-            aside = Path(name)
+        with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as draft:
+            aside = Path(draft)
             said = head.get("graphs", {})
-            graphs = {name: _save(prog, aside / _file(name), said.get(name, {})) for name, prog in programs.items()}
+            for name, program in made:
+                graphs[name] = _save(program, aside / _file(name), said.get(name, {}))
+                programs[name] = program.mapped(aside / _file(name))
             _write_manifest(aside / MANIFEST, {**head, "graphs": graphs})
             for file in [*new, MANIFEST]:
                 placed.append((aside / file).replace(folder / file))
@@ -109,6 +121,7 @@ def _write(folder: Path, head: dict[str, Any], programs: Mapping[str, CircleProg
     for file in old:
         if file.casefold() not in kept:
             (folder / file).unlink(missing_ok=True)
+    return programs
 
 
 def _save(program: CircleProgram, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:

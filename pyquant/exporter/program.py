@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pyquant.circle.files import Target
 from pyquant.exporter.coverage import float_tensors
 from pyquant.exporter.plan import Graph, Tensor
 from pyquant.exporter.trace import Traced
+
+_LARGE = 1 << 16  # bytes of a constant that is worth a page of a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,18 @@ class CircleProgram:
         Raises CircleError when the folder does not exist or the disk is full; a file that was there stays as it was.
         """
         return ops.circle_write(self.graph.to_json(), self.graph.constants, path)
+
+    def mapped(self, path: str | os.PathLike[str]) -> CircleProgram:
+        """The same program with its large constants in the file `path` that `save` wrote, read when they are needed."""
+        data = {tensor.name: tensor.data for tensor in circle.read(path).tensors if tensor.is_constant}
+        constants = list(self.graph.constants)
+        for tensor in self.graph.tensors:
+            if tensor.constant is not None and constants[tensor.constant].nbytes >= _LARGE:
+                held = constants[tensor.constant]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # a mapped file cannot be written to, and nobody does
+                    constants[tensor.constant] = torch.frombuffer(data[tensor.name], dtype=held.dtype).view(held.shape)
+        return replace(self, graph=self.graph.replace(constants=tuple(constants)))
 
     def to_bytes(self) -> bytes:
         """The file's bytes, by way of a temporary file."""

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporter_cases import Graph, Grid
+import torch
+import torch.nn.functional as F
+from exporter_cases import Graph, Grid, channels, weight
 from torch import nn
 
 from pyquant.errors import CircleError, ExportError, ProfileError
-from pyquant.exporter import CircleProgram, ExportProfile, TensorSpec, export_bundle
+from pyquant.exporter import CircleProgram, ExportProfile, TensorSpec, export, export_bundle
+from pyquant.verify import fidelity
 from pyquant.verify.runtimes import tico
 
 
@@ -170,3 +173,54 @@ def test_a_folder_that_is_a_file_and_a_file_that_is_a_folder(tmp_path: Path) -> 
     with pytest.raises(CircleError, match=r"cannot write '.*decode.circle': it is a folder; remove it"):
         export_bundle(Model(), tmp_path, {"decode": rows(2)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decode.circle", "file"]
+
+
+class Wide(nn.Module):
+    """A linear whose weight is large enough to stay in its file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(300, 256)
+
+    def as_export_module(self, profile: ExportProfile) -> nn.Module:
+        grids = {"a": Grid("int16", -9, 9), "q": channels(self.w, "sym8")}
+        specs = profile.inputs.values()
+        return Graph(lambda m, x: m.a(F.linear(m.a(x), m.q(m.w))), *specs, outputs=("y",), w=self.w, **grids)
+
+
+def test_large_constants_stay_in_their_files(tmp_path: Path) -> None:
+    profiles = {f"rows{n}": ExportProfile({"x": TensorSpec((n, 256))}, ("y",)) for n in (2, 3)}
+    programs = export_bundle(Wide(), tmp_path / "out", profiles)
+    for name, program in programs.items():
+        written = (tmp_path / "out" / f"{name}.circle").read_bytes()
+        assert program.to_bytes() == written
+        (tmp_path / "out" / f"{name}.circle").unlink()  # what is mapped stays
+        assert program.to_bytes() == written
+        fidelity(program, None, [torch.rand(program.inputs[0].shape)])
+        assert [c.nbytes for c in program.graph.constants if c.nbytes > 1 << 16] == [300 * 256]
+    again = export(Wide(), profiles["rows2"])
+    assert again.graph.constants[0].equal(programs["rows2"].graph.constants[0])
+
+
+class Family:
+    """A model family's own profile."""
+
+    def graphs(self, q: nn.Module) -> dict[str, Any]:
+        return {"first": (q, rows(2)), "second": (q, rows(3))}
+
+    def manifest(self, q: nn.Module) -> dict[str, Any]:
+        of_first = {"kind": "head", "meaning": {"x": "what goes in", "*": "anything"}, "range": {"x": [0, 9]}}
+        return {"family": "none", "graphs": {"first": of_first}}
+
+
+def test_a_family_says_its_graphs_and_what_they_mean(tmp_path: Path) -> None:
+    programs = export_bundle(Model(), tmp_path / "out", Family())
+    assert list(programs) == ["first", "second"]
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert said["family"] == "none"
+    first, second = said["graphs"]["first"], said["graphs"]["second"]
+    assert first["kind"] == "head"
+    assert (first["inputs"][0]["meaning"], first["inputs"][0]["range"]) == ("what goes in", [0, 9])
+    assert first["outputs"][0]["meaning"] == "anything"
+    assert "meaning" not in second["inputs"][0]
+    assert second["sha256"]
