@@ -34,7 +34,8 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
         "height": height,
         "margin": {"l": 56, "r": 16, "t": 28, "b": 40},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1e293b"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        # in the margin, where no chart can lie under it
+        "legend": {"orientation": "h", "xref": "container", "yref": "container", "x": 0, "y": 1, "yanchor": "top"},
         "hoverlabel": {"align": "left"},
     }
     return {**base, **more}
@@ -77,7 +78,7 @@ def layers(data: ReportData) -> Any:
     ticks = _ticks(data.layers)
     places, names = [i for i, _ in ticks], [text for _, text in ticks]
     figure.update_xaxes(tickvals=places, ticktext=names, tickangle=-40, automargin=True)
-    figure.update_layout(_layout(520))
+    figure.update_layout(_layout(540, margin={"l": 56, "r": 16, "t": 56, "b": 40}))
     return figure
 
 
@@ -140,7 +141,7 @@ def layer_bytes(data: ReportData) -> Any:
     ):
         figure.add_trace(go.Bar(y=names, x=values, name=label, orientation="h", marker={"color": color},
                                 hovertemplate="%{y}<br>" + label + " %{x:,} bytes<extra></extra>"))  # fmt: skip
-    figure.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
+    figure.update_yaxes(range=[len(shown) - 0.5, -0.5], automargin=True, ticksuffix=" ")
     figure.update_xaxes(title_text="bytes", nticks=5)
     room = {"l": 56, "r": 16, "t": 44, "b": 40}
     figure.update_layout(_layout(max(200, 34 * len(shown) + 126), barmode="group", bargap=0.3, margin=room))

@@ -1,11 +1,45 @@
 "use strict";
 const report = JSON.parse(document.getElementById("report-data").textContent);
 
-for (const [id, figure] of Object.entries(report.figures)) {
-  const narrow = window.innerWidth < 760;
-  if (narrow && id === "chart-layers") figure.layout.legend.font = { size: 11 };
-  Plotly.newPlot(id, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: false });
+// What depends on the width: on a phone fewer places are named along the layers, and names of bars are cut in front.
+function fitted(id, layout, width) {
+  if (id === "chart-layers") {
+    const { tickvals, ticktext } = layout.xaxis2;
+    const calls = Math.max(...report.figures[id].data.flatMap((trace) => trace.x)) + 1;
+    let last = -Infinity;
+    const kept = tickvals.map((place) => {
+      const fits = ((place - last) / calls) * (width - 90) >= 24;
+      if (fits) last = place;
+      return fits;
+    });
+    const values = tickvals.filter((_, index) => kept[index]), texts = ticktext.filter((_, index) => kept[index]);
+    return {
+      "xaxis.tickvals": values, "xaxis.ticktext": texts, "xaxis2.tickvals": values, "xaxis2.ticktext": texts,
+      "legend.font.size": width < 500 ? 11 : 12,
+    };
+  }
+  if (id === "chart-bytes") {
+    const names = report.figures[id].data[0].y, room = width < 500 ? 20 : 44;
+    const cut = (name) => (name.length > room ? "\u2026" + name.slice(1 - room) : name);
+    return { "yaxis.tickvals": names, "yaxis.ticktext": names.map(cut) };
+  }
+  return {};
 }
+
+function applied(layout, changes) {
+  for (const [path, value] of Object.entries(changes)) {
+    const keys = path.split("."), last = keys.pop();
+    keys.reduce((part, key) => (part[key] ??= {}), layout)[last] = value;
+  }
+  return layout;
+}
+
+const charts = Object.entries(report.figures).map(([id, figure]) => {
+  const root = document.getElementById(id), changes = () => fitted(id, figure.layout, root.clientWidth);
+  window.addEventListener("resize", () => Plotly.relayout(root, changes()));
+  const layout = applied(structuredClone(figure.layout), changes());
+  return Plotly.newPlot(root, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+});
 
 // A table of `rows` (arrays of text or numbers) that a search box filters word by word and a click on a head sorts.
 function fill(name, { columns, rows }) {
@@ -61,4 +95,4 @@ function fill(name, { columns, rows }) {
 }
 
 for (const [name, table] of Object.entries(report.tables)) fill(name, table);
-document.documentElement.dataset.ready = "true";
+Promise.all(charts).then(() => { document.documentElement.dataset.ready = "true"; });

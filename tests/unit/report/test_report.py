@@ -201,6 +201,14 @@ def test_the_page_opens_in_chromium(driver, written, tmp_path, width):
     assert page.run("return document.querySelectorAll('#chart-output .point').length") == len(found.points)
     assert page.run("return document.title") == "digits </script><b>w4a8"
     assert page.run("return document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    overlaps = (
+        "const names = [...document.querySelectorAll('#chart-layers .x2tick text')];"
+        "const ends = names.map(t => t.getBoundingClientRect().right);"
+        "return ends.map((end, i) => i ? end - ends[i - 1] : 99)"
+    )
+    distances = page.run(overlaps)
+    assert len(distances) >= 2
+    assert min(distances) >= 14, "names of layers lie upon each other"
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
 
