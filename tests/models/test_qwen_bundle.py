@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyquant
 from pyquant import circle
 from pyquant.errors import CircleError, InputError
 from pyquant.exporter import CircleProgram
+from pyquant.exporter.registry import is_fake_quantize
 from pyquant.models import qwen3_vl
 from pyquant.verify import Session, compare
 from pyquant.verify.tolerance import deep_faults, op_faults
@@ -187,6 +189,15 @@ def test_the_whole_model_in_one_file(tmp_path: Path) -> None:
     made = write(tmp_path, "w8a8", layers="whole", prefill_lengths=(), max_seq_len=12, image_grids=(A, C))
     program = made.programs["model"]
     assert program.missing_qparams() == []
+    nodes = [node for node in program.traced.nodes if is_fake_quantize(node)]
+    used = Counter(program.traced.lifted[str(node.args[1])][1].data_ptr() for node in nodes)
+    for site in made.q.model.all_sites():
+        assert site.scale is not None
+        count = used.pop(site.scale.data_ptr(), 0)
+        frames = ".attn.core:" in site.path  # attention runs once for each length of a frame, and without a mask
+        expected = 0 if frames and "mask" in site.path else 2 if frames else 1
+        assert count == expected, f"{site.path} has {count} nodes"
+    assert not used
     adapter = made.q.model.as_export_module(program.profile)
     generator = torch.Generator().manual_seed(0)
     inputs = {

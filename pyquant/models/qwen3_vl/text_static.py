@@ -80,6 +80,15 @@ class GraphInputs(NamedTuple):
     per_head: bool
 
 
+class _OneLayer(nn.Module):
+    """What the graph of one layer uses of the text model, each at the place where it stands there."""
+
+    def __init__(self, model: Any, layer: int) -> None:
+        super().__init__()
+        self.sites, self.rotary_emb = model.sites, model.rotary_emb
+        self.layers = nn.ModuleDict({str(layer): model.layers[layer]})
+
+
 class TextAdapter(nn.Module):
     """`call(module, GraphInputs)` as a static graph. Shares the wrappers, owns no tensor.
 
@@ -107,7 +116,8 @@ class TextAdapter(nn.Module):
         _check(module, attentions[0].config, profile, taps)
         module.refresh_all()
         super().__init__()
-        self.module = module
+        self.model = (module,)  # a tuple: tracing goes through every tensor of a submodule, also of unused layers
+        self.module: nn.Module = module if layer is None else _OneLayer(module, layer)
         self.per_head = profile.attention == "per_head"
         self.call = call
         self.attentions = tuple(attentions)  # a tuple: they are in the module already
@@ -133,7 +143,7 @@ class TextAdapter(nn.Module):
         )
         tables = RotaryTables(given["cos"].unsqueeze(2), given["signed_sin"].unsqueeze(2))
         out = self.call(
-            self.module,
+            self.model[0],
             GraphInputs(
                 given[self.first],
                 tuple(given[name] for name in self.addends),
