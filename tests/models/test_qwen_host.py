@@ -87,6 +87,18 @@ def test_without_quantization() -> None:
     assert torch.equal(tokens, fp.generate(**given, max_new_tokens=6, do_sample=False))
 
 
+def test_a_video_by_its_own_grid_or_frame_by_frame() -> None:
+    """Frames do not see each other, so both are the same rows."""
+    _, q = tree()
+    given = batch(PROMPTS["video"])
+    expected = q.generate(**given, max_new_tokens=4, do_sample=False)
+    whole, frames = (Eager(q, profile(image_grids=grids)) for grids in (((2, 4, 2), (1, 4, 2)), ((1, 4, 2),)))
+    for run in (whole, frames):
+        assert torch.equal(run.host().generate(run, **given, max_new_tokens=4), expected)
+    assert "vision_t2_h4_w2" in whole.seen
+    assert "vision_t1_h4_w2" not in whole.seen
+
+
 def test_an_answer_that_ends() -> None:
     """The token that comes second ends a row: what follows is padding, and the loop stops with the last row."""
     _, q = tree()
