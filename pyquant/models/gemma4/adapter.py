@@ -38,9 +38,7 @@ class StaticAdapter(nn.Module):
         module.refresh_all()
         super().__init__()
         self.module = module
-        held = next(
-            chain(module.parameters(), module.buffers()), None
-        )  # a float pooler has none
+        held = next(chain(module.parameters(), module.buffers()), None)  # a float pooler has none
         self.tables = tables if held is None else tables.to(held.device)
         self.arguments = arguments
         self.input_specs = inputs
