@@ -7,6 +7,7 @@ It owns what is particular to Qwen3-VL; importing it registers the wrappers. Sha
 from __future__ import annotations
 
 from pyquant.models.qwen3_vl.adapters import FusionProfile, HeadProfile, WholeProfile
+from pyquant.models.qwen3_vl.batches import patchify, prompt_batch
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
 from pyquant.models.qwen3_vl.profiles import Profile
@@ -51,4 +52,6 @@ __all__ = [
     "TextProfile",
     "VisionProfile",
     "WholeProfile",
+    "patchify",
+    "prompt_batch",
 ]
