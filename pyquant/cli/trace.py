@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pyquant.trace import Call, Comparison, SiteTrace, Trace
+    from pyquant.verify.tensors import TensorReport
+    from pyquant.wrap import QModule
 
 FORMAT = "pyquant-trace-report-1"
 # PEIR that reordered sums stay below, by the type that the model computes in.
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+NO_FILE = Path("-")
+WORST = 5
 IN_MEMORY = 2**28  # bytes of parameters up to which the tensors of a trace are kept in RAM
 
 
@@ -45,7 +50,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-side-by-side", action="store_true", help="print no table of differences")
     add("--enable-quantization", action="store_true", help="quantize the wrappers, calibrated on these inputs")
     add("--recipe", choices=recipes(), help="formats with --enable-quantization (default: w8a8)")
-    add("--sites", action="store_true", help="with --enable-quantization: also what each site did to its values")
+    add(
+        "--quantized",
+        type=Path,
+        metavar="FOLDER",
+        help="wrappers saved before (OUT/quantized of pyquant quantize) instead of --enable-quantization",
+    )
+    add(
+        "--sites",
+        action="store_true",
+        help="with --enable-quantization or --quantized: also what each site did to its values",
+    )
+    add(
+        "--circle",
+        nargs="?",
+        type=Path,
+        const=NO_FILE,
+        metavar="FILE",
+        help="with --enable-quantization or --quantized: also run the model's Circle file (or FILE in its place) and "
+        "compare its tensors with eager's, by steps of their grids; needs tico",
+    )
     add("--interesting-modules", nargs="+", action="extend", default=[], metavar="GLOB", help=_INTERESTING)
     add(
         "--breakpoint-on-interesting-modules",
@@ -63,6 +87,7 @@ _INTERESTING = "print only the records, tensors and differences of these modules
 
 def run(args: argparse.Namespace) -> int:
     from pyquant import wrap
+    from pyquant.cli import trace_circle as circle
     from pyquant.cli import trace_run as runs
     from pyquant.trace import compare, counterparts, sites
     from pyquant.wrap import Phase
@@ -79,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     stops = shown if args.breakpoint_on_interesting_modules else set()
     batch = runs.inputs(args, fp, note)
     print(_inputs(args.model, fp, batch), file=text)
-    q = runs.quantized(fp, args.recipe or "w8a8", batch, note) if args.enable_quantization else runs.wrapped(fp)
+    q = _wrappers(args, fp, batch, note)
     pairs = counterparts(fp, q)
-    phase = Phase.QUANTIZED if args.enable_quantization else Phase.FLOAT
+    phase = Phase.QUANTIZED if _rounds(args) else Phase.FLOAT
     with ExitStack() as stack, wrap.phase(q, phase):
         folder = _folder(args, fp, stack)
         mine = [name for name, path in pairs.items() if path in shown]
@@ -91,18 +116,40 @@ def run(args: argparse.Namespace) -> int:
             note(f"these inputs call {len(silent)} of the interesting modules not at all, such as {silent[0]!r}")
         comparison = _only(compare(left, right, pairs, loose_shapes=True), shown)
         found = sites(q, batch) if args.sites else None
-        report = _Report(args, left, right, comparison, found, shown, pairs)
+        graphs = circle.measured(fp, q, batch, args.circle if args.circle != NO_FILE else None) if args.circle else {}
+        report = _Report(args, left, right, comparison, found, shown, pairs, graphs)
         print(report.text(), end="", file=text)
         if args.json is not None:
             report.write(batch)
     return _verdict(args, comparison)
 
 
+def _rounds(args: argparse.Namespace) -> bool:
+    return args.enable_quantization or args.quantized is not None
+
+
+def _wrappers(
+    args: argparse.Namespace, fp: nn.Module, batch: dict[str, Tensor], note: Callable[[str], None]
+) -> QModule:
+    import pyquant
+    from pyquant.cli import trace_run as runs
+
+    if args.quantized is not None:
+        return pyquant.load_quantized(args.quantized, fp)
+    return runs.quantized(fp, args.recipe or "w8a8", batch, note) if args.enable_quantization else runs.wrapped(fp)
+
+
 def _check(args: argparse.Namespace) -> None:
+    if args.quantized is not None and args.enable_quantization:
+        raise UsageError("--quantized FOLDER is quantized already; leave --enable-quantization and --recipe out")
     if args.recipe and not args.enable_quantization:
         raise UsageError(f"--recipe {args.recipe} says how to quantize; add --enable-quantization")
-    if args.sites and not args.enable_quantization:
-        raise UsageError("--sites shows what quantization does; add --enable-quantization")
+    if args.sites and not _rounds(args):
+        raise UsageError("--sites shows what quantization does; add --enable-quantization or --quantized FOLDER")
+    if args.circle and not _rounds(args):
+        raise UsageError("--circle exports a quantized model; add --enable-quantization or --quantized FOLDER")
+    if args.circle not in (None, NO_FILE) and not args.circle.is_file():
+        raise UsageError(f"--circle: there is no file {str(args.circle)!r}")
     if args.breakpoint_on_interesting_modules and not args.interesting_modules:
         raise UsageError("--breakpoint-on-interesting-modules needs --interesting-modules GLOB ...")
     if args.json is not None and str(args.json) != "-" and not args.json.absolute().parent.is_dir():
@@ -142,7 +189,9 @@ class _Report:
         found: SiteTrace | None,
         shown: set[str],
         pairs: dict[str, str],
+        graphs: dict[str, TensorReport],
     ) -> None:
+        self.pairs, self.graphs = pairs, graphs
         self.args, self.left, self.right, self.comparison, self.found = args, left, right, comparison, found
         self.calls = {
             "unquantized": [call for call in left if call.name in shown],
@@ -150,19 +199,36 @@ class _Report:
         }
 
     def text(self) -> str:
+        from pyquant.cli import trace_circle
         from pyquant.trace import render_comparison, render_sites
 
         out = []
         if not self.args.no_trace_unquantized:
             out += ["--- unquantized: transformers' modules", self._records(self.left, self.calls["unquantized"])]
         if not self.args.no_trace_quantized:
-            how = f"quantized, {self.args.recipe or 'w8a8'}" if self.args.enable_quantization else "in float"
+            how = f"quantized, {self._recipe()}" if _rounds(self.args) else "in float"
             out += [f"--- quantized: the wrappers, {how}", self._records(self.right, self.calls["quantized"])]
         if not self.args.no_side_by_side:
             out += ["--- side by side: a is unquantized, b is quantized", render_comparison(self.comparison)]
         if self.found is not None:
             out += ["--- sites", render_sites(self.found)]
+        if self.graphs:
+            out += ["--- circle: tensors of the file against eager", trace_circle.render(self.graphs)]
+        if _rounds(self.args):
+            out += ["--- where to look: modules that lose the most themselves", self._losses()]
+            if self.found is not None:
+                out += ["sites that round the most", render_sites(self.found, self.found.worst(WORST))]
         return "\n".join(out)
+
+    def _losses(self) -> str:
+        from pyquant.trace import losses, render_losses
+
+        return render_losses(losses(self.left, self.right, self.comparison, self.pairs, WORST))
+
+    def _recipe(self) -> str | None:
+        if self.args.quantized is not None:
+            return str(self.args.quantized)
+        return (self.args.recipe or "w8a8") if self.args.enable_quantization else None
 
     def _records(self, trace: Trace, calls: list[Call]) -> str:
         from pyquant.trace import render_trace
@@ -186,7 +252,7 @@ class _Report:
         data: dict[str, Any] = {
             "format": FORMAT,
             "model": self.args.model,
-            "recipe": (self.args.recipe or "w8a8") if self.args.enable_quantization else None,
+            "recipe": self._recipe(),
             "inputs": to_data(describe(batch)),
             "unquantized": json.loads(self.left.to_json()),
             "quantized": json.loads(self.right.to_json()),
@@ -194,6 +260,8 @@ class _Report:
         }
         if self.found is not None:
             data["sites"] = json.loads(self.found.to_json())
+        if self.graphs:
+            data["circle"] = {name: graph.to_dict() for name, graph in self.graphs.items()}
         said = json.dumps(data, allow_nan=False, indent=1) + "\n"
         if str(self.args.json) == "-":
             sys.stdout.write(said)
@@ -211,7 +279,7 @@ def _only(comparison: Comparison, shown: set[str]) -> Comparison:
 
 def _verdict(args: argparse.Namespace, comparison: Comparison) -> int:
     code = judge(comparison, args.fail_above)
-    if args.enable_quantization:
+    if _rounds(args):
         return code
     limit = ROUNDING[args.dtype]
     if beyond := comparison.above(limit):

@@ -12,9 +12,10 @@ from typing import Any
 from pyquant.trace.capture import capture
 from pyquant.trace.compare import Comparison, Entry, compare
 from pyquant.trace.counterparts import counterparts
+from pyquant.trace.losses import Loss, losses
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.record import Call, Trace, TraceError
-from pyquant.trace.render import render_comparison, render_sites, render_trace
+from pyquant.trace.render import render_comparison, render_losses, render_sites, render_trace
 from pyquant.trace.sites import SiteRecord, SiteTrace, sites
 from pyquant.trace.values import Leaf, Statistics, TensorValue, Tree, describe, statistics
 
@@ -24,6 +25,7 @@ __all__ = [
     "Difference",
     "Entry",
     "Leaf",
+    "Loss",
     "SiteRecord",
     "SiteTrace",
     "Statistics",
@@ -36,7 +38,9 @@ __all__ = [
     "counterparts",
     "describe",
     "difference",
+    "losses",
     "render_comparison",
+    "render_losses",
     "render_sites",
     "render_trace",
     "sensitivity",

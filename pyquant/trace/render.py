@@ -6,7 +6,7 @@ Leaves where the text goes to the caller.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyquant.trace.compare import Comparison, Entry
+from pyquant.trace.losses import Loss
 from pyquant.trace.record import PARTS, Call, Trace
 from pyquant.trace.sites import SiteRecord, SiteTrace
 from pyquant.trace.values import Leaf, TensorValue, Tree, Value
@@ -73,6 +74,27 @@ def render_sites(trace: SiteTrace, records: Iterable[SiteRecord] | None = None, 
     said += f", {len(shown)} shown" if len(shown) != len(trace) else ""
     said += f", {silent} reached by no value" if silent else ""
     return _text(table, width) + f"\n\n{said}\n"
+
+
+def render_losses(found: Iterable[Loss], width: int = WIDE) -> str:
+    """A line for each call: SQNR of its noisiest input and output, and what share of the signal it lost itself."""
+    rows = [
+        [loss.title, loss.problem or "", *map(_number, (loss.sqnr_in, loss.sqnr_out)), _share(loss.lost)]
+        for loss in found
+    ]
+    return table(("module", "problem"), ("SQNR in dB", "SQNR out dB", "lost here"), rows, width) + "\n"
+
+
+def table(words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], width: int = WIDE) -> str:
+    """Columns of words to the left, folded where they do not fit, and columns of numbers to the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in words:
+        made.add_column(name, overflow="fold")
+    for name in numbers:
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return _text(made, width)
 
 
 def _text(table: Table, width: int) -> str:

@@ -20,6 +20,7 @@ from pyquant.ops.reference import spread
 from pyquant.site import Phase, Site
 from pyquant.trace.capture import run_model
 from pyquant.trace.record import TraceError, parse
+from pyquant.wrap.attention import FILL, AttentionCore
 
 if TYPE_CHECKING:
     from pyquant.wrap import QModule
@@ -117,7 +118,8 @@ def sites(q: QModule, batches: object) -> SiteTrace:
     if not isinstance(batches, (Mapping, Tensor)) and not isinstance(batches, Iterable):
         raise TraceError(f"sites takes batches, got one {type(batches).__name__}")
     given = [batches] if isinstance(batches, (Mapping, Tensor)) else batches
-    gauges = {id(site): _Gauge(site) for site in q.all_sites()}
+    masked = {id(m.site("masked_logits")) for m in q.all_qmodules() if isinstance(m, AttentionCore)}
+    gauges = {id(site): _Gauge(site, masked=id(site) in masked) for site in q.all_sites()}
     reached: dict[int, None] = {}
     count = 0
     with _watching(gauges, reached):
@@ -164,6 +166,7 @@ class _Gauge:
     """The sums of one site."""
 
     site: Site
+    masked: bool = False  # logits with a mask's FILL among them, which saturates on purpose
     calls: int = 0
     elements: int = 0
     nonfinite: int = 0
@@ -184,11 +187,11 @@ class _Gauge:
         x = x if clip is None or clip == (None, None) else torch.clamp(x, *clip)
         finite = torch.isfinite(x)
         self.nonfinite += x.numel() - int(finite.sum())
-        kept = finite
+        kept = finite & (x > FILL / 2) if self.masked else finite
         if observed is not None and bool((usual := torch.isfinite(observed)).any()):
             least, most = torch.aminmax(observed[usual])
-            kept = finite & (x >= least) & (x <= most)
-            self.left_out += int(finite.sum()) - int(kept.sum())
+            kept = kept & (x >= least) & (x <= most)
+        self.left_out += int(finite.sum()) - int(kept.sum())
         low, high = self._grid_of(x)
         clipped = None if low is None or high is None else (x < low) | (x > high)
         everything = bool(kept.all())

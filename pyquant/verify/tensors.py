@@ -6,12 +6,17 @@ It owns the level of tensors: errors add up from input to output here, where com
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pyquant.errors import InputError
+from pyquant.exporter.plan import Tensor
 from pyquant.verify.compare import expected_value, exported_values, ordered_inputs, require_float32
 from pyquant.verify.metrics import lsb_error, max_abs_diff, peir, sqnr_db
 from pyquant.verify.runtimes.tico import Inputs, Runtime
@@ -43,34 +48,48 @@ class TensorDiff:
 @dataclass(frozen=True)
 class TensorReport:
     """The tensors in the order in which the file computes them. `unchecked` stand for no eager value (made by a
-    rewrite of the graph)."""
+    rewrite of the graph). `constants`: those of a file that are not the exported ones, which are their eager values."""
 
     name: str
     tensors: tuple[TensorDiff, ...]
     unchecked: tuple[str, ...] = ()
+    constants: tuple[TensorDiff, ...] = ()
 
     def worst(self, count: int = 10) -> tuple[TensorDiff, ...]:
         """The `count` tensors of largest PEIR, the largest first."""
         return tuple(sorted(self.tensors, key=lambda each: -each.peir)[:count])
 
+    def most_steps(self, count: int = 10) -> tuple[TensorDiff, ...]:
+        """The `count` tensors with a grid that are the most steps of it away, the most first."""
+        with_grid = [each for each in self.tensors if each.max_lsb is not None]
+        return tuple(sorted(with_grid, key=lambda each: -(each.max_lsb or 0.0))[:count])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities as text."""
-        rows = [{k: str(v) if v in (np.inf, -np.inf) else v for k, v in asdict(each).items()} for each in self.tensors]
-        return {"name": self.name, "tensors": rows, "unchecked": list(self.unchecked)}
+        return {
+            "name": self.name,
+            "tensors": [_plain(each) for each in self.tensors],
+            "unchecked": list(self.unchecked),
+            "constants": [_plain(each) for each in self.constants],
+        }
 
 
 @torch.no_grad()
-def tensors(prog: Any, inputs: Inputs) -> TensorReport:
+def tensors(prog: Any, inputs: Inputs, file: str | Path | bytes | None = None) -> TensorReport:
     """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor between.
 
-    prog: a CircleProgram. inputs: the graph's, in order or by name. Constants are not compared: the exporter wrote them
-    from the eager model's. Raises InputError for inputs that do not fit, ImportError when tico is not installed.
+    prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file that runs, where that is not `prog`
+    as it would be written: one of the same graph, whose tensors are found by name and whose constants are compared
+    with those of `prog`. Raises InputError for inputs that do not fit and a file of another graph, ImportError when
+    tico is not installed.
     """
     require_float32(prog)
     given = ordered_inputs(prog, inputs)
     values, _ = exported_values(prog, given)
-    got = Runtime(prog).run(given, trace=True)
+    runtime = Runtime(prog if file is None else file if isinstance(file, bytes) else Path(file).read_bytes())
     graph = prog.graph
+    _require_same_graph(prog, runtime)
+    got = runtime.run(given, trace=True)
     makers = {index: op.op for op in graph.operators for index in op.outputs}
     rows, unchecked = [], []
     for index in [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]:
@@ -79,24 +98,61 @@ def tensors(prog: Any, inputs: Inputs) -> TensorReport:
             unchecked.append(tensor.name)
             continue
         expected = torch.from_numpy(np.ascontiguousarray(expected_value(tensor, values)))
-        found = got[tensor.name].reshape(expected.shape)
-        scale = None if tensor.quant is None else min(tensor.quant.scale)
-        steps = None if scale is None else lsb_error(expected, found, scale)
-        rows.append(
-            TensorDiff(
-                index,
-                tensor.name,
-                tensor.origin,
-                makers.get(index, "input"),
-                tensor.dtype,
-                tuple(tensor.shape),
-                scale,
-                expected.numel(),
-                int((expected != found).sum()),
-                max_abs_diff(expected, found),
-                float(np.rint(steps).max()) if steps is not None and steps.size else None,
-                peir(expected, found),
-                sqnr_db(expected, found),
-            )
+        rows.append(_diff(index, tensor, makers.get(index, "input"), expected, got[tensor.name]))
+    constants = () if file is None else tuple(_changed_constants(prog, runtime))
+    return TensorReport(prog.name, tuple(rows), tuple(unchecked), constants)
+
+
+def _diff(index: int, tensor: Tensor, op: str, expected: torch.Tensor, found: torch.Tensor) -> TensorDiff:
+    if found.numel() != expected.numel():
+        raise InputError(
+            f"the file's tensor '{tensor.name}' is {list(found.shape)}, the exported one {list(expected.shape)}: the "
+            "file is of another graph; give one that was exported from this model for these inputs"
         )
-    return TensorReport(prog.name, tuple(rows), tuple(unchecked))
+    found = found.reshape(expected.shape)
+    scale = None if tensor.quant is None else min(tensor.quant.scale)
+    steps = None if scale is None else lsb_error(expected, found, scale)
+    return TensorDiff(
+        index,
+        tensor.name,
+        tensor.origin or "",
+        op,
+        tensor.dtype,
+        tuple(tensor.shape),
+        scale,
+        expected.numel(),
+        int((expected != found).sum()),
+        max_abs_diff(expected, found),
+        float(np.rint(steps).max()) if steps is not None and steps.size else None,
+        peir(expected, found),
+        sqnr_db(expected, found),
+    )
+
+
+def _require_same_graph(prog: Any, runtime: Runtime) -> None:
+    names = [tensor.name for tensor in prog.inputs]
+    if runtime.input_names != names:
+        raise InputError(
+            f"the file's inputs are {runtime.input_names}, those of the graph exported here {names}: give a file that "
+            "was exported from this model for these inputs"
+        )
+    known = set(runtime.tensor_names)
+    computed = [prog.graph.tensors[index].name for op in prog.graph.operators for index in op.outputs]
+    if lost := [name for name in computed if name not in known]:
+        raise InputError(
+            f"the file lacks {len(lost)} of the {len(computed)} tensors of the graph exported here, such as "
+            f"'{lost[0]}': give a file that was exported from this model for these inputs"
+        )
+
+
+def _changed_constants(prog: Any, runtime: Runtime) -> Iterator[TensorDiff]:
+    """The constants of a file that are not those of `prog`, the first to be read first."""
+    ours, theirs = Runtime(prog).constants(), runtime.constants()
+    for index, tensor in enumerate(prog.graph.tensors):
+        if tensor.name in ours and tensor.name in theirs and not np.array_equal(ours[tensor.name], theirs[tensor.name]):
+            expected, found = (torch.from_numpy(np.ascontiguousarray(c[tensor.name])) for c in (ours, theirs))
+            yield _diff(index, tensor, "constant", expected, found)
+
+
+def _plain(row: TensorDiff) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

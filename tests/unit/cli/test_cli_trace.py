@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torch
 from cli_runs import Done
 from PIL import Image
 
+import pyquant
 from pyquant.models import example
+from pyquant.models.gemma4 import VisionProfile
 from pyquant.trace import Comparison, SiteTrace, Trace
 
 Run = Callable[..., Done]
@@ -61,7 +64,7 @@ def test_quantized_they_differ_and_a_threshold_says_so(family: str, run: Run, tm
     words += ["--no-trace-quantized", "--json", str(tmp_path / "t.json")]
     fine = run(*words, "--fail-above", "PEIR=0.9", "--sites")
     assert fine.code == 0, fine.err
-    assert headings(fine.out) == ["side by side", "sites"]
+    assert headings(fine.out) == ["side by side", "sites", "where to look"]
     data = json.loads((tmp_path / "t.json").read_text())
     found = Comparison.from_json(json.dumps(data["side_by_side"]))
     peak = found.worst(1)[0].difference
@@ -157,6 +160,60 @@ def test_saved_traces_are_compared(run: Run, program: Run, tmp_path: Path) -> No
     assert "--fail-above has nothing to judge" in nothing.err
 
 
+QUIET = ["--no-trace-unquantized", "--no-trace-quantized", "--no-side-by-side"]
+
+
+@pytest.mark.parametrize(("family", "graphs"), [("gemma4", {""}), ("qwen3_vl", {"", "model"})])
+def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tico")
+    words = ["trace", "--model", f"tiny:{family}", "--enable-quantization", *QUIET]
+    done = run(*words, "--circle", "--json", tmp_path / "t.json")
+    assert done.code == 0, done.err
+    assert "--- circle: tensors of the file against eager" in done.out
+    found = json.loads((tmp_path / "t.json").read_text())["circle"]
+    assert set(found) == graphs
+    for graph in found.values():
+        assert len(graph["tensors"]) > len(graph["unchecked"])
+        assert all(row["max_lsb"] <= 3 for row in graph["tensors"] if row["max_lsb"] is not None)
+        assert not graph["constants"]
+
+
+def test_a_file_with_a_wrong_constant_and_a_saved_model(run: Run, tmp_path: Path) -> None:
+    """A folder of `pyquant quantize` is looked at as it is, and the file beside it where it differs."""
+    pytest.importorskip("tico")
+    fp = example.example("gemma4").tiny_model()
+    batch = example.example("gemma4").example_inputs(fp)
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
+    pyquant.calibrate(q, [batch], progress=False)
+    pyquant.convert(q, unused=["*:mask", "*:masked_logits"])
+    pyquant.save_quantized(q, tmp_path / "quantized")
+    prog = pyquant.export(q, VisionProfile(pixel_position_ids=batch["pixel_position_ids"]))
+    op = [op for op in prog.graph.operators if op.op == "FULLY_CONNECTED"][3]
+    weight = prog.graph.tensors[op.inputs[1]]
+    constants = list(prog.graph.constants)
+    constants[weight.constant] = torch.zeros_like(constants[weight.constant])
+    dataclasses.replace(prog, graph=dataclasses.replace(prog.graph, constants=tuple(constants))).save(
+        tmp_path / "bad.circle"
+    )
+    words = ["trace", "--model", "tiny:gemma4", "--quantized", tmp_path / "quantized", "--sites"]
+    done = run(*words, "--circle", tmp_path / "bad.circle", "--json", tmp_path / "t.json")
+    assert done.code == 0, done.err
+    data = json.loads((tmp_path / "t.json").read_text())
+    assert [row["name"] for row in data["circle"][""]["constants"]] == [weight.name]
+    assert "constants that are not the exported ones: 1\n" in done.out
+    first = next(line for line in done.out.splitlines() if line.startswith("the first that is more than one step"))
+    assert prog.graph.tensors[op.outputs[0]].name in first
+    assert headings(done.out)[-2:] == ["circle", "where to look"]
+    assert "sites that round the most" in done.out
+    assert data["recipe"] == str(tmp_path / "quantized")
+    assert any("int16" in site["spec"] for site in data["sites"]["sites"])
+    assert done.out == run(*words, "--circle", tmp_path / "bad.circle").out
+    golden = Path(__file__).parents[2] / "golden" / "uint8_linear.circle"
+    other = run(*words, "--circle", golden)
+    assert other.code == 2
+    assert "give a file that was exported from one of them" in other.err
+
+
 def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -185,12 +242,16 @@ def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
         (["--model", "tiny:gemma4", "--fail-above", "LSB=1"], "LSB is not measured here"),
         (["--model", "tiny:gemma4", "--recipe", "w8a8"], "add --enable-quantization"),
         (["--model", "tiny:gemma4", "--sites"], "add --enable-quantization"),
+        (["--model", "tiny:gemma4", "--circle"], "add --enable-quantization"),
+        (["--model", "tiny:gemma4", "--enable-quantization", "--circle", "/no/x"], "there is no file '/no/x'"),
+        (["--model", "tiny:gemma4", "--enable-quantization", "--quantized", "/no"], "is quantized already"),
+        (["--model", "tiny:gemma4", "--quantized", "/no"], "/no"),
         (["--model", "tiny:gemma4", "--json", "/no/such/x.json"], "the folder '/no/such' does not exist"),
         ([], "the following arguments are required: --model"),
     ],
     ids=[
         *("family", "folder", "image", "prompt", "id", "image_id", "both", "module", "syntax", "metric", "recipe"),
-        *("sites", "json", "model"),
+        *("sites", "circle", "circle_file", "twice", "no_quantized", "json", "model"),
     ],
 )
 def test_what_cannot_be_traced(words: list[str], said: str, run: Run) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import pyquant
+from pyquant.errors import InputError
 from pyquant.models import example
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.verify import tensors
@@ -55,3 +57,28 @@ def test_a_wrong_constant_shows_where_it_begins(program: tuple[pyquant.CirclePro
     first = next(b.name for a, b in zip(before.tensors, after.tensors, strict=True) if a.sqnr_db - b.sqnr_db > 10)
     assert first == graph.tensors[op.outputs[0]].name
     assert number > 5
+
+
+def test_a_file_in_the_place_of_the_program(
+    program: tuple[pyquant.CircleProgram, torch.Tensor], tmp_path: Path
+) -> None:
+    prog, pixels = program
+    good = tmp_path / "good.circle"
+    prog.save(good)
+    assert tensors(prog, [pixels], good) == tensors(prog, [pixels])
+    graph = prog.graph
+    op = next(op for n, op in enumerate(graph.operators) if op.op == "FULLY_CONNECTED" and n > 5)
+    weight = graph.tensors[op.inputs[1]]
+    constants = list(graph.constants)
+    constants[weight.constant] = torch.zeros_like(constants[weight.constant])
+    bad = dataclasses.replace(prog, graph=dataclasses.replace(graph, constants=tuple(constants)))
+    found = tensors(prog, [pixels], bad.to_bytes())
+    assert [row.name for row in found.constants] == [weight.name]
+    assert found.constants[0].op == "constant"
+    assert found.constants[0].unequal > 0
+    assert found.most_steps(1)[0].max_lsb == max(row.max_lsb for row in found.tensors if row.max_lsb is not None)
+    first = next(row for row in found.tensors if (row.max_lsb or 0) > 3)
+    assert first.name == graph.tensors[op.outputs[0]].name
+    other = Path(__file__).parents[2] / "golden" / "uint8_linear.circle"
+    with pytest.raises(InputError, match="exported from this model"):
+        tensors(prog, [pixels], other)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns the answer to where a signal is lost: how much noise each call adds itself, between its inputs and its output.
+Leaves the measuring of one pair of tensors to `metrics.py`, and the table to `render.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pyquant.trace.compare import Comparison, Entry
+from pyquant.trace.metrics import difference
+from pyquant.trace.record import Call, Trace
+from pyquant.trace.values import TensorValue
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One call of a module, from its noisiest input to its noisiest output.
+
+    sqnr_in, sqnr_out: in dB; infinite where nothing differs. lost: noise as a share of the signal (10^(-SQNR/10), at
+    most 1) that the output has more than the inputs, less what the modules below it lost in the same call. problem:
+    what is wrong with the output itself, such as NaN that only one side has.
+    """
+
+    module: str
+    repeat: int
+    sqnr_in: float
+    sqnr_out: float
+    lost: float
+    problem: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name for people, as of Call."""
+        return (self.module or "(model)") + (f" #{self.repeat + 1}" if self.repeat else "")
+
+
+def losses(
+    a: Trace, b: Trace, comparison: Comparison, names: Mapping[str, str] | None = None, count: int | None = None
+) -> tuple[Loss, ...]:
+    """The calls that lose the most of their signal themselves, the worst first; of equal ones the first to return.
+
+    comparison, names: of the outputs, as `compare` made and took them; both traces kept their tensors. Noise that came
+    in and goes on is no loss of the later modules, so that what comes first is where it began.
+    """
+    outputs: dict[tuple[str, int], list[Entry]] = {}
+    for entry in comparison:
+        if entry.path.partition(".")[0] == "output" and entry.difference is not None and entry.a.startswith(_FLOATS):
+            outputs.setdefault((entry.module, entry.repeat), []).append(entry)
+    right = {((names or {}).get(call.name, call.name), call.repeat): call for call in b}
+    inputs = _Inputs(a, b)
+    found: list[Loss] = []
+    below: list[tuple[str, float]] = []  # what each call lost with all below it, until its parent returns
+    for call in a:
+        entries = outputs.get((call.name, call.repeat))
+        if entries is None:
+            continue
+        worst = max(entries, key=_noise)
+        before = inputs.noise(call, right[call.name, call.repeat])
+        prefix = f"{call.name}." if call.name else ""
+        inner = sum(lost for name, lost in below if name.startswith(prefix))
+        below = [(name, lost) for name, lost in below if not name.startswith(prefix)]
+        lost = max(0.0, _noise(worst) - before - inner)
+        below.append((call.name, lost + inner))
+        found.append(Loss(call.name, call.repeat, _decibel(before), _decibel(_noise(worst)), lost, worst.problem))
+    found.sort(key=lambda loss: -loss.lost)
+    return tuple(found if count is None else found[:count])
+
+
+_FLOATS = ("float", "bfloat")
+
+
+class _Inputs:
+    """The noise of what goes into a call. What one module returns the next one takes: each pair is measured once."""
+
+    def __init__(self, a: Trace, b: Trace) -> None:
+        self.a, self.b = a, b
+        self._known: dict[tuple[str, str], float] = {}
+
+    def noise(self, left: Call, right: Call) -> float:
+        """Of the noisiest pair. Wrappers name arguments in their own way, so that values of one shape go together."""
+        mine, other = _by_shape(left), _by_shape(right)
+        pairs = [
+            pair
+            for shape, values in mine.items()
+            if len(values) == len(other.get(shape, ()))
+            for pair in zip(values, other[shape], strict=True)
+        ]
+        return max((self._of(x, y) for x, y in pairs), default=0.0)
+
+    def _of(self, x: TensorValue, y: TensorValue) -> float:
+        assert x.key is not None, x
+        assert y.key is not None, y
+        if (x.key, y.key) not in self._known:
+            left, right = self.a.tensor(x), self.b.tensor(y)
+            found, clashes = difference(left, right.reshape(left.shape))
+            self._known[x.key, y.key] = 1.0 if clashes else _share(found.sqnr)
+        return self._known[x.key, y.key]
+
+
+def _by_shape(call: Call) -> dict[tuple[int, ...], list[TensorValue]]:
+    found: dict[tuple[int, ...], list[TensorValue]] = {}
+    for value in _floats_in(call):
+        found.setdefault(tuple(side for side in value.shape if side != 1), []).append(value)
+    return found
+
+
+def _floats_in(call: Call) -> Iterator[TensorValue]:
+    for path, value in call.tensors():
+        if not path.startswith("output") and value.key is not None and value.dtype.startswith(_FLOATS):
+            yield value
+
+
+def _noise(entry: Entry) -> float:
+    if entry.problem is not None or entry.difference is None:
+        return 1.0
+    return _share(entry.difference.sqnr)
+
+
+def _share(sqnr: float | None) -> float:
+    """Noise as a share of the signal, at most 1."""
+    return 0.0 if sqnr is None else 1.0 if sqnr <= 0 else float(10 ** (-sqnr / 10))
+
+
+def _decibel(noise: float) -> float:
+    return math.inf if noise == 0 else 0.0 - 10 * math.log10(noise)
