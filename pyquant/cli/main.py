@@ -72,8 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. SIGTERM and SIGHUP end it as Ctrl-C does: what is half written is taken away first."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored, and so it stays
+            signal.signal(number, _ended)
     sys.exit(main())
+
+
+def _ended(number: int, _: object) -> None:
+    print(f"pyquant: ended by {signal.Signals(number).name}", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def _line(error: Exception) -> str:

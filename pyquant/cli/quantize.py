@@ -61,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _GRID = "image sizes in patches, a graph for each; TxHxW for videos (default: those of the data)"
 _LENGTHS = "a prefill graph for each length in tokens (default: one, from the data)"
-_UNUSED = "sites that may stay without data, and float, such as 'model.visual.*'; may be repeated"
+_UNUSED = (
+    "sites that may stay without data, and float; may be repeated (a Qwen3-VL for text alone: 'model.visual*' and "
+    "'model.language_model:deepstack_*')"
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,28 @@ def test_ctrl_c_is_a_word_and_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verify, "run", interrupted)
     done = run("verify", "x.circle")
     assert (done.code, done.err) == (130, "pyquant: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_process_that_is_ended_takes_its_half_written_folder_away(
+    tmp_path: make.Path, number: signal.Signals
+) -> None:
+    code = (
+        "import os, pathlib, sys\n"
+        "from pyquant import files\n"
+        "from pyquant.cli import main, verify\n"
+        "def run(args):\n"
+        f"    with files.whole_folder(pathlib.Path({str(tmp_path / 'out')!r})) as new:\n"
+        "        (new / 'half').write_bytes(b'x')\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    return 0\n"
+        "verify.run = run\n"
+        "sys.argv[1:] = ['verify', 'x.circle']\n"
+        "main.entry()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, f"pyquant: ended by {number.name}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
