@@ -127,6 +127,17 @@ def test_calibrating_with_text_alone() -> None:
         assert q(**given).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("embedded", [False, True], ids=["ids", "embeds"])
+def test_calibrating_with_placeholders_and_no_pixels(embedded: bool) -> None:
+    """HF takes such a prompt for text; its ranges would be those of a row that no device ever reads."""
+    given = {name: value for name, value in batch((2, A, 3)).items() if "pixel" not in name and "grid" not in name}
+    if embedded:
+        given["inputs_embeds"] = model().get_input_embeddings()(given.pop("input_ids"))
+    q = pyquant.prepare(model(), pyquant.Policy.preset("w8a8"))
+    with pytest.raises(CalibrationError, match=r"batch 1: .*has 4 image or video placeholder tokens and nothing"):
+        pyquant.calibrate(q, [batch((6,)), given], progress=False)
+
+
 def test_calibrating_in_any_order_and_through_generate() -> None:
     batches = calibration()
     q = calibrated(batches)

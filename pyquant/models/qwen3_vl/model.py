@@ -86,13 +86,15 @@ class QuantQwen3VLModel(QModule):
         Without position_ids they come from mm_token_type_ids (absent: from input_ids) and the grids; with a cache they
         go on from where the prompt in that very cache ended. Of inputs_embeds alone they are those of text, as in HF.
         While calibrating, padding that a 2-D mask names is not observed. Raises InputError for inputs that contradict
-        each other.
+        each other; while calibrating, also for a prompt with placeholders and no pixels, which HF runs as text.
         """
         refuse_recording(kwargs)
         given = _exactly_one(input_ids, inputs_embeds)
         encoded = self._encoded(
             dict(mm_encoder_outputs or {}), pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
         )
+        if self.phase is Phase.CALIBRATE and not exporting() and not _length(past_key_values):
+            self._require_visual(given, encoded)
         index = None if encoded is None else visual_index(self._places(given), encoded.images, encoded.videos)
         if position_ids is None and not exporting():
             grids = (_grids(image_grid_thw, self.merge), _grids(video_grid_thw, self.merge))
@@ -218,6 +220,18 @@ class QuantQwen3VLModel(QModule):
         return Encoded(
             torch.cat(rows), tuple(torch.cat(parts) for parts in features), images, sum(map(len, rows)) - images
         )
+
+    def _require_visual(self, given: Tensor, encoded: Encoded | None) -> None:
+        """Placeholders without what stands for them would teach every site the row of the table that no device reads.
+
+        visual_index says it of one kind that is missing; a prompt in a cache has had its images.
+        """
+        if encoded is None and (count := int((self._places(given) != TEXT).sum())):
+            raise InputError(
+                f"the prompt has {count} image or video placeholder tokens and nothing to put there; a calibration "
+                "batch needs pixel_values with image_grid_thw (videos: pixel_values_videos, video_grid_thw), or a "
+                "prompt of text alone"
+            )
 
     def _fused(
         self, given: Tensor, encoded: Encoded | None, index: Tensor | None, mask: Tensor | None, cache: Any
