@@ -79,7 +79,7 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
             _run(q, batch, number)
             bad = [site for site in _non_finite(watched) if id(site) not in known_bad]
             if bad:
-                raise CalibrationError(_non_finite_message(bad, number))
+                raise CalibrationError(_non_finite_message(q, bad, number))
     if number < 0:
         raise CalibrationError(
             "calibrate got no batches: the iterable is empty (or a generator that was used up before)"
@@ -209,10 +209,17 @@ def _non_finite(sites: Sequence[Site]) -> list[Site]:
     return bad
 
 
-def _non_finite_message(bad: list[Site], number: int) -> str:
+def _non_finite_message(q: QModule, bad: list[Site], number: int) -> str:
     first = sorted(bad, key=lambda site: site.last_seen)
     named = ", ".join(repr(site.path) for site in first[:3])
     more = f" and {len(first) - 3} sites after" if len(first) > 3 else ""
+    broken = [name for name, weight in q.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        rest = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        return (
+            f"batch {number} made NaN or Inf, first at site {named}{more}; the model itself holds NaN or Inf in "
+            f"{', '.join(map(repr, broken[:3]))}{rest}; repair the checkpoint, and start again from pyquant.prepare"
+        )
     return (
         f"batch {number} made NaN or Inf, first at site {named}{more}; repair or leave out that batch, and start again "
         f"from pyquant.prepare (this tree has seen it)"

@@ -219,8 +219,12 @@ def test_first_bad_site_is_the_first_that_the_data_reached(block: ToyBlock, xs: 
     q = prepared(block)
     with torch.no_grad():
         block.down.weight[0, 0] = torch.nan
-    with pytest.raises(CalibrationError, match=r"batch 0 made NaN or Inf, first at site 'down:act_out', ':act_out';"):
+    with pytest.raises(
+        CalibrationError, match=r"batch 0 made NaN or Inf, first at site 'down:act_out', ':act_out';"
+    ) as said:
         pyquant.calibrate(q, xs, progress=False)
+    assert "; the model itself holds NaN or Inf in 'down.weight'; repair the checkpoint" in str(said.value)
+    assert "batch, and" not in str(said.value)
 
 
 def test_a_bad_batch_is_found_once_and_convert_still_refuses(block: ToyBlock, xs: list[Tensor]) -> None:
