@@ -7,6 +7,7 @@ JSON may say is checkpoint_index.py, how files appear whole is files.py; .circle
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,7 +235,7 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
     """The recorded class with weights that mean nothing. Only a registered class is ever built."""
     root = index["root"]
     cls = registry.find(root)
-    config_class = getattr(cls, "config_class", None)
+    config_class = None if cls is None else _config_class(cls)
     if cls is None or config_class is None or CONFIG not in index["sha256"]:
         why = "has no wrapper here" if cls is None else "is not a transformers class with a config.json in the folder"
         raise CheckpointError(
@@ -246,6 +247,13 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             return cls(config_class.from_json_file(folder / CONFIG))
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
+
+
+def _config_class(cls: type[Any]) -> Any:
+    """What `cls` is built from: its constructor says, or (not in every release of transformers right) its class."""
+    parameter = inspect.signature(cls.__init__).parameters.get("config")
+    said = None if parameter is None else parameter.annotation
+    return said if hasattr(said, "from_json_file") else getattr(cls, "config_class", None)
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
