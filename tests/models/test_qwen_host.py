@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from pyquant.errors import InputError, PhaseError, ProfileError
 from pyquant.models import qwen3_vl
 from pyquant.models.qwen3_vl.host import Host
 from pyquant.verify import peir
+from tests import checkpoints
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "stack": {},
@@ -191,6 +194,32 @@ def test_the_model_without_its_head() -> None:
         Host(profile().manifest(q.model))
 
 
+# --- what the manifest says ---
+
+
+def test_pixels_are_those_of_the_image_processor(tmp_path: Path) -> None:
+    """`pixels`, followed word by word, gives the rows that HF's own processor gives."""
+    said, merge = eager().manifest["pixels"], eager().manifest["positions"]["spatial_merge_size"]
+    checkpoints.processor_files(tmp_path)
+    process = checkpoints.image_processor(tmp_path)
+    size, frames = said["patch_size"], said["frames"]
+    image = torch.randint(0, 256, (said["channels"], 4 * size, 6 * size), generator=torch.Generator().manual_seed(0))
+    made = process(
+        image.byte().numpy(), input_data_format="channels_first", do_resize=False, patch_size=size, merge_size=merge,
+        temporal_patch_size=frames, return_tensors="pt",
+    )  # fmt: skip
+    mean, deviation = (torch.tensor(getattr(process, name))[:, None, None] for name in ("image_mean", "image_std"))
+    page = (image / 255 - mean) / deviation
+    rows = []
+    for block_y, block_x in product(range(4 // merge), range(6 // merge)):
+        for y, x in product(range(merge), range(merge)):
+            top, left = (block_y * merge + y) * size, (block_x * merge + x) * size
+            patch = page[:, top : top + size, left : left + size]
+            rows.append(patch[:, None].expand(-1, frames, -1, -1).flatten())
+    assert made["image_grid_thw"].tolist() == [[1, 4, 6]]
+    torch.testing.assert_close(torch.stack(rows), made["pixel_values"], rtol=0, atol=1e-6)
+
+
 # --- what is refused ---
 
 REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
@@ -200,6 +229,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "long_answer": ((10,), {"max_new_tokens": 20}, "cache longer than max_seq_len 28"),
     "no_answer": ((4,), {"max_new_tokens": 0}, "at least 1"),
     "two_rows": ((4,), {"input_ids": torch.zeros(2, 4, dtype=torch.int64), "attention_mask": None}, "batch_size=1"),
+    "list": ((4,), {"input_ids": [[1, 2, 3, 4]]}, r"a tensor of integers \(1, tokens\), got a list"),
     "float_ids": ((4,), {"input_ids": torch.zeros(1, 4)}, "input_ids are integers"),
     "mask": ((4,), {"attention_mask": torch.ones(1, 3)}, "attention_mask"),
     "all_padding": ((4,), {"attention_mask": torch.zeros(1, 4)}, "all padding"),

@@ -96,6 +96,7 @@ def manifest(profile: Profile, q: nn.Module) -> dict[str, Any]:
         "image_grids": [list(grid) for grid in profile.image_grids],
         "num_hidden_layers": len(text.layers),
         "deepstack": model.taps if profile.image_grids else 0,
+        "pixels": _pixels(config.vision_config),
         "positions": {
             "spatial_merge_size": model.merge,
             **{name: int(getattr(config, name)) for name in _TOKENS if getattr(config, name, None) is not None},
@@ -117,6 +118,17 @@ def manifest(profile: Profile, q: nn.Module) -> dict[str, Any]:
 
 
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def _pixels(vision: Any) -> dict[str, Any]:
+    """What a row of pixel_values is made of, and in which order rows stand, as HF's image processor has them."""
+    return {
+        "channels": int(vision.in_channels),
+        "frames": int(vision.temporal_patch_size),
+        "patch_size": int(vision.patch_size),
+        "row": "channel, frame, y, x of one patch; an image is its own next frame",
+        "order": "grid time, then merge x merge blocks line by line, then the patches of a block line by line",
+    }
 
 
 @torch.no_grad()
@@ -198,7 +210,7 @@ _MEANING: dict[str, dict[str, str]] = {
     "vision": {
         "pixel_values": "patches of the image as HF's processor makes them, one row each",
         "image_embeds": "visual tokens, one row each",
-        "deepstack_*": "what is added to the visual tokens after decoder layer *, one row each",
+        "deepstack_*": "what is added to the visual tokens after decoder layer * (0 is the first), one row each",
     },
     "token_embedding": {"input_ids": "token ids; padding may be any", "inputs_embeds": "embeddings of text"},
     "fusion": {
@@ -233,6 +245,15 @@ _MEANING: dict[str, dict[str, str]] = {
         "last_hidden_state": "hidden states after the final norm",
     },
 }
+_NUMBERS = (
+    "numbers: an integer q of a tensor with `quant` stands for (q - zero_point) * scale; a number x becomes "
+    "round(x / scale) + zero_point, halves away from zero, kept within the type (a signed one of zero_point 0: "
+    "without its lowest value)"
+)
+_PIXELS = (
+    "pixels: resize an image to height * patch_size x width * patch_size of a grid, rescale and normalize as the "
+    "checkpoint's preprocessor_config.json says (it is not in this bundle, nor is the tokenizer), cut it by `pixels`"
+)
 _POSITIONS = (
     "positions: text takes one step on all three axes (time, height, width); an image of h x w patches starts where "
     "the text before it ended, its tokens differ in height and width by their place among h / merge x w / merge, and "
@@ -241,6 +262,8 @@ _POSITIONS = (
     "those of the angles, written twice side by side, and the first half of sin is negated",
 )
 _STEPS = (
+    _NUMBERS,
+    _PIXELS,
     "take padding away: each row starts at place 0 of a prefill length that holds the longest",
     "vision: one call for each image; a video by its own grid, or frame by frame; rows in the order of the prompt, "
     "images before videos",
@@ -255,6 +278,8 @@ _STEPS = (
     "where an output and the input it goes to have unequal quantization, quantize again",
 )
 _WHOLE_STEPS = (
+    _NUMBERS,
+    _PIXELS,
     "one call with all images of the profile; places after the prompt are padding, to be masked",
     *_POSITIONS,
 )

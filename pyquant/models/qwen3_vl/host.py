@@ -112,6 +112,11 @@ class Host:
     # --- before the graphs ---
 
     def _checked(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not isinstance(input_ids, Tensor):
+            raise InputError(
+                f"input_ids are a tensor of integers ({self.batch}, tokens), got a {type(input_ids).__name__}; a "
+                "processor's batch is given as generate(**batch), without what is no argument of generate"
+            )
         if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[0] != self.batch:
             raise InputError(
                 f"input_ids are integers ({self.batch}, tokens) for this bundle, which was exported with "
