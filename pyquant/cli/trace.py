@@ -148,6 +148,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--sites shows what quantization does; add --enable-quantization or --quantized FOLDER")
     if args.circle and not _rounds(args):
         raise UsageError("--circle exports a quantized model; add --enable-quantization or --quantized FOLDER")
+    if args.circle and args.dtype != "float32":
+        raise UsageError(f"--circle compares with a file that computes in float32; leave --dtype {args.dtype} out")
     if args.circle not in (None, NO_FILE) and not args.circle.is_file():
         raise UsageError(f"--circle: there is no file {str(args.circle)!r}")
     if args.breakpoint_on_interesting_modules and not args.interesting_modules:

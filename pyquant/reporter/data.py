@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pyquant import circle, trace
 from pyquant.errors import InputError, PhaseError
-from pyquant.reporter.sites import Listener, SiteReport
+from pyquant.reporter.sites import SiteReport
 from pyquant.sensitivity.outputs import call, tensors_in
 from pyquant.site import Phase
 from pyquant.spec import BlockSpec
 from pyquant.trace.metrics import Difference, difference
+from pyquant.trace.sites import watching
 from pyquant.wrap.base import QModule, phase
 
 POINTS = 3000
@@ -144,11 +145,10 @@ def collect(
     given = list(batches)
     if not given:
         raise InputError("a report needs batches to compare float and quantized on, got none")
-    listener = Listener(q)
     model = q.fp_type.__name__ if q.fp_type is not None else type(q).__name__
     with torch.no_grad():
         layers = _layers(q, given[0])
-        with phase(q, Phase.FLOAT), listener.listening():
+        with phase(q, Phase.FLOAT), watching(q, histograms=True) as watch:
             plain = torch.cat([_output(q, batch) for batch in given])
         rounded = torch.cat([_output(q, batch) for batch in given])
     tensors, file = _file(program)
@@ -156,7 +156,7 @@ def collect(
         title=title or f"{model}, {q.policy.name}",
         recipe=q.policy.name,
         model=model,
-        sites=listener.reports(),
+        sites=tuple(site for site in map(SiteReport.of, watch.records()) if site is not None),
         layers=layers,
         bytes=_bytes(q),
         output=difference(plain, rounded)[0],

@@ -10,22 +10,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyquant import ops
 from pyquant.errors import PhaseError
 from pyquant.ops.reference import spread
 from pyquant.site import Phase, Site
 from pyquant.trace.capture import run_model
 from pyquant.trace.record import TraceError, parse
 from pyquant.wrap.attention import FILL, AttentionCore
-
-if TYPE_CHECKING:
-    from pyquant.wrap import QModule
+from pyquant.wrap.base import QModule, phase
 
 FORMAT = "pyquant-sites-1"
+FLOAT = "float"
+BINS = 2048
+SHOWN_BINS = 96
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SiteRecord:
     many finite values; left_out: values that are meant to saturate (a mask's), which no number here counts.
     clipped: share of the elements more than half a step outside the grid. sqnr: 10 log10(sum x^2 / sum (x - q(x))^2) of
     this site alone, in dB, its input as it came (infinite when nothing was changed). max_error: max|x - q(x)|.
+    scales: how many grids it has (channels, groups, blocks). edges, counts: a histogram, where one was asked for.
     """
 
     path: str
@@ -54,6 +57,9 @@ class SiteRecord:
     clipped: float | None = None
     sqnr: float | None = None
     max_error: float | None = None
+    scales: int = 0
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
 
     @property
     def used(self) -> float | None:
@@ -87,7 +93,7 @@ class SiteTrace:
 
     def worst(self, count: int = 10) -> tuple[SiteRecord, ...]:
         """The `count` quantized sites of least SQNR, the least first."""
-        judged = [record for record in self.records if record.sqnr is not None and record.grid is not None]
+        judged = [record for record in self.records if record.sqnr is not None and record.spec != FLOAT]
         return tuple(sorted(judged, key=lambda record: record.sqnr or 0.0)[:count])
 
     def to_json(self) -> str:
@@ -106,9 +112,11 @@ class SiteTrace:
             raise TraceError(f"sites whose JSON is not as to_json writes it: {error!r}") from error
 
 
-def sites(q: QModule, batches: object) -> SiteTrace:
+def sites(q: QModule, batches: object, *, on: Phase = Phase.QUANTIZED, histograms: bool = False) -> SiteTrace:
     """Run a converted tree on batches and record each of its sites, weights and other constants included.
 
+    on: QUANTIZED measures each site on what reaches it, what all sites before it did included; FLOAT on the float
+    model's own values. histograms: keep one of the values of each site.
     batches: a mapping (keyword arguments) or a tensor is one batch; any other iterable is many, each a mapping, a tuple
     or list (positional), or a tensor. Raises PhaseError before convert, TraceError for no batches.
     """
@@ -118,18 +126,38 @@ def sites(q: QModule, batches: object) -> SiteTrace:
     if not isinstance(batches, (Mapping, Tensor)) and not isinstance(batches, Iterable):
         raise TraceError(f"sites takes batches, got one {type(batches).__name__}")
     given = [batches] if isinstance(batches, (Mapping, Tensor)) else batches
-    masked = {id(m.site("masked_logits")) for m in q.all_qmodules() if isinstance(m, AttentionCore)}
-    gauges = {id(site): _Gauge(site, masked=id(site) in masked) for site in q.all_sites()}
-    reached: dict[int, None] = {}
     count = 0
-    with _watching(gauges, reached):
+    with phase(q, on), watching(q, histograms=histograms) as watch:
         for batch in given:
             run_model(q, batch)
             count += 1
     if not count:
         raise TraceError("sites got no batches: the iterable is empty (or a generator that was used up before)")
-    order = [*reached, *(key for key in gauges if key not in reached)]
-    return SiteTrace(type(q).__name__, count, tuple(gauges[key].record() for key in order))
+    return SiteTrace(type(q).__name__, count, watch.records())
+
+
+class Watch:
+    """What `watching` has seen so far."""
+
+    def __init__(self, q: QModule, histograms: bool) -> None:
+        masked = {m.site("masked_logits") for m in q.all_qmodules() if isinstance(m, AttentionCore)}
+        self.gauges = {
+            id(site): _Gauge(site, site in masked, _Histogram() if histograms else None) for site in q.all_sites()
+        }
+        self.reached: dict[int, None] = {}
+
+    def records(self) -> tuple[SiteRecord, ...]:
+        """One for each site, in the order in which values reached them; those that none reached are last."""
+        order = [*self.reached, *(key for key in self.gauges if key not in self.reached)]
+        return tuple(self.gauges[key].record() for key in order)
+
+
+@contextmanager
+def watching(q: QModule, *, histograms: bool = False) -> Iterator[Watch]:
+    """While the block runs a converted tree, quantized or in float, each of its sites is measured."""
+    watch = Watch(q, histograms)
+    with _watching(watch.gauges, watch.reached):
+        yield watch
 
 
 @contextmanager
@@ -138,14 +166,15 @@ def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterato
 
     def hook(site: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         reached[id(site)] = None
-        x = args[0] if args else kwargs["x"]
-        gauges[id(site)].see(x, output, kwargs.get("clip"), kwargs.get("observed"))
+        x, clip = args[0] if args else kwargs["x"], kwargs.get("clip")
+        out = _rounded(site, lambda: type(site).forward(site, x, clip=clip), output)
+        gauges[id(site)].see(x, out, clip, kwargs.get("observed"))
 
     def constant(gauge: _Gauge, plain: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         out = plain(value)
         reached[id(gauge.site)] = None
         if not gauge.calls:  # the same each time
-            gauge.see(value, out)
+            gauge.see(value, _rounded(gauge.site, lambda: plain(value), out))
         return out
 
     with ExitStack() as stack:
@@ -161,12 +190,50 @@ def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterato
         yield
 
 
+@torch.no_grad()
+def _rounded(site: Site, quantize: Callable[[], Tensor], output: Tensor) -> Tensor:
+    """What a site makes of a value when it quantizes: its output, unless the run is in float."""
+    if site.state.phase is Phase.QUANTIZED:
+        return output
+    before = site.state.phase
+    site.state.phase = Phase.QUANTIZED
+    try:
+        return quantize()
+    finally:
+        site.state.phase = before
+
+
+class _Histogram:
+    """Of finite values, in a range that grows with them."""
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(BINS, dtype=torch.int64)
+        self._edges = torch.tensor([torch.inf, -torch.inf])
+        self._count = torch.zeros(2, dtype=torch.int64)
+
+    def add(self, values: Tensor) -> None:
+        ops.observe_histogram_(self._counts, self._edges, self._count, values.float().cpu().contiguous())
+
+    def shown(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Edges and counts from the first value to the last, in about SHOWN_BINS bars."""
+        first, last = (float(v) for v in self._edges)
+        filled = self._counts.nonzero().flatten().tolist()
+        if not filled or not (math.isfinite(first) and math.isfinite(last)) or last <= first:
+            return (), ()
+        width, begin, end = (last - first) / BINS, filled[0], filled[-1] + 1
+        step = max(1, math.ceil((end - begin) / SHOWN_BINS))
+        starts = range(begin, end, step)
+        bars = tuple(int(self._counts[start : min(start + step, end)].sum()) for start in starts)
+        return tuple(first + width * start for start in [*starts, min(starts[-1] + step, end)]), bars
+
+
 @dataclass
 class _Gauge:
     """The sums of one site."""
 
     site: Site
     masked: bool = False  # logits with a mask's FILL among them, which saturates on purpose
+    histogram: _Histogram | None = None
     calls: int = 0
     elements: int = 0
     nonfinite: int = 0
@@ -200,6 +267,8 @@ class _Gauge:
         values, left = (x, out) if everything else (x[kept], out[kept])
         if not values.numel():
             return
+        if self.histogram is not None:
+            self.histogram.add(values)
         values = values.double()
         error = values - left.double()
         bottom, top = torch.aminmax(values)
@@ -232,6 +301,7 @@ class _Gauge:
         if qparams is not None:
             scale, zero_point = qparams.scale.double(), qparams.zero_point.double()
             found = {
+                "scales": scale.numel(),
                 "scale": (float(scale.min()), float(scale.max())),
                 "zero_point": (int(zero_point.min()), int(zero_point.max())),
                 "grid": (
@@ -240,10 +310,14 @@ class _Gauge:
                 ),
                 "clipped": self.clipped / self.elements if seen else None,
             }
+        elif site.spec is not None:  # a format of blocks, each with a scale of its own
+            found = {"scales": self.elements // ops.BLOCK_LENGTH}
+        if seen and self.histogram is not None:
+            found["edges"], found["counts"] = self.histogram.shown()
         return SiteRecord(
             site.path,
             site.role.value,
-            str(site.spec) if site.spec is not None else "float",
+            str(site.spec) if site.spec is not None else FLOAT,
             calls=self.calls,
             elements=self.elements,
             nonfinite=self.nonfinite,
@@ -264,7 +338,7 @@ def _decibel(signal: float, noise: float) -> float:
 
 def _record(row: Mapping[str, Any]) -> SiteRecord:
     values: dict[str, Any] = dict(row)
-    for name in ("scale", "zero_point", "grid"):
+    for name in ("scale", "zero_point", "grid", "edges", "counts"):
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("sqnr", "max_error"):
         values[name] = float(values[name]) if isinstance(values[name], str) else values[name]

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
-    "trace": {"errors", "ops", "site", "wrap"},  # wrap for a type; capture and compare know torch and ops only
+    "trace": {"errors", "ops", "site", "wrap"},  # wrap for sites; capture and compare know torch and ops only
     "sensitivity": VALUES | {"policy", "site", "wrap"},
     "smoke": VALUES | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
     "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},

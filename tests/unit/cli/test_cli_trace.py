@@ -246,12 +246,13 @@ def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
         (["--model", "tiny:gemma4", "--enable-quantization", "--circle", "/no/x"], "there is no file '/no/x'"),
         (["--model", "tiny:gemma4", "--enable-quantization", "--quantized", "/no"], "is quantized already"),
         (["--model", "tiny:gemma4", "--quantized", "/no"], "/no"),
+        (["--model", "tiny:gemma4", "--enable-quantization", "--circle", "--dtype", "bfloat16"], "computes in float32"),
         (["--model", "tiny:gemma4", "--json", "/no/such/x.json"], "the folder '/no/such' does not exist"),
         ([], "the following arguments are required: --model"),
     ],
     ids=[
         *("family", "folder", "image", "prompt", "id", "image_id", "both", "module", "syntax", "metric", "recipe"),
-        *("sites", "circle", "circle_file", "twice", "no_quantized", "json", "model"),
+        *("sites", "circle", "circle_file", "twice", "no_quantized", "dtype", "json", "model"),
     ],
 )
 def test_what_cannot_be_traced(words: list[str], said: str, run: Run) -> None:

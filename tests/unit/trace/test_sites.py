@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pyquant
 from pyquant.errors import PhaseError
 from pyquant.trace import SiteTrace, TraceError, render_sites, sites
-from pyquant.wrap import QModule, Role, WrapContext
+from pyquant.wrap import Phase, QModule, Role, WrapContext
 
 
 class Scaled(nn.Module):
@@ -146,3 +146,20 @@ def test_what_cannot_be_asked(q: QModule) -> None:
         SiteTrace.from_json("{")
     with pytest.raises(TraceError, match="not as to_json writes it"):
         SiteTrace.from_json('{"format": "pyquant-sites-1"}')
+
+
+def test_on_the_float_models_values_and_with_histograms(q: QModule) -> None:
+    x = torch.tensor([[0.004, 2.55], [1.0, 0.5]])
+    found = sites(q, x, on=Phase.FLOAT, histograms=True)
+    assert q.phase is Phase.QUANTIZED
+    plain = torch.nn.functional.linear(x, q.weight).detach()
+    out, site = found[":act_out"], q.site("act_out")
+    assert (out.low, out.high) == (float(plain.min()), float(plain.max()))
+    assert out.max_error == pytest.approx(float((plain - site(plain)).abs().max()))
+    assert found[":act_in"].max_error == pytest.approx(0.004)
+    assert found[":weight"].sqnr == sites(q, x)[":weight"].sqnr
+    for record in found:
+        assert sum(record.counts) == (record.elements if record.low != record.high else 0)
+        assert len(record.edges) == len(record.counts) + bool(record.counts)
+    assert SiteTrace.from_json(found.to_json()) == found
+    assert not sites(q, x)[":act_out"].counts
