@@ -69,6 +69,12 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
         raise CalibrationError(
             f"calibrate takes an iterable of batches, got {type(batches).__name__}; pass a list or a data loader"
         )
+    if absent := [name for name, weight in q.named_parameters() if weight.is_meta]:
+        raise CalibrationError(
+            f"{len(absent)} weights of the model hold no data (device meta), the first is {absent[0]!r}: it was never "
+            "loaded, or its weights are kept elsewhere (device_map with offloading); load all of it, and start again "
+            "from pyquant.prepare"
+        )
     q.refresh_all()
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
     known_bad = {id(site) for site in _non_finite(watched)}

@@ -199,6 +199,13 @@ def test_one_batch_instead_of_many(block: ToyBlock, batches: Any) -> None:
         pyquant.calibrate(prepared(block), batches, progress=False)
 
 
+def test_weights_that_hold_no_data(block: ToyBlock, xs: list[Tensor]) -> None:
+    with pytest.raises(
+        CalibrationError, match=r"\d+ weights of the model hold no data \(device meta\), the first is '"
+    ):
+        pyquant.calibrate(prepared(block.to("meta")), xs, progress=False)
+
+
 @pytest.mark.parametrize("bad", [None, "x", 3], ids=repr)
 def test_batch_of_another_type_is_named_by_number(block: ToyBlock, xs: list[Tensor], bad: Any) -> None:
     with pytest.raises(CalibrationError, match=rf"batch 2 is a {type(bad).__name__}; expected a dict of keyword"):
