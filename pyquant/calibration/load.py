@@ -29,10 +29,12 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
 
     name = os.fspath(source)
     whole, why = _attempt(AutoProcessor, name)
-    if isinstance(whole, ProcessorMixin):
+    if isinstance(whole, ProcessorMixin) and not _knows_nothing(getattr(whole, "tokenizer", None)):
         parts = (getattr(whole, "tokenizer", None), getattr(whole, "image_processor", None))
         return Reader(name, whole, *parts)
     tokenizer, no_tokenizer = _attempt(AutoTokenizer, name)
+    if _knows_nothing(tokenizer):
+        tokenizer, no_tokenizer = None, "it has no tokenizer files"
     images, no_images = _attempt(AutoImageProcessor, name)
     if images is None:
         images, no_images = _by_pillow(name, no_images)
@@ -49,6 +51,11 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
     if importlib.util.find_spec("torchvision") is None:
         why = "torchvision is not installed; images go through Pillow"
     return Reader(name, processor, tokenizer, images, (f"videos cannot be read: {why}",))
+
+
+def _knows_nothing(tokenizer: Any) -> bool:
+    """Whether transformers made a tokenizer up, from the model's type alone: every text would be no tokens at all."""
+    return tokenizer is not None and not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
 
 
 def _attempt(auto: Any, name: str) -> tuple[Any, str]:

@@ -117,3 +117,17 @@ def test_wrappers_know_whom_they_stand_for(family: str) -> None:
     outer = nn.ModuleDict({"inner": q})
     assert trace.counterparts(model, outer) == {f"inner.{name}" if name else "inner": p for name, p in pairs.items()}
     assert trace.counterparts(model, model) == {}
+
+
+def test_made_up_ids_fit_a_vocabulary_smaller_than_bytes() -> None:
+    """Found on examples/digits/vlm, which has 30 tokens: `pyquant trace --image` said `ids are 0 to 29, got 87`."""
+    room = example.example("qwen3_vl")
+    model = room.tiny_model()
+    model.config.text_config.vocab_size = 30
+    for number, name in enumerate(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")):
+        setattr(model.config, name, number)
+    ids = room.example_inputs(model)["input_ids"][0]
+    assert int(ids.max()) < 30
+    assert int((ids == 0).sum()) == 4
+    assert int((ids == 1).sum()) == 0
+    assert int(((ids == 2) | (ids == 3)).sum()) == 2

@@ -90,7 +90,7 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
         return {"hidden_states": torch.cat(pixels), "grid_thw": grid}
 
     tokens = CELLS * CELLS
-    row = _row(config, list(PROMPT) if ids is None else list(ids), len(images), tokens)
+    row = _row(config, _made_up_ids(config) if ids is None else list(ids), len(images), tokens)
     found = row.count(config.image_token_id)
     if found != tokens * len(images):
         raise InputError(
@@ -103,6 +103,13 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
         types = (input_ids == config.image_token_id).to(torch.int32)
         out |= {"pixel_values": torch.cat(pixels), "image_grid_thw": grid, "mm_token_type_ids": types}
     return out
+
+
+def _made_up_ids(config: Any) -> list[int]:
+    """PROMPT's bytes as ids, wrapped around where a vocabulary is smaller than the bytes."""
+    special = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    plain = [each for each in range(min(int(config.text_config.vocab_size), 256)) if each not in special]
+    return [plain[byte % len(plain)] for byte in PROMPT]
 
 
 def _row(config: Any, ids: list[int], images: int, tokens: int) -> list[int]:

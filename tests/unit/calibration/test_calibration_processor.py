@@ -126,3 +126,21 @@ def test_lines_need_a_reader_and_a_folder_needs_parts(place: Path, tmp_path: Pat
         calibration.read(file)
     with pytest.raises(CalibrationError, match=r"has neither a tokenizer \(.*\) nor an image processor \(.*copy those"):
         calibration.read(file, tmp_path)
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["nothing", "images"])
+def test_a_tokenizer_that_transformers_made_up_is_none(images: bool, tmp_path: Path) -> None:
+    """From the model's type alone it makes one that knows no word: each prompt was zero tokens, without a sound."""
+    transformers.AutoConfig.for_model("qwen3_vl").save_pretrained(tmp_path)
+    if images:
+        checkpoints.processor_files(tmp_path)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (tmp_path / file).unlink()
+        reader = calibration.load_reader(tmp_path)
+        assert (reader.processor, reader.tokenizer) == (None, None)
+        assert reader.image_processor is not None
+        with pytest.raises(CalibrationError, match="has no tokenizer, which this line needs"):
+            read(reader, tmp_path, prompt="what?")
+    else:
+        with pytest.raises(CalibrationError, match="neither a tokenizer .it has no tokenizer files."):
+            calibration.load_reader(tmp_path)
