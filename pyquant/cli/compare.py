@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.comparison import METRICS, judge
 from pyquant.cli.main import FINE, FOUND
+from pyquant.cli.quantized import count
 from pyquant.cli.thresholds import add_fail_above
 from pyquant.errors import UsageError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="the reference")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("--worst", metavar="N", type=int, help="show only the N values of largest PEIR")
+    parser.add_argument("--worst", metavar="N", type=count, help="show only the N values of largest PEIR")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the comparison as JSON; - is standard output")
     parser.add_argument("--parts", nargs="+", choices=("inputs", "kwargs", "output"), default=["output"])
     add_fail_above(parser, METRICS)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--prompt", metavar="TEXT", help="a prompt, instead of --data")
     words.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a prompt")
-    add("--compare-on", type=_count, default=4, metavar="N", help="how many batches to compare on (%(default)s)")
+    add("--compare-on", type=count, default=4, metavar="N", help="how many batches to compare on (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
 
 
@@ -78,7 +78,8 @@ def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
     return list(data.map(family_of(type(fp)).inputs).map(fitting))
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """The `type=` of an option that takes 1, 2, 3, ..."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--groups", choices=("tensor", "site", "module"), default="tensor", help="what is quantized alone (%(default)s)"
     )
     add("--by", choices=("sqnr", "peir"), default="sqnr", help="what the order is by (%(default)s)")
-    add("--top", type=int, default=20, metavar="N", help="lines of the table (%(default)s)")
+    add("--top", type=subject.count, default=20, metavar="N", help="lines of the table (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all of it as JSON")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--worst", type=int, metavar="K", help="with --mixed: how many get 16 bits")

@@ -77,7 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop in the debugger after each of their calls",
     )
     add("--dtype", choices=DTYPES, default="float32", help="the type that the models run in (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write all of it as JSON; - is the standard output, instead of text")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all of it as JSON; - is the standard output (the text goes to standard error)",
+    )
     add("--save", type=Path, metavar="DIR", help="keep both traces, tensors included, as DIR/float and DIR/quantized")
     add_fail_above(parser, METRICS)
 

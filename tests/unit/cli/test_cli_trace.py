@@ -152,6 +152,8 @@ def test_saved_traces_are_compared(run: Run, program: Run, tmp_path: Path) -> No
     assert "2 shown" in done.out
     assert "beyond: " in done.err
     assert run("compare", left, left, "--fail-above", "PEIR=0").code == 0
+    for number in ("0", "-3"):
+        assert run("compare", left, right, "--worst", number).code == 2
     bare = tmp_path / "bare.json"
     bare.write_text((left / "trace.json").read_text())
     assert "not kept" in run("compare", bare, right).out
