@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         const=NO_FILE,
         metavar="FILE",
-        help="with --enable-quantization or --quantized: also run the model's Circle file (or FILE in its place) and "
-        "compare its tensors with eager's, by steps of their grids; needs tico",
+        help="with --enable-quantization or --quantized: also run the model's Circle file (or FILE in its place, "
+        "exported whole for these inputs; a bundle's files are parts) and compare its tensors with eager's; needs tico",
     )
     add("--interesting-modules", nargs="+", action="extend", default=[], metavar="GLOB", help=_INTERESTING)
     add(
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write all of it as JSON; - is the standard output (the text goes to standard error)",
+        help="all of it as JSON; - is standard output (the text: standard error)",
     )
     add("--save", type=Path, metavar="DIR", help="keep both traces, tensors included, as DIR/float and DIR/quantized")
     add_fail_above(parser, METRICS)

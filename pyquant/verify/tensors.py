@@ -130,10 +130,11 @@ def _diff(index: int, tensor: Tensor, op: str, expected: torch.Tensor, found: to
 
 
 def _require_same_graph(prog: Any, runtime: Runtime) -> None:
-    names = [tensor.name for tensor in prog.inputs]
-    if runtime.input_names != names:
+    ours = [(tensor.name, tuple(tensor.shape)) for tensor in prog.inputs]
+    theirs = list(zip(runtime.input_names, runtime.input_shapes, strict=True))
+    if theirs != ours:
         raise InputError(
-            f"the file's inputs are {runtime.input_names}, those of the graph exported here {names}: give a file that "
+            f"the file's inputs are {_said(theirs)}, those of the graph exported here {_said(ours)}: give a file that "
             "was exported from this model for these inputs"
         )
     known = set(runtime.tensor_names)
@@ -143,6 +144,10 @@ def _require_same_graph(prog: Any, runtime: Runtime) -> None:
             f"the file lacks {len(lost)} of the {len(computed)} tensors of the graph exported here, such as "
             f"'{lost[0]}': give a file that was exported from this model for these inputs"
         )
+
+
+def _said(inputs: list[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
 
 
 def _changed_constants(prog: Any, runtime: Runtime) -> Iterator[TensorDiff]:

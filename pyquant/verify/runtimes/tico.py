@@ -50,6 +50,7 @@ class Runtime:
         modes = self._tico.ExecutionMode
         self.mode = modes.FAKE_QUANTIZE if quantized else modes.NATIVE
         self.input_names = [tensor.name for tensor in self._runtime.input_tensors]
+        self.input_shapes = [tuple(tensor.shape) for tensor in self._runtime.input_tensors]
         self.output_names = [tensor.name for tensor in self._runtime.output_tensors]
         self.tensor_names = [tensor.name for tensor in tensors]
 

@@ -82,3 +82,15 @@ def test_a_file_in_the_place_of_the_program(
     other = Path(__file__).parents[2] / "golden" / "uint8_linear.circle"
     with pytest.raises(InputError, match="exported from this model"):
         tensors(prog, [pixels], other)
+
+
+def test_a_file_of_other_shapes_is_refused() -> None:
+    """A bundle's head takes the same input for one token: TICO's own error came through as a traceback."""
+    fp = example.example("gemma4").tiny_model()
+    batch = example.example("gemma4").example_inputs(fp)
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
+    pyquant.calibrate(q, [batch], progress=False)
+    pyquant.convert(q)
+    square, wide = (pyquant.export(q, VisionProfile(grid=grid)) for grid in ((8, 8), (8, 4)))
+    with pytest.raises(InputError, match=r"pixel_values \[1, 32, 48\].*pixel_values \[1, 64, 48\]"):
+        tensors(square, [batch["pixel_values"]], wide.to_bytes())
