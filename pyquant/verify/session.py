@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyquant import files
-from pyquant.errors import CircleError, InputError
+from pyquant.errors import CircleError, InputError, PyquantError
 
 MANIFEST = "manifest.json"
 RuntimeName = Literal["tico", "onert"]
@@ -45,9 +45,19 @@ class Session:
 
     @property
     def host(self) -> Any:
-        """The family's host. Raises InputError for a bundle that has none, or cannot generate."""
+        """The family's host. Raises InputError for a bundle that has none, or cannot generate; CircleError for a
+        manifest that does not say what a host has to know."""
         if self._host is None:
-            self._host = _host_of(self.manifest)(self.manifest)
+            host = _host_of(self.manifest)
+            try:
+                self._host = host(self.manifest)
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, PyquantError):
+                    raise
+                seen = f"{type(error).__name__}: {error}"
+                raise CircleError(
+                    f"'{self.folder / MANIFEST}' does not say what a host has to know ({seen}); export the bundle again"
+                ) from error
         return self._host
 
     def generate(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,7 +127,8 @@ def _verify(path: Path, name: str, sha256: str) -> None:
 def _host_of(manifest: Mapping[str, Any]) -> Any:
     family = str(manifest.get("family", ""))
     home = f"pyquant.models.{family}.host"
-    if not family.isidentifier() or not importlib.util.find_spec(f"pyquant.models.{family}"):
+    known = family.isidentifier() and importlib.util.find_spec(f"pyquant.models.{family}")
+    if not known or not importlib.util.find_spec(home):
         raise InputError(
             f"the bundle is of the model family {family!r}, which has no host side here; run its graphs one by one "
             "with Session.run"

@@ -44,7 +44,7 @@ def test_qwen_guesses_lengths_and_grids_from_the_data_and_says_so() -> None:
 def test_qwen_takes_what_is_asked_and_guesses_no_more() -> None:
     request = Request(100, (WIDE, WIDE, (2, 4, 4)), (16, 80), 3, "per_layer", "per_head")
     made = qwen_request.choose(QWEN, request, SEEN)
-    assert made.guesses == ()
+    assert made.guesses == ("image grids: the calibration data has [(1, 4, 4)] too, which the bundle will refuse",)
     assert made.profiles == qwen3_vl.Profile(
         max_seq_len=100,
         image_grids=(WIDE, (2, 4, 4)),
@@ -52,6 +52,14 @@ def test_qwen_takes_what_is_asked_and_guesses_no_more() -> None:
         batch_size=3,
         layers="per_layer",
         attention="per_head",
+    )
+
+
+def test_qwen_says_which_data_the_asked_lengths_cannot_take() -> None:
+    made = qwen_request.choose(QWEN, Request(100, (WIDE, SMALL), (16, 32)), SEEN)
+    assert made.guesses == (
+        "prefill lengths [16, 32]: 1 of 3 calibration prompts are longer (up to 70 tokens), and the bundle will refuse "
+        "such prompts",
     )
 
 

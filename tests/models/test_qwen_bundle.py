@@ -273,9 +273,19 @@ def test_a_bundle_of_another_family(bundles: dict[str, Bundle], tmp_path: Path) 
         (tmp_path / path.name).write_bytes(path.read_bytes())
     manifest = tmp_path / "manifest.json"
     said = json.loads(manifest.read_text())
-    for family in ("nobody", "../x", ""):
+    for family in ("nobody", "../x", "", "gemma4"):
         manifest.write_text(json.dumps(said | {"family": family}))
         session = Session(tmp_path)
         with pytest.raises(InputError, match="no host side"):
             session.generate(torch.zeros(1, 3, dtype=torch.int64))
         assert session.run("token_embedding", {"input_ids": torch.zeros(1, 3, dtype=torch.int32)})
+
+
+@pytest.mark.parametrize("edit", [{"rotary": None}, {"batch_size": "two"}, {"cache": {}}])
+def test_a_manifest_that_says_nonsense(bundles: dict[str, Bundle], tmp_path: Path, edit: dict[str, Any]) -> None:
+    for path in bundles["w8a16"].folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | edit))
+    with pytest.raises(CircleError, match=r"manifest\.json' does not say what a host has to know"):
+        Session(tmp_path).generate(torch.zeros(1, 3, dtype=torch.int64))

@@ -87,6 +87,15 @@ def _whole(config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Gr
         lengths = (min(rounded(longest), length),)
         cut = ", but no more than max_seq_len" if lengths[0] < longest else ""
         guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64{cut}")
+    elif lengths and max(lengths) < longest:
+        short = sum(each.tokens > max(lengths) for each in seen)
+        guesses.append(
+            f"prefill lengths {list(lengths)}: {short} of {len(seen)} calibration prompts are longer (up to {longest} "
+            "tokens), and the bundle will refuse such prompts"
+        )
+    missed = sorted({grid for each in seen for grid in each.grids if not {grid, (1, *grid[1:])} & set(grids)})
+    if missed and request.layers != "whole":
+        guesses.append(f"image grids: the calibration data has {missed} too, which the bundle will refuse")
     options: dict[str, Any] = {"max_seq_len": length, "image_grids": grids, "batch_size": request.batch_size}
     if lengths:
         options["prefill_lengths"] = lengths
