@@ -36,7 +36,8 @@ def test_error_is_bounded_by_the_step_and_the_half_precision_of_the_scale(x: Ten
 @laws
 @given(BLOCKS, BITS, st.integers(-3, 3))
 def test_powers_of_two_scale_through(x: Tensor, bits: int, power: int) -> None:
-    x = torch.where(x.abs() < 1e-2, 0.0, x)  # no scale gets subnormal in half precision
+    x = x.clamp(-6e4, 6e4)  # eight times as much still has a scale in half precision
+    x = torch.where(x.abs() < 1e-2, 0.0, x)  # nor does one get subnormal there
     x = torch.where(x.abs().amax(-1, keepdim=True) < 8, 0.0, x)
     factor = 2.0**power
     assert torch.equal(ops.fake_quantize_blocks(x * factor, bits), ops.fake_quantize_blocks(x, bits) * factor)
