@@ -129,6 +129,7 @@ def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_
     folder = out / "digits_vlm"
     programs = pyquant.export_bundle(q, folder, profile(batch_size))
     console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
+    console.print("(each file is whole: the vision tower stands in a graph per grid, the decoder in prefill and decode)")
     faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
     missing = sum(len(program.missing_qparams()) for program in programs.values())
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
@@ -187,7 +188,7 @@ def _graphs(folder: Path) -> list[dict[str, int]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", choices=(*RECIPES, "all"), default="w8a8")
+    parser.add_argument("--recipe", choices=(*RECIPES, "all"), default="all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the bundle (default: out)")
     parser.add_argument("--limit", type=int, default=96, help="held-out questions to ask (default: 96)")
     parser.add_argument("--calibration", type=int, default=96, help="questions to calibrate on (default: 96)")
