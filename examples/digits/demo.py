@@ -129,7 +129,7 @@ def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_
     folder = out / "digits_vlm"
     programs = pyquant.export_bundle(q, folder, profile(batch_size))
     console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
-    console.print("(each file is whole: the vision tower stands in a graph per grid, the decoder in prefill and decode)")
+    console.print("(files are whole: the vision tower stands in a graph per grid, the decoder in prefill and decode)")
     faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
     missing = sum(len(program.missing_qparams()) for program in programs.values())
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
