@@ -6,7 +6,6 @@ It owns the folder and the manifest. One graph is pipeline.py.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pyquant import __version__
+from pyquant import __version__, files
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
 from pyquant.exporter.pipeline import export
@@ -131,7 +130,7 @@ def _save(program: CircleProgram, path: Path, said: Mapping[str, Any]) -> dict[s
         **{key: value for key, value in said.items() if key not in ("meaning", "range")},
         "file": path.name,
         "bytes": program.save(path),
-        "sha256": _sha256(path),
+        "sha256": files.sha256(path),
         "operators": len(program.graph.operators),
         "inputs": [_describe(tensor, meaning, ranges) for tensor in program.inputs],
         "outputs": [_describe(tensor, meaning, ranges) for tensor in program.outputs],
@@ -211,11 +210,3 @@ def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()

@@ -21,7 +21,8 @@ from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import ADVICE, eager_dtype, low_floats
 from pyquant.verify.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
-from pyquant.verify.runtimes.tico import Array, Inputs, Runtime
+from pyquant.verify.runtimes._inputs import Inputs
+from pyquant.verify.runtimes.tico import Array, Runtime
 
 
 def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:

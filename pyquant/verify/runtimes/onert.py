@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +25,7 @@ import torch
 
 from pyquant import circle, ops
 from pyquant.errors import InputError, VerifyError
-
-Inputs = Mapping[str, Any] | Sequence[Any]
+from pyquant.verify.runtimes._inputs import Inputs, ordered
 
 _CHILD = Path(__file__).with_name("_onert_child.py")
 _DTYPES = {"float32": 0, "int32": 1, "uint8": 2, "bool": 3, "int64": 5, "int8": 6}  # of NNFW_TYPE
@@ -73,13 +71,15 @@ class Runtime:
         """Run the graph. `inputs` are in order, or by name; a dynamic dimension takes the size that is given."""
         if trace and self._shown is None:
             raise InputError("trace takes Runtime(program, trace=True) with a CircleProgram: a file shows its outputs")
-        arrays = [_given(tensor, value) for tensor, value in zip(self._inputs, self._ordered(inputs), strict=True)]
+        arrays = [
+            _given(tensor, value) for tensor, value in zip(self._inputs, ordered(self.input_names, inputs), strict=True)
+        ]
         kind, answer = self._ask([array.shape for array in arrays], [array.tobytes() for array in arrays])
         if kind != "outputs":
             raise self._failure(f"refuses it: {answer}")
         pairs = zip(self._outputs, answer, strict=True)
-        values = {tensor.name: _taken(tensor, info, data) for tensor, (info, data) in pairs}
-        return values if trace else {name: values[name] for name in self.output_names}
+        taken = {tensor.name: _taken(tensor, info, data) for tensor, (info, data) in pairs}
+        return taken if trace else {name: taken[name] for name in self.output_names}
 
     def close(self) -> None:
         """End the child process. A Runtime that is no longer referenced does it too."""
@@ -126,17 +126,6 @@ class Runtime:
             f"onert {what}; the graph takes {names}; onert says\n{said}\n"
             "see pyquant.circle.check(file, target='onert'), and export with target='onert'"
         )
-
-    def _ordered(self, inputs: Inputs) -> list[Any]:
-        if isinstance(inputs, Mapping):
-            if set(inputs) != set(self.input_names):
-                raise InputError(f"the graph's inputs are {self.input_names}, got {list(inputs)}")
-            return [inputs[name] for name in self.input_names]
-        if len(inputs) != len(self.input_names):
-            raise InputError(
-                f"the graph has {len(self.input_names)} inputs {self.input_names}, got {len(inputs)} values"
-            )
-        return list(inputs)
 
 
 def available() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from pyquant.errors import InputError
+from pyquant.verify.runtimes._inputs import Inputs, ordered
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Inputs = Mapping[str, Any] | Sequence[Any]
 
 
 def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ class Runtime:
         """Run the graph. `inputs` are in order, or by name."""
         arrays = [
             np.ascontiguousarray(_array(value), self._dtype(tensor))
-            for value, tensor in zip(self._ordered(inputs), self._runtime.input_tensors, strict=True)
+            for value, tensor in zip(ordered(self.input_names, inputs), self._runtime.input_tensors, strict=True)
         ]
         result = self._runtime.run(arrays, mode=self.mode, trace=trace)
         outputs = dict(zip(self.output_names, map(_tensor, result.outputs), strict=True))
@@ -109,17 +109,6 @@ class Runtime:
     def _dtype(self, tensor: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] = self._runtime.effective_dtype(tensor, self.mode)
         return dtype
-
-    def _ordered(self, inputs: Inputs) -> list[Any]:
-        if isinstance(inputs, Mapping):
-            if set(inputs) != set(self.input_names):
-                raise InputError(f"the graph's inputs are {self.input_names}, got {list(inputs)}")
-            return [inputs[name] for name in self.input_names]
-        if len(inputs) != len(self.input_names):
-            raise InputError(
-                f"the graph has {len(self.input_names)} inputs {self.input_names}, got {len(inputs)} values"
-            )
-        return list(inputs)
 
 
 def _tico(part: str = "", package: str = "tico.circle.runtime") -> Any:
