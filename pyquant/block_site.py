@@ -59,6 +59,6 @@ class BlockSite(Site):
             self._problem = f"its constant has no {self.spec}: {error}; repair the model"
         self._scanned = TensorStamp(value)
 
-    def judge(self) -> str | None:
+    def compute_qparams(self) -> str | None:
         """What is wrong with the constant, if something is."""
         return self._problem

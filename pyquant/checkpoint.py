@@ -105,7 +105,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
             _restore(q, index, _Reader(file, folder))
     except (SafetensorError, OSError) as error:
         raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
-    lifecycle.finish(q)
+    lifecycle.finalize(q)
     return q.eval()
 
 
@@ -286,7 +286,7 @@ def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
     if extra := sorted(reader.names - known):
         raise fault(reader.folder, f"{WEIGHTS}: tensor {extra[0]!r}", f"is in no list of {INDEX} ({len(extra)} such)")
     for site in quantized:
-        site.settle(_grid(site, shapes.get(site.path), reader))
+        site.set_qparams(_grid(site, shapes.get(site.path), reader))
     grids = {site.path: site.qparams for site in quantized}
     done: dict[str, Tensor] = {}
     for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):

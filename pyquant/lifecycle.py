@@ -110,7 +110,7 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     settled: list[tuple[Site, QParams]] = []
     problems: list[str] = []
     for site in _used(list(tree.all_sites()), unused):
-        verdict = site.judge()
+        verdict = site.compute_qparams()
         if isinstance(verdict, str):
             problems.append(f"  {site.path}: {verdict}")
         elif verdict is not None:
@@ -121,14 +121,14 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
             f"convert: {len(problems)} of {total} sites have no usable range\n" + "\n".join(problems)
         )
     for site, qparams in settled:
-        site.settle(qparams)
-    finish(tree)
+        site.set_qparams(qparams)
+    finalize(tree)
 
 
-def finish(q: QModule) -> None:
+def finalize(q: QModule) -> None:
     """The last step of convert and of loading: bias scales, no more following of the float model, QUANTIZED phase."""
     for module in q.all_qmodules():
-        module.settle_biases()
+        module.compute_bias_scales()
         module.sources = Sources()
     q.state.converted = True
     q.state.enter(Phase.QUANTIZED)

@@ -174,7 +174,7 @@ class HasSites(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Assignment:
     """One line of an explanation: a site, and the rule (with its index) that decides it; None: no rule, float."""
 
     path: str
@@ -188,7 +188,7 @@ class Explanation:
     """Site -> rule -> format, for a whole tree. Printing it gives the table."""
 
     policy: str
-    choices: tuple[Choice, ...]
+    choices: tuple[Assignment, ...]
 
     def __str__(self) -> str:
         rows = [("site", "role", "rule", "format", "range")]
@@ -235,12 +235,12 @@ class Policy:
             return self.with_rule(other)
         return self.with_rule(*(other.rules if isinstance(other, Policy) else other))
 
-    def choose(self, path: str, role: Role) -> Choice:
+    def choose(self, path: str, role: Role) -> Assignment:
         """The rule that decides a site."""
         for index in range(len(self.rules) - 1, -1, -1):
             if self.rules[index].matches(path, role):
-                return Choice(path, role, index, self.rules[index])
-        return Choice(path, role, None, None)
+                return Assignment(path, role, index, self.rules[index])
+        return Assignment(path, role, None, None)
 
     def explain(self, q: HasSites) -> Explanation:
         """Site -> rule -> format for the tree `q`."""

@@ -148,7 +148,7 @@ class Site(nn.Module):
             ) from error
         self.last_seen = next(_CLOCK)
 
-    def judge(self) -> QParams | str | None:
+    def compute_qparams(self) -> QParams | str | None:
         """The QParams of the statistics, or the reason why there are none and what to do about it.
 
         None for a format that needs none (block_site.py).
@@ -180,7 +180,7 @@ class Site(nn.Module):
             return f"saw {seen}, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
         return observer.qparams()
 
-    def settle(self, qparams: QParams) -> None:
+    def set_qparams(self, qparams: QParams) -> None:
         """Store the numbers and let the statistics go."""
         assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
         self.scale, self.zero_point, self.observer = qparams.scale.clone(), qparams.zero_point.clone(), None

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.digits import vlm_data
-from examples.digits.vlm import CHECKPOINT, Score, heldout_questions, judge, vlm_config
+from examples.digits.vlm import CHECKPOINT, Score, evaluate, heldout_questions, vlm_config
 
 # HF hands the whole sequence with its segment bounds to implementations with "flash" in their name; for all others it
 # calls once per image, which takes most of a step when images are as small as these.
@@ -164,8 +164,8 @@ def train(
                 save(average, out)
             if not quiet:
                 mean = sum(losses[-save_every:]) / save_every
-                progress.write(f"step {step + 1}  loss {mean:.4f}  held-out {judge(average, judged[:150])}")
-    return Trained(average, losses, judge(average, judged))
+                progress.write(f"step {step + 1}  loss {mean:.4f}  held-out {evaluate(average, judged[:150])}")
+    return Trained(average, losses, evaluate(average, judged))
 
 
 def _step(

@@ -123,7 +123,7 @@ def answer_nll(model: nn.Module, asked: Sequence[Question], *, batch_size: int =
     return total / count
 
 
-def judge(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100) -> Score:
+def evaluate(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100) -> Score:
     """Exact match of the greedy answers, overall and per task, and the nll of the right ones."""
     right = [found == q.answer for q, found in zip(asked, answer(model, asked, batch_size=batch_size), strict=True)]
     by_task = {task: [r for q, r in zip(asked, right, strict=True) if q.task == task] for task in TASKS}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyquant.cli.comparison import METRICS, judge
+from pyquant.cli.comparison import METRICS, exit_code
 from pyquant.cli.main import FINE, FOUND
 from pyquant.cli.quantized import count
 from pyquant.cli.thresholds import add_fail_above
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None:
             args.json.write_text(said, encoding="utf-8")
         print(render_comparison(comparison, None if args.worst is None else comparison.worst(args.worst)), end="")
-    return judge(comparison, args.fail_above)
+    return exit_code(comparison, args.fail_above)
 
 
 def _circle_files(args: argparse.Namespace) -> int:

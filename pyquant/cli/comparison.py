@@ -20,7 +20,7 @@ METRICS = ("PEIR", "MAX", "MEAN", "STD", "SQNR", "COSINE")
 SHOWN = 20  # lines about thresholds
 
 
-def judge(comparison: Comparison, thresholds: list[Threshold]) -> int:
+def exit_code(comparison: Comparison, thresholds: list[Threshold]) -> int:
     """Says on stderr which entries are beyond a threshold, and which could not be compared; FOUND if any are.
 
     Raises UsageError when there is a threshold and nothing was measured.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyquant.calibration import CalibrationData
-    from pyquant.models.request import Choice, Family, Sizes
+    from pyquant.models.request import BundleChoice, Family, Sizes
     from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
@@ -110,7 +110,7 @@ class Job:
     data: CalibrationData
     of: int  # samples in the file
     rows: int  # a sample of a file of batches may have several
-    choice: Choice
+    choice: BundleChoice
 
 
 def _policy(recipe: str | None, file: Path | None) -> Policy:

@@ -50,7 +50,7 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
         policy = pyquant.Policy((*policy.rules, *own.rules), f"{args.recipe}+{own.name}")
     q = pyquant.prepare(fp, policy)
     pyquant.calibrate(q, batches)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.judge(), str)]
+    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
     if dry:
         note(f"{len(dry)} sites got no usable values from this data and stay float, such as {dry[0]}")
     pyquant.convert(q, unused=[path.translate(_LITERAL) for path in dry])

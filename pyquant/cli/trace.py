@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.checkpoints import DTYPES
-from pyquant.cli.comparison import METRICS, judge
+from pyquant.cli.comparison import METRICS, exit_code
 from pyquant.cli.main import FINE, FOUND
 from pyquant.cli.thresholds import add_fail_above
 from pyquant.errors import UsageError
@@ -285,7 +285,7 @@ def _only(comparison: Comparison, shown: set[str]) -> Comparison:
 
 
 def _verdict(args: argparse.Namespace, comparison: Comparison) -> int:
-    code = judge(comparison, args.fail_above)
+    code = exit_code(comparison, args.fail_above)
     if _rounds(args):
         return code
     limit = ROUNDING[args.dtype]

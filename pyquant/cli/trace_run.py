@@ -116,7 +116,7 @@ def quantized(fp: nn.Module, recipe: str, batch: dict[str, Tensor], note: Note) 
 
     q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
     pyquant.calibrate(q, [batch], progress=False)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.judge(), str)]
+    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
     if dry:
         note(f"{len(dry)} sites got no usable values from these inputs and stay float, such as {dry[0]}")
     pyquant.convert(q, unused=[_literal(path) for path in dry])

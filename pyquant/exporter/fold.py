@@ -27,7 +27,7 @@ from pyquant.exporter.grid import (
 )
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, is_move, target_of
-from pyquant.exporter.trace import Traced, readable, static_shape, where
+from pyquant.exporter.tracing import Traced, readable, static_shape, where
 from pyquant.exporter.values import Const, dequantize_from
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from pyquant.errors import ExportError
 from pyquant.exporter.plan import Quant
-from pyquant.exporter.trace import where
+from pyquant.exporter.tracing import where
 
 FAKE_QUANTIZE = "pyquant.fake_quantize.default"
 FAKE_QUANTIZE_BIAS = "pyquant.fake_quantize_bias.default"

@@ -2,7 +2,7 @@
 """export(): from a converted model and a profile to a CircleProgram.
 
 It owns the questions asked before and after: is the model converted, is every tensor quantized that should be. The work
-is trace.py, lower/, passes/ and legalize/.
+is tracing.py, lower/, passes/ and legalize/.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
-from pyquant.exporter.trace import Traced, trace
+from pyquant.exporter.tracing import Traced, trace
 
 TARGETS = get_args(Target)
 _TRACING = threading.RLock()  # torch.export changes modules of torch while it runs: one thread at a time

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Circle graph as small frozen values, and the plan text that the native writer reads.
 
-It mirrors csrc/circle/ir.h and says nothing about how a graph came to be; that is trace.py and lower/.
+It mirrors csrc/circle/ir.h and says nothing about how a graph came to be; that is tracing.py and lower/.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import warnings
 import torch
 
 from pyquant.exporter.plan import FLOATS, Graph
-from pyquant.exporter.trace import Traced
+from pyquant.exporter.tracing import Traced
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ADVICE = "q32 = copy.deepcopy(q).float()"

@@ -20,7 +20,7 @@ from pyquant import circle, ops
 from pyquant.circle.files import Target
 from pyquant.exporter.coverage import float_tensors
 from pyquant.exporter.plan import Graph, Tensor
-from pyquant.exporter.trace import Traced
+from pyquant.exporter.tracing import Traced
 
 _LARGE = 1 << 16  # bytes of a constant that is worth a page of a file
 

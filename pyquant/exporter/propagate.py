@@ -17,7 +17,7 @@ from pyquant.exporter.fold import Folded, schema_args, site_of
 from pyquant.exporter.grid import quant_of
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import Kind, is_fake_quantize, kind_of
-from pyquant.exporter.trace import where
+from pyquant.exporter.tracing import where
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import FAKE_QUANTIZE
-from pyquant.exporter.trace import where
+from pyquant.exporter.tracing import where
 
 
 class Kind(enum.Enum):

@@ -20,7 +20,7 @@ from pyquant.exporter.grid import exact_grid
 from pyquant.exporter.plan import DTYPES, Quant, Where
 from pyquant.exporter.propagate import Grids
 from pyquant.exporter.registry import target_of
-from pyquant.exporter.trace import Traced, static_shape, where
+from pyquant.exporter.tracing import Traced, static_shape, where
 from pyquant.exporter.values import Const, Ref, Value
 
 

@@ -63,7 +63,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BundleChoice:
     """The profiles for `export_bundle`, the settings they come from, and a line for each that nobody asked for."""
 
     profiles: Any
@@ -80,7 +80,7 @@ class Family(Protocol):
     def sizes(self, batch: Mapping[str, Tensor]) -> Sizes:
         """What a batch of the model's arguments shows. Raises InputError."""
 
-    def choose(self, config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
+    def choose(self, config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
         """Profiles for a model of `config`. Raises ProfileError for a request that it cannot serve."""
 
 

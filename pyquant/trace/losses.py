@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pyquant.trace.compare import Comparison, Entry
 from pyquant.trace.metrics import difference
+from pyquant.trace.pairing import Comparison, Entry
 from pyquant.trace.record import Call, Trace
 from pyquant.trace.values import TensorValue
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Owns how far one tensor is from another: statistics of the difference, PEIR, SQNR, cosine.
-Leaves which tensors belong together to `compare.py`.
+Leaves which tensors belong together to `pairing.py`.
 """
 
 from __future__ import annotations

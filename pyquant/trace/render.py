@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyquant.trace.compare import Comparison, Entry
 from pyquant.trace.losses import Loss
+from pyquant.trace.pairing import Comparison, Entry
 from pyquant.trace.record import PARTS, Call, Trace
 from pyquant.trace.sites import SiteRecord, SiteTrace
 from pyquant.trace.values import Leaf, TensorValue, Tree, Value

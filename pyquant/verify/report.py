@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a comparison: plain numbers per output and per operator, printable and as JSON data.
 
-It owns how they are shown. How they are measured is compare.py, which are good enough is tolerance.py.
+It owns how they are shown. How they are measured is fidelity.py, which are good enough is tolerance.py.
 """
 
 from __future__ import annotations

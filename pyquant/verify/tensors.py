@@ -17,7 +17,7 @@ import torch
 
 from pyquant.errors import InputError
 from pyquant.exporter.plan import Tensor
-from pyquant.verify.compare import expected_value, exported_values, ordered_inputs, require_float32
+from pyquant.verify.fidelity import expected_value, exported_values, ordered_inputs, require_float32
 from pyquant.verify.metrics import lsb_error, max_abs_diff, peir, sqnr_db
 from pyquant.verify.runtimes._inputs import Inputs
 from pyquant.verify.runtimes.tico import Runtime

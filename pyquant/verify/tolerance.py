@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tolerances of "Circle = eager", said once, and the assertion that tests make with them.
 
-It owns the numbers of design.md section 5 (Fidelity). Measuring is compare.py.
+It owns the numbers of design.md section 5 (Fidelity). Measuring is fidelity.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyquant.verify.compare import compare, eager_outputs
+from pyquant.verify.fidelity import compare, eager_outputs
 from pyquant.verify.metrics import peir
 from pyquant.verify.report import Report
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyquant.errors import ProfileError
 
 
-class Profile(Protocol):
+class GraphInterface(Protocol):
     """What the default adapter needs of a profile: input name -> spec with `shape` and `dtype`, and output names."""
 
     @property
@@ -33,7 +33,7 @@ class ExportAdapter(nn.Module):
     as it likes; otherwise by position. Raises ProfileError when they can be neither.
     """
 
-    def __init__(self, module: nn.Module, profile: Profile, name: str) -> None:
+    def __init__(self, module: nn.Module, profile: GraphInterface, name: str) -> None:
         inputs, outputs = getattr(profile, "inputs", None), getattr(profile, "outputs", None)
         if not isinstance(inputs, Mapping) or not isinstance(outputs, Sequence) or isinstance(outputs, str):
             raise ProfileError(

@@ -22,7 +22,7 @@ from pyquant.policy import Policy
 from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, exporting
 from pyquant.spec import BlockSpec, PerGroup
 from pyquant.wrap import registry
-from pyquant.wrap.adapter import ExportAdapter, Profile
+from pyquant.wrap.adapter import ExportAdapter, GraphInterface
 from pyquant.wrap.sources import Sources
 
 __all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
@@ -155,7 +155,7 @@ class QModule(nn.Module):
         spec = self.site(self.BIASES[name][0]).spec
         return 64 if spec is not None and spec.dtype.bits == 16 else 32
 
-    def settle_biases(self) -> None:
+    def compute_bias_scales(self) -> None:
         """Compute the scales of this module's own biases; convert and load call it when the sites have theirs."""
         for name, (input_site, weight_site) in self.BIASES.items():
             x, w = self.site(input_site).qparams, self.site(weight_site).qparams
@@ -260,7 +260,7 @@ class QModule(nn.Module):
             f"{phase.name}; {steps[phase]}"
         )
 
-    def as_export_module(self, profile: Profile) -> nn.Module:
+    def as_export_module(self, profile: GraphInterface) -> nn.Module:
         """This wrapper as a static graph. Wrappers with data-dependent parts override it.
 
         Raises PhaseError before convert.

@@ -197,7 +197,7 @@ def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_answers_about_digits_that_it_never_saw(model: Qwen3VLForConditionalGeneration) -> None:
-    score = vlm.judge(model, vlm.heldout_questions())
+    score = vlm.evaluate(model, vlm.heldout_questions())
     assert score.exact >= HELDOUT_EXACT, score
     assert min(score.by_task.values()) >= HELDOUT_EXACT - 0.03, score
     assert score.nll < 0.025, score

@@ -24,7 +24,7 @@ LAYERS = ("rms_norm", "head_norm")
 LEFT = BATCHES["left"]
 
 
-def judge(q, adapter, tensors: list[Tensor], *, deep: bool) -> None:
+def check_file(q, adapter, tensors: list[Tensor], *, deep: bool) -> None:
     program = pyquant.export(adapter)
     report = pyquant.verify.compare(program, None, tensors)
     assert op_faults(report) == []
@@ -48,7 +48,7 @@ def test_prefill_computes_what_eager_computes(name, preset):
     fp, q = quantized(name, preset)
     adapter, tensors = adapter_and_inputs(name, LEFT, fp, q)
     shallow = name in LAYERS or (preset == "w8a8" and not name.startswith("model"))
-    judge(q, adapter, tensors, deep=not shallow)
+    check_file(q, adapter, tensors, deep=not shallow)
 
 
 DECODE = [(name, preset) for name in ("decoder_layer_biases", "model_biases") for preset in PRESETS]
@@ -77,7 +77,7 @@ def decode(name: str, q, attention: str = "batched") -> tuple[torch.nn.Module, l
 def test_decode_computes_what_eager_computes(name, preset):
     _, q = quantized(name, preset)
     adapter, tensors = decode(name, q)
-    judge(q, adapter, tensors, deep=preset != "w8a8" or name.startswith("model"))
+    check_file(q, adapter, tensors, deep=preset != "w8a8" or name.startswith("model"))
 
 
 @pytest.mark.parametrize("step", ["prefill", "decode"])
@@ -88,7 +88,7 @@ def test_one_product_per_head_computes_what_eager_computes(step):
     else:
         _, tensors = adapter_and_inputs("decoder_layer_biases", LEFT, fp, q)
         adapter = q.as_export_module(TextProfile(*LEFT.shape, attention="per_head"))
-    judge(q, adapter, tensors, deep=False)
+    check_file(q, adapter, tensors, deep=False)
 
 
 def test_the_table_covers_every_static_wrapper():

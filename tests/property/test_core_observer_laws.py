@@ -76,12 +76,12 @@ def test_a_grid_is_idempotent_near_and_keeps_zero(x: Tensor, pick: int, constant
     spec = SPECS[pick]
     site = Site("a:b", Role.WEIGHT if constant else Role.ACTIVATION, spec)
     site.constant(x) if constant else site(x)
-    verdict = site.judge()
+    verdict = site.compute_qparams()
     if isinstance(verdict, str):  # only an activation without a range has no grid
         assert not constant
         assert float(x.abs().max()) < 1e-30
         return
-    site.settle(verdict)
+    site.set_qparams(verdict)
     site.state.converted = True
     site.state.enter(Phase.QUANTIZED)
     y = site(x)

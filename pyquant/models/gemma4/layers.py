@@ -53,9 +53,9 @@ class QuantGemma4ClippableLinear(QModule):
         self._read = TensorStamp()
         self.derive()
 
-    def settle_biases(self) -> None:
+    def compute_bias_scales(self) -> None:
         """Loading a checkpoint has put other bounds in place by now."""
-        super().settle_biases()
+        super().compute_bias_scales()
         self.derive()
 
     def refresh(self) -> None:

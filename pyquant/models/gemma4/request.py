@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.profiles import VisionProfile
-from pyquant.models.request import Choice, Request, Sizes, grids_of
+from pyquant.models.request import BundleChoice, Request, Sizes, grids_of
 
 POSITIONS, FROM_PROCESSOR = "pixel_position_ids", "image_position_ids"
 
@@ -38,7 +38,7 @@ def sizes(batch: Mapping[str, Tensor]) -> Sizes:
     return Sizes(grids=tuple((1, int(height), int(width)) for width, height in ends), rows=len(ends))
 
 
-def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
+def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
     """One graph for each grid, `vision_h{h}_w{w}`. Raises ProfileError for a grid that the model cannot take."""
     request.refuse(("max_seq_len", "prefill_lengths", "layers", "attention"), "a Gemma4 vision model")
     grids, guesses = grids_of(request, seen)
@@ -51,4 +51,4 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
         profile.check_kernel(config.pooling_kernel_size)
         profiles[f"vision_h{height}_w{width}"] = profile
     settings = {"image_grids": [list(grid) for grid in grids], "batch_size": request.batch_size}
-    return Choice(profiles, settings, tuple(guesses))
+    return BundleChoice(profiles, settings, tuple(guesses))

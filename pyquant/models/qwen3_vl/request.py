@@ -14,7 +14,7 @@ from torch import Tensor
 from pyquant.errors import ProfileError, UnknownModuleError
 from pyquant.models.qwen3_vl.grids import fault_of, grids_of
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
-from pyquant.models.request import Choice, Grid, Request, Sizes, rounded
+from pyquant.models.request import BundleChoice, Grid, Request, Sizes, rounded
 from pyquant.models.request import grids_of as chosen_grids
 
 ANSWER = 64  # tokens that a guessed max_seq_len leaves for the answer
@@ -33,7 +33,7 @@ def sizes(batch: Mapping[str, Tensor]) -> Sizes:
     return Sizes(0, grids) if text is None else Sizes(int(text.shape[1]), grids, len(text))
 
 
-def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
+def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
     """The Profile of a Qwen3VLForConditionalGeneration (or Qwen3VLModel), or a VisionProfile for each grid.
 
     Raises ProfileError for a grid that does not merge, lengths that contradict each other or the model, or too many
@@ -53,7 +53,7 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> Choice:
         request.refuse(("max_seq_len", "prefill_lengths", "batch_size", "layers", "attention"), "a vision model alone")
         profiles = [VisionProfile(grid) for grid in grids]
         settings = {"image_grids": [list(grid) for grid in grids]}
-        return Choice({profile.name: profile for profile in profiles}, settings, tuple(guesses))
+        return BundleChoice({profile.name: profile for profile in profiles}, settings, tuple(guesses))
     return _whole(config, request, seen, grids, guesses)
 
 
@@ -70,7 +70,9 @@ def _one_prompt(request: Request, seen: Sequence[Sizes]) -> tuple[tuple[Grid, ..
     return (found[0], [f"image grids {list(found[0])}: those of every prompt"]) if found else ((), [])
 
 
-def _whole(config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Grid, ...], guesses: list[str]) -> Choice:
+def _whole(
+    config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Grid, ...], guesses: list[str]
+) -> BundleChoice:
     from pyquant.models.qwen3_vl.profiles import Profile
 
     longest = max((each.tokens for each in seen), default=0)
@@ -101,4 +103,4 @@ def _whole(config: Any, request: Request, seen: Sequence[Sizes], grids: tuple[Gr
         options["prefill_lengths"] = lengths
     options |= {name: value for name in ("layers", "attention") if (value := getattr(request, name)) is not None}
     settings = {**options, "image_grids": [list(grid) for grid in grids], "prefill_lengths": list(lengths)}
-    return Choice(Profile(**options), settings, tuple(guesses))
+    return BundleChoice(Profile(**options), settings, tuple(guesses))

@@ -27,9 +27,9 @@ def make(role: Role = Role.ACTIVATION, spec: QuantSpec | None = U8, **kwargs: ob
 
 
 def convert(site: Site) -> Site:
-    verdict = site.judge()
+    verdict = site.compute_qparams()
     assert isinstance(verdict, QParams), verdict
-    site.settle(verdict)
+    site.set_qparams(verdict)
     site.state.converted = True
     site.state.enter(Phase.QUANTIZED)
     return site
@@ -110,7 +110,7 @@ FIXED = {
 def test_known_ranges_need_no_data_whatever_the_rule_observes(role: Role, spec: QuantSpec) -> None:
     site = make(role, spec, observer="ema", params={"momentum": 0.5})
     site(torch.tensor([55.0]))
-    grid = site.judge()
+    grid = site.compute_qparams()
     assert isinstance(grid, QParams)
     scale, zero_point = FIXED[role, spec]
     assert grid.scale.item() == torch.tensor(scale, dtype=torch.float32).item()
@@ -145,7 +145,7 @@ def test_verdict_on_bad_statistics(case: str) -> None:
     site = make(role)
     for x in data:
         site(x)
-    verdict = site.judge()
+    verdict = site.compute_qparams()
     assert isinstance(verdict, str)
     assert re.search(message, verdict), verdict
 
@@ -155,7 +155,7 @@ def test_zero_channels_of_a_weight_are_fine() -> None:
     w = torch.randn(3, 4)
     w[1] = 0
     site.constant(w)
-    grid = site.judge()
+    grid = site.compute_qparams()
     assert isinstance(grid, QParams)
     assert grid.scale[1] == 1
     assert grid.zero_point.tolist() == [0, 0, 0]

@@ -305,7 +305,7 @@ def test_state_dict_round_trip_between_two_trees(converted: QModule, block: ToyB
     assert not torch.equal(other(xs[0]), converted(xs[0]))
     other.load_state_dict(converted.state_dict())
     for module in other.all_qmodules():
-        module.settle_biases()
+        module.compute_bias_scales()
     assert torch.equal(other(xs[0]), converted(xs[0]))
 
 

@@ -25,7 +25,7 @@ from pyquant.exporter.passes.dead import remove_dead
 from pyquant.exporter.plan import Graph as Plan
 from pyquant.exporter.plan import Op, Quant, Tensor
 from pyquant.exporter.registry import RULES, lowers, names
-from pyquant.exporter.trace import readable
+from pyquant.exporter.tracing import readable
 from pyquant.verify.runtimes import tico
 
 X = (2, 3, 8)

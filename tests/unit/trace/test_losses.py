@@ -33,7 +33,7 @@ def _batch(fp: nn.Module) -> dict[str, torch.Tensor]:
 def _q(fp: nn.Module, batch: dict[str, torch.Tensor]) -> QModule:
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
     pyquant.calibrate(q, [batch], progress=False)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.judge(), str)]
+    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
     pyquant.convert(q, unused=dry)
     return q
 
@@ -54,7 +54,7 @@ def coarse(q: QModule) -> None:
     site = q.get_submodule(GATE).site("act_out")
     qparams = site.qparams
     assert qparams is not None
-    site.settle(dataclasses.replace(qparams, scale=qparams.scale * 10))
+    site.set_qparams(dataclasses.replace(qparams, scale=qparams.scale * 10))
 
 
 @pytest.mark.parametrize("plant", [zero_weight, coarse])

@@ -225,7 +225,7 @@ class OneOp:
     def save(self, path: Any) -> None:
         circle_write(self.graph.to_json(), self.graph.constants, path)
 
-    def judge(self, path: Any) -> str:
+    def failure(self, path: Any) -> str:
         """ "" when onert gives the right answer, else how it does not."""
         try:
             got = list(onert.run(path, self.given).values())

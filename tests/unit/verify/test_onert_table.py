@@ -50,7 +50,7 @@ def agree(name: str, dtype: str, out: str | None, path: Path) -> None:
         assert name in ("RMS_NORM", "INSTANCE_NORM", "ROPE"), "only these have no quantized form here"
         assert dtype not in operators()[name].onert
         return
-    faults, failure = circle.check(path, "onert"), one.judge(path)
+    faults, failure = circle.check(path, "onert"), one.failure(path)
     assert bool(faults) == bool(failure), (
         f"{name} {dtype}: onert: {failure or 'right'}; checker: {faults or 'no fault'}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from wrap_cases import settle, sqnr
+from wrap_cases import set_qparams, sqnr
 
 import pyquant
 from pyquant.errors import InputError
@@ -101,7 +101,7 @@ def test_masked_keys_weigh_nothing_whatever_calibration_saw(h, kv, preset, calib
     piece = core(preset=preset)
     for given in {"unpadded": [None], "padded": [mask], "both": [None, mask]}[calibrated]:
         piece(q, k, v, given)
-    settle(piece)
+    set_qparams(piece)
     out, probs = piece(q, k, v, mask)
     expected, _ = plain(q, k, v, mask=keep[:, None, None, :])
     assert float(probs[1, :, :, 4:].max()) == 0.0
@@ -122,7 +122,7 @@ def test_one_product_per_head_is_the_same(h, kv, mask):
     for a, b in zip(batched(q, k, v, given), single(q, k, v, given, per_head=True), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     for piece in (batched, single):
-        settle(piece)
+        set_qparams(piece)
     for (name, a), (_, b) in zip(batched.own_sites(), single.own_sites(), strict=True):
         assert a.qparams is not None
         assert b.qparams is not None, name
@@ -137,7 +137,7 @@ def test_a_graph_per_head_has_one_head_in_each_product():
     q, k, v = qkv(4, 2)
     piece = core()
     piece(q, k, v)
-    settle(piece)
+    set_qparams(piece)
     program = torch.export.export(piece, (q, k, v), {"per_head": True}, strict=False)
     products = [node for node in program.graph.nodes if str(node.target) == "aten.matmul.default"]
     assert len(products) == 8
@@ -151,7 +151,7 @@ def test_each_site_is_in_the_graph_once_and_masks_only_where_there_is_padding(ma
     given = AdditiveMask.of(padded(7, 4), q.dtype) if mask else None
     piece = core(scaling)
     piece(q, k, v)
-    settle(piece)
+    set_qparams(piece)
     program = torch.export.export(piece, (q, k, v, given), strict=False)
     targets = [str(node.target) for node in program.graph.nodes]
     expected = {"logits", "probs", "attn_out"}
@@ -177,7 +177,7 @@ def test_low_precision_runs_in_every_phase(dtype):
     out, _ = piece(q, k, v, mask)
     expected, _ = plain(*(t.float() for t in (q, k, v)), mask=padded(7, 4)[:, None, None, :])
     torch.testing.assert_close(out.float(), expected, rtol=5e-2, atol=5e-2)
-    settle(piece)
+    set_qparams(piece)
     quantized, _ = piece(q, k, v, mask)
     assert quantized.dtype == dtype
     torch.testing.assert_close(quantized.float(), expected, rtol=5e-2, atol=5e-2)

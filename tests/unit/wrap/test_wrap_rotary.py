@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers.models.gemma4.modeling_gemma4 import apply_multidimensional_rope, apply_rotary_pos_emb
-from wrap_cases import settle
+from wrap_cases import set_qparams
 
 import pyquant
 from pyquant.wrap import WrapContext
@@ -48,7 +48,7 @@ def test_the_graph_has_no_negation_and_each_site_once():
     q, x = rotary(2), torch.randn(2, 5, 3, 8)
     t = RotaryTables.of(tables(torch.float32), parts=2)
     q(x, t)
-    settle(q)
+    set_qparams(q)
     graph = torch.export.export(q, (x, t), strict=False).graph
     targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert targets.count("pyquant.fake_quantize.default") == len(list(q.all_sites())) == 5
@@ -62,6 +62,6 @@ def test_tables_beyond_one_are_observed_where_the_model_scales_them():
     x, context = torch.randn(2, 5, 3, 8), WrapContext("attn.q_rotary", pyquant.Policy.preset("w8a16"))
     q = Rotary(context, unit=False).eval()
     expected = q(x, RotaryTables.of((cos, sin), parts=1))
-    settle(q)
+    set_qparams(q)
     assert float(q.site("cos").qparams.scale) * 32767 == pytest.approx(float(cos.abs().max()), rel=1e-4)
     torch.testing.assert_close(q(x, RotaryTables.of((cos, sin), parts=1)), expected, rtol=1e-3, atol=1e-3)

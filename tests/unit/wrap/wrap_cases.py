@@ -91,13 +91,13 @@ def quantized(fp: nn.Module, batches: list, preset: str = "w8a16") -> QModule:
     return q
 
 
-def settle(piece: QModule) -> None:
+def set_qparams(piece: QModule) -> None:
     """convert() for a piece of a tree, which has a path."""
     for site in piece.all_sites():
-        verdict = site.judge()
+        verdict = site.compute_qparams()
         assert not isinstance(verdict, str), f"{site.path}: {verdict}"
-        site.settle(verdict)
-    pyquant.lifecycle.finish(piece)
+        site.set_qparams(verdict)
+    pyquant.lifecycle.finalize(piece)
 
 
 def profile_of(x: Tensor, name: str = "x") -> ExportProfile:
