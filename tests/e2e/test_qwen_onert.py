@@ -25,6 +25,7 @@ from pyquant.models import qwen3_vl
 from pyquant.verify import Session
 from pyquant.verify.runtimes import onert
 from pyquant.verify.runtimes.onert_expected import expected
+from tests.onert_blocks import presets
 
 HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 13)
 pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel for this Python or platform")
@@ -160,7 +161,7 @@ def example(name: str, spec: Any, seed: int) -> Tensor:
     return value.tanh() if name in ("cos", "signed_sin") else value
 
 
-@pytest.fixture(scope="module", params=["w8_onert", "q8_onert", "w4_onert"])
+@pytest.fixture(scope="module", params=presets("w8_onert", "q8_onert", "w4_onert"))
 def weights(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
     return (request.param, *prepared(request.param, **BLOCKS))
 

@@ -21,6 +21,7 @@ from pyquant import Policy
 from pyquant.verify.runtimes import onert
 from pyquant.wrap import QModule
 from pyquant.wrap.linear import QuantLinear
+from tests.onert_blocks import presets
 
 HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 13)
 pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel for this Python or platform")
@@ -63,7 +64,7 @@ def rms(x: Tensor) -> float:
     return float(x.pow(2).mean().sqrt())
 
 
-@pytest.mark.parametrize("preset", ["w8_onert", "q8_onert", "w4_onert"])
+@pytest.mark.parametrize("preset", presets("w8_onert", "q8_onert", "w4_onert"))
 def test_integer_weights_make_the_error_of_their_rounding(preset: str) -> None:
     """int8 weights: equal to the emulation. ggml's blocks, whose scales are float16: as far from eager as it is."""
     grids = BATCHES["mixed"]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ import torch
 
 from pyquant import circle, ops
 from pyquant.errors import InputError, VerifyError
+from pyquant.verify.runtimes import onert_cpu
 from pyquant.verify.runtimes._inputs import Inputs, ordered
 
 _CHILD = Path(__file__).with_name("_onert_child.py")
@@ -56,6 +58,7 @@ class Runtime:
         model = circle.read(self._path)
         self._inputs = [model.tensors[index] for index in model.inputs]
         self._outputs = [model.tensors[index] for index in model.outputs]
+        self._blocks = sorted({tensor.dtype for tensor in model.tensors} & set(onert_cpu.BLOCK_DTYPES))
         self.input_names = [tensor.name for tensor in self._inputs]
         self._all_names = [tensor.name for tensor in self._outputs]
         self.output_names = self._all_names[: self._shown]
@@ -106,6 +109,8 @@ class Runtime:
             status = child.wait()
             self.close()
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            if -status == signal.SIGILL:
+                raise VerifyError(illegal_instruction(self._blocks, onert_cpu.lacking())) from None
             raise self._failure(f"crashed on it ({how})") from None
         return answer
 
@@ -131,6 +136,22 @@ class Runtime:
 def available() -> bool:
     """Whether onert is installed."""
     return importlib.util.find_spec("onert") is not None
+
+
+def illegal_instruction(blocks: Sequence[str], missing: tuple[str, ...]) -> str:
+    """What a crash with SIGILL means, for a file with weights in the formats `blocks` on a CPU that lacks `missing`."""
+    why = onert_cpu.why_no_blocks(missing) if blocks else None
+    if why is None:
+        lacks = f" (it lacks {', '.join(missing)})" if missing else ""
+        return (
+            f"onert crashed on the file (signal SIGILL): its build uses an instruction that this CPU does not have"
+            f"{lacks}; run the file on a newer CPU, or with the runtime tico"
+        )
+    return (
+        f"onert crashed on the file (signal SIGILL): it has {', '.join(blocks)} weights. {why}. float32, uint8 and "
+        "int8 tensors still run here (policies 'float' and 'w8_onert', or 'w8a8_int8' in the forms that "
+        "pyquant.circle.check(file, target='onert') accepts); run this file on a CPU that has them"
+    )
 
 
 def _library() -> Path:

@@ -17,6 +17,7 @@ from pyquant.exporter import CircleProgram, TensorSpec
 from pyquant.spec import INT8
 from pyquant.verify.runtimes import onert
 from pyquant.verify.runtimes.onert_expected import blocks_of_int8, expected, rows_of_int8
+from tests.onert_blocks import presets
 
 HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 13)
 pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel for this Python or platform")
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel 
 WEIGHT = {"w8_onert": "int8", "q8_onert": "ggml_q8_0", "w4_onert": "ggml_q4_0"}
 TABLE = {"w8_onert": "float32", "q8_onert": "float32", "w4_onert": "ggml_q4_0"}
 PRESETS = pytest.mark.parametrize("preset", WEIGHT)
+RUNS = pytest.mark.parametrize("preset", presets(*WEIGHT))
 
 
 class Words(nn.Module):
@@ -72,7 +74,7 @@ def linear(preset: str, rows: int = 50, bias: bool = True, seed: int = 0) -> tup
     return quantized(nn.Linear(128, 40, bias=bias), preset, x), x
 
 
-@PRESETS
+@RUNS
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 def test_one_linear_is_what_onerts_arithmetic_makes_it(preset: str, bias: bool) -> None:
     q, x = linear(preset, bias=bias)
@@ -86,7 +88,7 @@ def test_one_linear_is_what_onerts_arithmetic_makes_it(preset: str, bias: bool) 
     assert rounded > 50 * float((got - want).abs().max())  # its own rounding is there, and is what expected() knows
 
 
-@PRESETS
+@RUNS
 def test_the_error_is_that_of_the_weights_and_of_the_8_bit_inputs(preset: str) -> None:
     q, x = linear(preset)
     w = q.weight.detach()
@@ -100,7 +102,7 @@ def test_the_error_is_that_of_the_weights_and_of_the_8_bit_inputs(preset: str) -
     assert ((got - exact).abs() <= (weights + inputs) * 1.001 + 1e-5).all()
 
 
-@PRESETS
+@RUNS
 def test_a_model_runs_end_to_end(preset: str) -> None:
     torch.manual_seed(3)
     ids = torch.randint(0, 40, (2, 7))

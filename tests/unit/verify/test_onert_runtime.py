@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pyquant
 from pyquant import circle
 from pyquant.errors import InputError, VerifyError
 from pyquant.exporter import TensorSpec, export
@@ -22,7 +23,7 @@ from pyquant.exporter.plan import Tensor as PlanTensor
 from pyquant.exporter.precision import LowPrecisionWarning
 from pyquant.exporter.program import CircleProgram
 from pyquant.ops import circle_write
-from pyquant.verify.runtimes import onert
+from pyquant.verify.runtimes import onert, onert_cpu
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "exporter"))
 from exporter_cases import Graph as Case
@@ -160,6 +161,30 @@ def test_a_crash_ends_the_child_and_not_the_caller(tmp_path: Path) -> None:
         runtime.run(inputs)
     runtime._path.write_bytes(made.to_bytes())
     torch.testing.assert_close(runtime.run(inputs)["y"], case(*inputs), rtol=1e-6, atol=1e-6)  # a new child
+
+
+@pytest.mark.skipif(onert_cpu.why_no_blocks() is None, reason="this CPU runs onert's block formats")
+def test_block_weights_on_a_cpu_without_their_instructions_say_so() -> None:
+    q = pyquant.prepare(nn.Linear(32, 8), pyquant.Policy.preset("w4_onert"))
+    pyquant.calibrate(q, [x := torch.randn(2, 32)], progress=False)
+    pyquant.convert(q)
+    made = export(q, pyquant.ExportProfile({"x": TensorSpec((2, 32))}, ("y",)), target="onert")
+    with pytest.raises(VerifyError, match=r"SIGILL\): it has ggml_q4_0 weights.*this CPU lacks avx512f.*'w8_onert'"):
+        onert.run(made, [x])
+
+
+def test_what_a_cpu_lacks_is_read_from_its_flags() -> None:
+    flags = "processor : 0\nflags : fpu avx2 avx512f avx512bw avx512dq avx512vl avx512_vnni\nbugs :\n"
+    assert onert_cpu.lacking(flags) == ("avx_vnni",)
+    assert onert_cpu.lacking(flags.replace("avx512_vnni", "avx_vnni")) == ()
+    assert onert_cpu.lacking("Features : asimd\n") == ()
+    assert onert_cpu.why_no_blocks(()) is None
+    assert onert.illegal_instruction([], ()).endswith(
+        "this CPU does not have; run the file on a newer CPU, or with the runtime tico"
+    )
+    said = onert.illegal_instruction(["ggml_q8_0"], ("avx_vnni",))
+    assert "it has ggml_q8_0 weights. onert 0.1.0 runs block formats (Q4_0, Q8_0) with AVX-512" in said
+    assert "this CPU lacks avx_vnni. float32, uint8 and int8 tensors still run here" in said
 
 
 def test_a_result_of_another_shape_is_no_result() -> None:

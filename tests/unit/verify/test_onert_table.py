@@ -24,6 +24,7 @@ from pyquant.errors import CircleError, VerifyError
 from pyquant.exporter.plan import Graph, Op, Quant, Tensor
 from pyquant.ops import circle_write
 from pyquant.verify.runtimes import onert
+from tests.onert_blocks import needs_blocks
 
 HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 13)
 pytestmark = pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel for this Python or platform")
@@ -159,6 +160,7 @@ def test_onert_refuses_what_the_checker_refuses(name: str, tmp_path: Path) -> No
         onert.run(path, inputs)
 
 
+@needs_blocks
 def test_the_second_row_of_indices_of_a_block_table_is_wrong(tmp_path: Path) -> None:
     value = torch.randn(9, 32)
     made = with_blocks("GATHER", [TABLE, x(2, 3, dtype="int32")], x(2, 3, 32, name="y"), 4, value, axis=0, batch_dims=0)
