@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all: a folder built beside its place, synced to disk, then moved there.
+"""Files that appear whole or not at all: built beside their place, synced to disk, then moved there.
 
 It owns the order of writes and renames. What the files hold is their writer's business; .circle files are native.
+The process's umask applies because the kernel applies it when a file or folder is created: nothing here reads or sets
+it, since `os.umask` changes it for all threads of the process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,20 +23,18 @@ def folder(target: Path, *, last: str) -> Iterator[Path]:
     """A new empty folder to fill, which becomes `target` when the block ends well, and vanishes when it raises.
 
     Where `target` exists, the files take their places in it one by one, `last` at the end, so that a reader who checks
-    them against `last` notices a crash in between; files of others stay. Raises OSError, with `target` untouched.
+    them against `last` notices a crash in between; other files in it stay. Raises OSError, with `target` untouched.
     """
     target = target.absolute()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist; create it first")
+    _require_parent(target)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{str(target)!r} exists and is not a folder")
-    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    new = _new_folder(target)
     try:
         yield new
         for file in new.iterdir():
             _sync(file)
         if not target.exists():
-            new.chmod(0o777 & ~_umask())
             _sync(new)
             new.rename(target)
         else:
@@ -46,17 +47,30 @@ def folder(target: Path, *, last: str) -> Iterator[Path]:
 
 
 def whole_text(target: Path, text: str) -> None:
-    """Write one UTF-8 file; what stood there is replaced at the end. Raises OSError, with `target` as it was."""
+    """Write one UTF-8 file, which takes the place of `target` at the end.
+
+    A symbolic link stays and the file that it names is replaced; a replaced file keeps its mode. A device or pipe
+    (/dev/stdout) is written to directly. Raises OSError, with `target` as it was.
+    """
     target = target.absolute()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist; create it first")
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    new = Path(name)
+    _require_parent(target)
+    data = text.encode("utf-8")
+    mode = _mode(target)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{str(target)!r} is a folder; name a file in it")
+    if mode is not None and not stat.S_ISREG(mode):
+        target.write_bytes(data)
+        return
+    target = target.resolve()
+    new = _beside(target)
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        _sync(new)
-        new.chmod(0o666 & ~_umask())
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            new.chmod(stat.S_IMODE(mode))
         new.replace(target)
     finally:
         new.unlink(missing_ok=True)
@@ -71,11 +85,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{str(target)!r} exists and is not a folder")
-    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    new = _new_folder(target)
     old = new.with_name(f"{new.name}.old")
     try:
         yield new
-        new.chmod(0o777 & ~_umask())
         for entry in [*new.rglob("*"), new]:
             _sync(entry)
         if target.exists():
@@ -110,7 +123,25 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _require_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist; create it first")
+
+
+def _beside(target: Path) -> Path:
+    """A name that no file has, in the folder of `target`."""
+    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}")
+
+
+def _new_folder(target: Path) -> Path:
+    new = _beside(target)
+    new.mkdir()
+    return new
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of a file, through symbolic links; None when there is none."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None

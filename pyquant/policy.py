@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from pyquant import recipes
+from pyquant import files, recipes
 from pyquant.errors import PolicyError, SpecError
 from pyquant.role import Role
 from pyquant.spec import BlockSpec, QuantSpec
@@ -282,11 +282,11 @@ class Policy:
         return cls((*base, *(Rule.from_dict(rule) for rule in rules)), data.get("name", "custom"))
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, or YAML when the name ends in .yaml or .yml."""
+        """Write JSON, or YAML when the name ends in .yaml or .yml; the file is whole or as it was. Raises OSError."""
         path = Path(path)
         data = self.to_dict()
         text = yaml.safe_dump(data, sort_keys=False) if _is_yaml(path) else json.dumps(data, indent=2) + "\n"
-        path.write_text(text, encoding="utf-8")
+        files.whole_text(path, text)
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:

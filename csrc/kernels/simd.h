@@ -8,6 +8,7 @@
 // compiling a whole file with -mavx512f).
 #pragma once
 
+#include <string_view>
 #include <utility>
 
 #include "pyquant/kernels.h"
@@ -16,17 +17,22 @@
 
 #if defined(__x86_64__)
 #define PYQUANT_X86 1
-#define PYQUANT_TARGET_AVX2 __attribute__((noinline, target("avx2,f16c")))
+// What the compiler may use in a version, and what isa_runs_on() asks the CPU for: the same list.
+#define PYQUANT_AVX2_FEATURES "avx2,f16c"
+#define PYQUANT_AVX512_FEATURES PYQUANT_AVX2_FEATURES ",avx512f,avx512bw,avx512dq,avx512vl"
+#define PYQUANT_TARGET_AVX2 __attribute__((noinline, target(PYQUANT_AVX2_FEATURES)))
 #if defined(__clang__)
-#define PYQUANT_TARGET_AVX512 \
-  __attribute__((noinline, target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define PYQUANT_TARGET_AVX512 __attribute__((noinline, target(PYQUANT_AVX512_FEATURES)))
 #else
 #define PYQUANT_TARGET_AVX512 \
-  __attribute__((noinline, target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+  __attribute__((noinline, target(PYQUANT_AVX512_FEATURES ",prefer-vector-width=512")))
 #endif
 #endif
 
 namespace pyquant::kernels {
+
+/// Whether a CPU runs a version: `has` answers for one feature, by its name in the lists above.
+bool isa_runs_on(Isa isa, bool (*has)(std::string_view feature));
 
 template <class Kernel, class... Args>
 __attribute__((noinline)) auto on_portable(Args... args) {

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyquant import files
 from pyquant.cli.comparison import METRICS, exit_code
 from pyquant.cli.main import FINE, FOUND
 from pyquant.cli.quantized import count
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         print(said, end="")
     else:
         if args.json is not None:
-            args.json.write_text(said, encoding="utf-8")
+            files.whole_text(args.json, said)
         print(render_comparison(comparison, None if args.worst is None else comparison.worst(args.worst)), end="")
     return exit_code(comparison, args.fail_above)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pyquant import __version__
+from pyquant import __version__, files
 from pyquant.errors import CircleError, PolicyError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def write_rest(folder: Path, q: QModule, settings: Mapping[str, Any]) -> None:
         "policy": q.policy.to_dict(),
     }
     text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
-    (folder / RECIPE).write_text(text, encoding="utf-8")
+    files.whole_text(folder / RECIPE, text)
 
 
 def _plain(value: Any) -> Any:

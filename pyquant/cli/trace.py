@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyquant import files
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.comparison import METRICS, exit_code
 from pyquant.cli.main import FINE, FOUND
@@ -273,7 +274,7 @@ class _Report:
         if str(self.args.json) == "-":
             sys.stdout.write(said)
         else:
-            self.args.json.write_text(said, encoding="utf-8")
+            files.whole_text(self.args.json, said)
 
 
 def _only(comparison: Comparison, shown: set[str]) -> Comparison:

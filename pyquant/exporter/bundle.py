@@ -205,8 +205,4 @@ def _provenance(q: nn.Module) -> dict[str, Any]:
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.whole_text(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

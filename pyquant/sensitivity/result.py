@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pyquant import files
 from pyquant.errors import PolicyError
 from pyquant.policy import Policy
 from pyquant.sensitivity.formats import WIDTHS, Bits, Part, SiteFormat, mean_bits, widened
@@ -222,8 +223,8 @@ class Sensitivity:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Writes `to_json`."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Writes `to_json`; the file is whole or as it was. Raises OSError."""
+        files.whole_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Sensitivity:

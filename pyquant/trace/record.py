@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyquant import files
 from pyquant.errors import PyquantError
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
 from pyquant.trace.values import TensorValue, Tree, Value, from_data, tensors_of, to_data
@@ -104,21 +104,23 @@ class Trace:
             raise TraceError(f"a trace whose JSON is not as to_json writes it: {error!r}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Writes `trace.json` and the kept tensors (`tensors/*.safetensors`) into a folder that holds no trace yet."""
+        """Writes `trace.json` and the kept tensors (`tensors/*.safetensors`) into a folder, all of them or none.
+
+        Raises TraceError for a folder that holds a trace already, OSError.
+        """
         folder = Path(folder)
         refuse_existing(folder)
-        disk = DiskStore(folder / "tensors")
-        for key in sorted({value.key for call in self for _, value in call.tensors() if value.key is not None}):
-            disk.write(key, self.store.get(key))
-        self.save_calls(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.folder(folder, last="trace.json") as new:
+            disk = DiskStore(new / "tensors")
+            for key in sorted({value.key for call in self for _, value in call.tensors() if value.key is not None}):
+                disk.write(key, self.store.get(key))
+            self.save_calls(new)
 
     def save_calls(self, folder: Path) -> None:
         """Writes `trace.json` alone into a folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / "trace.json"
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, target)
+        files.whole_text(folder / "trace.json", self.to_json())
 
     @classmethod
     def load(cls, folder: str | Path) -> Trace:

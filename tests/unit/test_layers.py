@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "role": BASE,
     "qparams": BASE,
     "recipes": set(),
-    "policy": VALUES | {"recipes"},
+    "policy": VALUES | {"recipes", "files"},
     "ops": {"errors"},
     "observe": VALUES | {"ops"},
     "site": VALUES | {"ops", "observe"},
@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
-    "trace": {"errors", "ops", "site", "wrap"},  # wrap for sites; capture and compare know torch and ops only
-    "sensitivity": VALUES | {"policy", "site", "wrap"},
+    "trace": {"errors", "ops", "site", "wrap", "files"},  # wrap for sites; capture and compare know torch and ops only
+    "sensitivity": VALUES | {"policy", "site", "wrap", "files"},
     "smoke": VALUES | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
     "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors"},

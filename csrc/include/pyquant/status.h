@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <utility>
@@ -47,6 +49,13 @@ struct Fault {
   }
 };
 
+/// Ends the process: `call` was used on a Status or Result that has the other alternative. A mistake of the
+/// caller, who has to ask ok() first; reading on would dereference null.
+[[noreturn]] inline void wrong_alternative(const char* call, const std::string& what) {
+  std::fprintf(stderr, "pyquant: %s: %s; ask ok() first\n", call, what.c_str());
+  std::abort();
+}
+
 /// Success, or one Fault.
 class [[nodiscard]] Status {
  public:
@@ -54,7 +63,11 @@ class [[nodiscard]] Status {
   Status(Fault fault) : fault_(std::move(fault)) {}  // NOLINT: `return Fault{...}` is the point
 
   bool ok() const { return !fault_; }
-  const Fault& fault() const { return *fault_; }
+  /// Requires !ok(); aborts with a message otherwise.
+  const Fault& fault() const {
+    if (!fault_) wrong_alternative("Status::fault()", "there is no fault");
+    return *fault_;
+  }
 
  private:
   std::optional<Fault> fault_;
@@ -68,12 +81,30 @@ class [[nodiscard]] Result {
   Result(Fault fault) : state_(std::move(fault)) {}  // NOLINT
 
   bool ok() const { return state_.index() == 0; }
-  const Fault& fault() const { return *std::get_if<1>(&state_); }
-  T& value() & { return *std::get_if<0>(&state_); }
-  const T& value() const& { return *std::get_if<0>(&state_); }
-  T&& value() && { return std::move(*std::get_if<0>(&state_)); }
+  /// Requires !ok(); aborts with a message otherwise.
+  const Fault& fault() const {
+    if (ok()) wrong_alternative("Result::fault()", "there is a value, no fault");
+    return *std::get_if<1>(&state_);
+  }
+  /// Requires ok(); aborts with the fault's text otherwise.
+  T& value() & {
+    require_value();
+    return *std::get_if<0>(&state_);
+  }
+  const T& value() const& {
+    require_value();
+    return *std::get_if<0>(&state_);
+  }
+  T&& value() && {
+    require_value();
+    return std::move(*std::get_if<0>(&state_));
+  }
 
  private:
+  void require_value() const {
+    if (!ok()) wrong_alternative("Result::value()", fault().text());
+  }
+
   std::variant<T, Fault> state_;
 };
 

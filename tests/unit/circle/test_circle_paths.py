@@ -19,7 +19,7 @@ MODEL = Path(make.__file__).parent / "uint8_linear.circle"
 
 
 def run(*words: object) -> tuple[int, str]:
-    done = subprocess.run([program(), *map(str, words)], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run([program(), *map(str, words)], capture_output=True, text=True, check=False, timeout=300)
     return done.returncode, done.stderr
 
 

@@ -64,7 +64,7 @@ def break_something(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         def dump(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("pyquant.exporter.bundle.json.dump", dump)
+        monkeypatch.setattr("pyquant.exporter.bundle.files.whole_text", dump)
     if what == "rename":
         replace = Path.replace
 
