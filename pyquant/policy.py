@@ -7,6 +7,7 @@ It owns matching, the file form and the explanation of a choice. Presets are rec
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ _OBSERVERS: dict[str, dict[str, bool]] = {
     "mse": {"bins": False},
     "fixed": {"lo": True, "hi": True},
 }
+
+
+def literal(path: str) -> str:
+    """The glob that matches this site path and no other: `[`, `*` and `?` in it stand for themselves."""
+    return glob.escape(path)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import pyquant
 from examples.digits.data import Digits, batches, load_split, patchify
 from examples.digits.model import CHECKPOINT, DigitsClassifier, accuracy, predict
 from examples.digits.quant import QuantDigitsClassifier
+from pyquant import metrics
 from pyquant.models import gemma4
-from pyquant.verify import metrics
 from pyquant.verify.runtimes import tico
 
 RECIPES = ("w8a8", "w8a16", "w4a16")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.errors import UsageError
+from pyquant.policy import literal
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
     dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
     if dry:
         note(f"{len(dry)} sites got no usable values from this data and stay float, such as {dry[0]}")
-    pyquant.convert(q, unused=[path.translate(_LITERAL) for path in dry])
+    pyquant.convert(q, unused=[literal(path) for path in dry])
     return q, batches[: args.compare_on]
 
 
@@ -84,6 +85,3 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-_LITERAL = str.maketrans({c: f"[{c}]" for c in "[*?"})

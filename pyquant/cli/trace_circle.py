@@ -28,9 +28,9 @@ def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path 
     import torch
 
     from pyquant import circle, exporter, verify
+    from pyquant.batch import call, tensors_in
     from pyquant.errors import InputError
     from pyquant.models.alone import alone
-    from pyquant.sensitivity.outputs import call, tensors_in
 
     theirs = None if file is None else _inputs(circle.read(file))
     family = type(fp).__module__.split(".")[2]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pyquant import circle, trace
+from pyquant.batch import call, is_batch, tensors_in
 from pyquant.errors import InputError, PhaseError
 from pyquant.reporter.sites import SiteReport
-from pyquant.sensitivity.outputs import call, tensors_in
 from pyquant.site import Phase
 from pyquant.spec import BlockSpec
 from pyquant.trace.metrics import Difference, difference
@@ -181,7 +181,7 @@ def _output(q: QModule, batch: Any) -> Tensor:
 
 def _layers(q: QModule, batch: Any) -> tuple[Layer, ...]:
     names = [name for name, module in q.named_modules() if isinstance(module, QModule)]
-    inputs = batch if isinstance(batch, Mapping | tuple | list | Tensor) else (batch,)
+    inputs = batch if is_batch(batch) else (batch,)
     with phase(q, Phase.FLOAT), trace.capture(q, inputs, names, tensors=names) as before:
         pass
     with trace.capture(q, inputs, names, tensors=names) as after:

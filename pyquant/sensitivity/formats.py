@@ -6,12 +6,11 @@ It owns the mean bit width and the wide formats. Which sites are worth it is res
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pyquant.policy import ObserverSpec, Policy, Rule
+from pyquant.policy import ObserverSpec, Policy, Rule, literal
 from pyquant.role import Role
 from pyquant.spec import BlockSpec, Granularity, IntType, PerAxis, PerTensor, QuantSpec
 
@@ -89,7 +88,7 @@ def widened(policy: Policy, widths: Iterable[tuple[SiteFormat, int]]) -> Policy:
         keep = before is not None and before.observer.kind != "mse"
         rules.append(
             Rule(
-                glob.escape(site.path),
+                literal(site.path),
                 role=site.role,
                 spec=QuantSpec(IntType(width, signed=True), symmetric=True, granularity=_granularity(site)),
                 observer=before.observer if keep and before is not None else ObserverSpec(),

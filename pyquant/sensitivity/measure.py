@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyquant.batch import call, tensors_in
 from pyquant.errors import InputError, PhaseError
+from pyquant.metrics import Errors
 from pyquant.sensitivity.formats import SiteFormat
 from pyquant.sensitivity.groups import Grouping, Observation
-from pyquant.sensitivity.outputs import call, tensors_in
 from pyquant.sensitivity.result import Damage, GroupDamage, Sensitivity
 from pyquant.sensitivity.switch import Switches
 from pyquant.site import Site
@@ -111,10 +112,15 @@ class _Run:
         """How far the outputs are from the reference with the sites that are on now."""
         results = [self.outputs(batch) for batch in self._batches]
         tensors = [tensors for tensors, _ in results]
-        columns = [_Column() for _ in self._reference[0]]
+        columns = [Errors() for _ in self._reference[0]]
         for before, after in zip(self._reference, tensors, strict=True):
-            for column, x, y in zip(columns, before, after, strict=True):
-                column.add(x, y)
+            for errors, x, y in zip(columns, before, after, strict=True):
+                if x.shape != y.shape:
+                    raise InputError(
+                        f"quantizing a group changed the shape of the output from {tuple(x.shape)} to "
+                        f"{tuple(y.shape)}; choose outputs of one shape by output="
+                    )
+                errors.add(x, y)
         loss = None if self._loss is None else self._mean_loss([whole for _, whole in results]) - self._base_loss
         return Damage(max(c.peir for c in columns), min(c.sqnr for c in columns), loss)
 
@@ -122,39 +128,3 @@ class _Run:
         if self._loss is None:
             return 0.0
         return math.fsum(float(self._loss(o, b)) for o, b in zip(outputs, self._batches, strict=True)) / len(outputs)
-
-
-class _Column:
-    """One output tensor over all batches."""
-
-    def __init__(self) -> None:
-        self._signal = self._noise = self._peak = 0.0
-        self._low, self._high = math.inf, -math.inf
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        if x.shape != y.shape:
-            raise InputError(
-                f"quantizing a group changed the shape of the output from {tuple(x.shape)} to {tuple(y.shape)}; choose "
-                "outputs of one shape by output="
-            )
-        if x.numel() == 0:
-            return
-        x, y = x.double(), y.double()
-        difference = (x - y).nan_to_num(nan=math.inf)
-        self._signal += float(x.square().sum())
-        self._noise += float(difference.square().sum())
-        self._peak = max(self._peak, float(difference.abs().max()))
-        low, high = torch.aminmax(x)
-        self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
-
-    @property
-    def peir(self) -> float:
-        if self._peak == 0:
-            return 0.0
-        return self._peak / (self._high - self._low) if self._high > self._low else math.inf
-
-    @property
-    def sqnr(self) -> float:
-        if self._noise == 0:
-            return math.inf
-        return 10 * math.log10(self._signal / self._noise) if self._signal > 0 else -math.inf

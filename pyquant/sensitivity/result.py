@@ -16,6 +16,7 @@ from typing import Any
 
 from pyquant import files
 from pyquant.errors import PolicyError
+from pyquant.metrics import to_plain
 from pyquant.policy import Policy
 from pyquant.sensitivity.formats import WIDTHS, Bits, Part, SiteFormat, mean_bits, widened
 
@@ -263,10 +264,7 @@ def _cells(damage: Damage) -> tuple[str, str, str]:
 
 
 def _damage_data(damage: Damage) -> dict[str, Any]:
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in asdict(damage).items()
-    }
+    return to_plain(asdict(damage))
 
 
 def _damage(data: dict[str, Any]) -> Damage:

@@ -7,7 +7,6 @@ It owns the steps and what counts as a failure. Cases are cases.py, showing resu
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ import torch
 from torch import Tensor
 
 from pyquant import circle, exporter, lifecycle, verify
+from pyquant.batch import call, tensors_in
 from pyquant.errors import ProfileError, PyquantError
+from pyquant.metrics import mean_abs_diff, to_plain
 from pyquant.models.alone import alone
-from pyquant.policy import Policy
-from pyquant.sensitivity.outputs import call, tensors_in
+from pyquant.policy import Policy, literal
 from pyquant.smoke.cases import Case
 from pyquant.trace import difference
 from pyquant.verify.tolerance import op_faults
 from pyquant.wrap import QModule
 
 OK, FAILED, NO_GRAPH = "ok", "FAILED", "no graph"
-_SQUARED = str.maketrans({c: f"[{c}]" for c in "[*?"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +58,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities as text."""
-        return {
-            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        return to_plain(dataclasses.asdict(self))
 
 
 def run(case: Case, recipe: str = "w8a8", *, export: bool = True, folder: Path | None = None) -> Result:
@@ -98,7 +94,7 @@ def _quantized(case: Case, recipe: str) -> tuple[QModule, int]:
     q = lifecycle.prepare(case.module, Policy.preset(recipe))
     lifecycle.calibrate(q, [case.call], progress=False)
     dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
-    lifecycle.convert(q, unused=[path.translate(_SQUARED) for path in dry])
+    lifecycle.convert(q, unused=[literal(path) for path in dry])
     return q, len(dry)
 
 
@@ -108,11 +104,10 @@ def _compared(expected: list[Tensor], got: list[Tensor]) -> dict[str, Any]:
     match = len(got) >= len(expected) > 0 and all(x.shape == y.shape for x, y in pairs)
     floats = [(x, y) for x, y in pairs if x.shape == y.shape and x.is_floating_point()]
     found = [difference(x, y)[0] for x, y in floats]
-    absolute = [float((x.double() - y.double()).abs().mean()) for x, y in floats if x.numel()]
     return {
         "shapes_match": match,
         "finite": all(bool(torch.isfinite(y).all()) for y in got if y.is_floating_point()),
-        "mean_abs": max(absolute, default=None),
+        "mean_abs": max((mean_abs_diff(x, y) for x, y in floats if x.numel()), default=None),
         "max_abs": max((each.peak for each in found), default=None),
         "peir": max((each.peir for each in found if each.peir is not None), default=None),
         "sqnr": min((each.sqnr for each in found if each.sqnr is not None), default=None),

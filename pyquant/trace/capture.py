@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from pyquant.batch import call
 from pyquant.trace.record import Call, Trace, TraceError, refuse_existing
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
 from pyquant.trace.values import TensorValue, Tree, describe, describe_tensor
@@ -48,7 +49,8 @@ def capture(
 
     A call is recorded when it returns, so children come before parents, and a call that raises is not recorded.
     Modules outside of `model` are not, nor is anything while torch.export or torch.compile traces (there are no
-    values then). Raises TraceError for a glob that matches no module and for a folder that holds a trace already.
+    values then). Raises TraceError for a glob that matches no module and for a folder that holds a trace already,
+    InputError for inputs of another type.
     """
     # A module that has two paths is recorded under the first: a call does not say by which path it came.
     names = {id(module): name for name, module in model.named_modules()}
@@ -81,7 +83,8 @@ def capture(
     handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
     try:
         if inputs is not None:
-            run_model(model, inputs)
+            with torch.no_grad():
+                call(model, inputs)
         yield trace
     finally:
         handle.remove()
@@ -91,19 +94,6 @@ def capture(
             marks.pop(handle.id, None)
     if folder is not None:
         trace.save_calls(Path(folder))
-
-
-@torch.no_grad()
-def run_model(model: nn.Module, inputs: object) -> None:
-    """One call without gradients: a mapping is keyword arguments, a tuple or list positional ones."""
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        model(*inputs)
-    elif isinstance(inputs, Tensor):
-        model(inputs)
-    else:
-        raise TraceError(f"inputs are a mapping, a tuple, a list or a tensor, not {type(inputs).__name__}")
 
 
 def select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns how far one tensor is from another: statistics of the difference, PEIR, SQNR, cosine.
-Leaves which tensors belong together to `pairing.py`.
+"""The difference of two recorded tensors, over the elements that are finite in both.
+
+It owns the statistics of the difference. Formulas are pyquant.metrics, which tensors belong together is pairing.py.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyquant.metrics import Errors
 from pyquant.trace.values import as_real
 
 Metric = float | None
@@ -66,43 +67,15 @@ def difference(a: Tensor, b: Tensor) -> tuple[Difference, int]:
     d = x - y
     low, high = (float(v) for v in torch.aminmax(d))
     std, mean = (float(v) for v in torch.std_mean(d, correction=0))
-    bottom, top = (float(v) for v in torch.aminmax(x))
+    errors = Errors.of(x, y)
     found = Difference(
         elements=x.numel(),
         mean=mean,
         min=low,
         max=high,
         std=std,
-        peir=_ratio(max(abs(low), abs(high)), top - bottom),
-        sqnr=_decibel(x, d),
-        cosine=_cosine(x, y),
+        peir=errors.peir,
+        sqnr=errors.sqnr,
+        cosine=errors.cosine,
     )
     return found, clashes
-
-
-def _ratio(peak: float, interval: float) -> float:
-    if peak == 0:
-        return 0.0
-    return peak / interval if interval > 0 else math.inf
-
-
-def _split(x: Tensor) -> tuple[float, float]:
-    """Euclidean length as a product of two factors, which overflows for no element."""
-    peak = float(x.abs().max())
-    return peak, float(torch.linalg.vector_norm(x / peak)) if peak > 0 else 0.0
-
-
-def _decibel(signal: Tensor, noise: Tensor) -> float:
-    (loud, many), (quiet, few) = _split(signal), _split(noise)
-    if quiet == 0:
-        return math.inf
-    if loud == 0:
-        return -math.inf
-    return 20 * (math.log10(loud) - math.log10(quiet) + math.log10(many / few))
-
-
-def _cosine(x: Tensor, y: Tensor) -> float:
-    (peak_x, rest_x), (peak_y, rest_y) = _split(x), _split(y)
-    if peak_x == 0 or peak_y == 0:
-        return 1.0 if peak_x == peak_y else 0.0
-    return max(-1.0, min(1.0, float(torch.dot(x / peak_x, y / peak_y)) / (rest_x * rest_y)))

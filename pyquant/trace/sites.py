@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pyquant import ops
+from pyquant.batch import call
 from pyquant.errors import PhaseError
+from pyquant.metrics import Errors
 from pyquant.ops.reference import spread
 from pyquant.site import Phase, Site
-from pyquant.trace.capture import run_model
 from pyquant.trace.record import TraceError, parse
 from pyquant.wrap.attention import FILL, AttentionCore
 from pyquant.wrap.base import QModule, phase
@@ -127,9 +128,9 @@ def sites(q: QModule, batches: object, *, on: Phase = Phase.QUANTIZED, histogram
         raise TraceError(f"sites takes batches, got one {type(batches).__name__}")
     given = [batches] if isinstance(batches, (Mapping, Tensor)) else batches
     count = 0
-    with phase(q, on), watching(q, histograms=histograms) as watch:
+    with torch.no_grad(), phase(q, on), watching(q, histograms=histograms) as watch:
         for batch in given:
-            run_model(q, batch)
+            call(q, batch)
             count += 1
     if not count:
         raise TraceError("sites got no batches: the iterable is empty (or a generator that was used up before)")
@@ -235,15 +236,10 @@ class _Gauge:
     masked: bool = False  # logits with a mask's FILL among them, which saturates on purpose
     histogram: _Histogram | None = None
     calls: int = 0
-    elements: int = 0
     nonfinite: int = 0
     left_out: int = 0
     clipped: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-    signal: float = 0.0
-    noise: float = 0.0
-    max_error: float = 0.0
+    errors: Errors = field(default_factory=Errors)
     _ends: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -269,14 +265,7 @@ class _Gauge:
             return
         if self.histogram is not None:
             self.histogram.add(values)
-        values = values.double()
-        error = values - left.double()
-        bottom, top = torch.aminmax(values)
-        self.elements += values.numel()
-        self.low, self.high = min(self.low, float(bottom)), max(self.high, float(top))
-        self.signal += float(values.square().sum())
-        self.noise += float(error.square().sum())
-        self.max_error = max(self.max_error, float(error.abs().max()))
+        self.errors.add(values, left)
 
     def _grid_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The ends of the grid and half a step beyond, as they broadcast with `x`."""
@@ -295,8 +284,8 @@ class _Gauge:
         return spec.qmin if self.site.role.is_constant else spec.dtype.qmin
 
     def record(self) -> SiteRecord:
-        site, qparams = self.site, self.site.qparams
-        seen = self.elements > 0
+        site, qparams, errors = self.site, self.site.qparams, self.errors
+        seen = errors.elements > 0
         found: dict[str, Any] = {}
         if qparams is not None:
             scale, zero_point = qparams.scale.double(), qparams.zero_point.double()
@@ -308,10 +297,10 @@ class _Gauge:
                     float(((self._least() - zero_point) * scale).min()),
                     float(((qparams.spec.qmax - zero_point) * scale).max()),
                 ),
-                "clipped": self.clipped / self.elements if seen else None,
+                "clipped": self.clipped / errors.elements if seen else None,
             }
         elif site.spec is not None:  # a format of blocks, each with a scale of its own
-            found = {"scales": self.elements // ops.BLOCK_LENGTH}
+            found = {"scales": errors.elements // ops.BLOCK_LENGTH}
         if seen and self.histogram is not None:
             found["edges"], found["counts"] = self.histogram.shown()
         return SiteRecord(
@@ -319,21 +308,15 @@ class _Gauge:
             site.role.value,
             str(site.spec) if site.spec is not None else FLOAT,
             calls=self.calls,
-            elements=self.elements,
+            elements=errors.elements,
             nonfinite=self.nonfinite,
             left_out=self.left_out,
-            low=self.low if seen else None,
-            high=self.high if seen else None,
-            sqnr=_decibel(self.signal, self.noise) if seen else None,
-            max_error=self.max_error if seen else None,
+            low=errors.low if seen else None,
+            high=errors.high if seen else None,
+            sqnr=errors.sqnr if seen else None,
+            max_error=errors.max_abs if seen else None,
             **found,
         )
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def _record(row: Mapping[str, Any]) -> SiteRecord:

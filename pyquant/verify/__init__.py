@@ -7,8 +7,8 @@ pyquant.circle's.
 
 from __future__ import annotations
 
+from pyquant.metrics import cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.fidelity import compare
-from pyquant.verify.metrics import cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
 from pyquant.verify.session import Session
 from pyquant.verify.tensors import TensorDiff, TensorReport, tensors

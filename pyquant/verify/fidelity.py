@@ -19,9 +19,9 @@ from pyquant.errors import InputError
 from pyquant.exporter.grid import scales
 from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import ADVICE, eager_dtype, low_floats
-from pyquant.verify.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
+from pyquant.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
-from pyquant.verify.runtimes._inputs import Inputs
+from pyquant.verify.runtimes._inputs import Inputs, fits
 from pyquant.verify.runtimes.tico import Array, Runtime
 
 
@@ -65,7 +65,7 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
         if len(flat) != len(names):
             raise InputError(f"the model returns {len(flat)} tensors, the graph {names}; give the graph's inputs alone")
         for tensor, value in zip(prog.outputs, flat, strict=True):
-            if not _fits(tensor, tuple(getattr(value, "shape", ()))):
+            if not fits(tensor.signature or tensor.shape, tuple(getattr(value, "shape", ()))):
                 raise InputError(
                     f"the model's own forward returns '{tensor.name}' as {_shape_of(value)}, but the graph as "
                     f"{list(tensor.shape)}: the inputs are not those that the profile fixed (padding, batch, "
@@ -77,11 +77,6 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         out = adapter(*ordered_inputs(prog, inputs))
     return dict(zip(names, _flat(out), strict=True))
-
-
-def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    sizes = tensor.signature or tensor.shape
-    return len(shape) == len(sizes) and all(size in (-1, seen) for size, seen in zip(sizes, shape, strict=True))
 
 
 def _shape_of(value: Any) -> str:
@@ -155,7 +150,7 @@ def expected_value(tensor: Tensor, values: Mapping[str, Array]) -> Array:
 def _op_diff(index: int, op: str, tensor: Tensor, expected: Array, got: Array) -> OpDiff:
     steps, unequal, _ = _steps(tensor, expected, got)
     peak = float(np.abs(expected.astype(np.float64)).max()) if expected.size else 0.0
-    error = _finite_diff(expected, got)
+    error = max_abs_diff(expected, got)
     relative = error / peak if peak > 0 else error
     return OpDiff(index, op, tensor.name, int(expected.size), steps, relative, unequal)
 
@@ -187,13 +182,6 @@ def _steps(tensor: Tensor, expected: Array, got: Array) -> tuple[float | None, i
         scale = tensor.quant.scale[0]
     steps = np.rint(lsb_error(expected, got, scale))
     return (float(steps.max()) if steps.size else 0.0), int((steps > 0).sum()), int((steps > 1).sum())
-
-
-def _finite_diff(expected: Array, got: Array) -> float:
-    """Largest difference; equal infinities (of an additive mask) count as none."""
-    first, second = expected.astype(np.float64), got.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return float(np.where(first == second, 0.0, np.abs(first - second)).max()) if first.size else 0.0
 
 
 def ordered_inputs(prog: Any, inputs: Inputs) -> list[torch.Tensor]:

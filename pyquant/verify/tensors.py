@@ -6,7 +6,6 @@ It owns the level of tensors: errors add up from input to output here, where com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 
 from pyquant.errors import InputError
 from pyquant.exporter.plan import Tensor
+from pyquant.metrics import lsb_error, max_abs_diff, peir, sqnr_db, to_plain
 from pyquant.verify.fidelity import expected_value, exported_values, ordered_inputs, require_float32
-from pyquant.verify.metrics import lsb_error, max_abs_diff, peir, sqnr_db
 from pyquant.verify.runtimes._inputs import Inputs
 from pyquant.verify.runtimes.tico import Runtime
 
@@ -69,9 +68,9 @@ class TensorReport:
         """Plain data for JSON; infinities as text."""
         return {
             "name": self.name,
-            "tensors": [_plain(each) for each in self.tensors],
+            "tensors": [to_plain(asdict(each)) for each in self.tensors],
             "unchecked": list(self.unchecked),
-            "constants": [_plain(each) for each in self.constants],
+            "constants": [to_plain(asdict(each)) for each in self.constants],
         }
 
 
@@ -158,7 +157,3 @@ def _changed_constants(prog: Any, runtime: Runtime) -> Iterator[TensorDiff]:
         if tensor.name in ours and tensor.name in theirs and not np.array_equal(ours[tensor.name], theirs[tensor.name]):
             expected, found = (torch.from_numpy(np.ascontiguousarray(c[tensor.name])) for c in (ours, theirs))
             yield _diff(index, tensor, "constant", expected, found)
-
-
-def _plain(row: TensorDiff) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyquant.metrics import peir
 from pyquant.verify.fidelity import compare, eager_outputs
-from pyquant.verify.metrics import peir
 from pyquant.verify.report import Report
 
 #: A rounding flip: one step of the output grid. Op by op no element is further away.

@@ -22,8 +22,8 @@ from examples.digits import demo_vision
 from examples.digits.data import Digits, batches, load_split, patchify
 from examples.digits.model import CHECKPOINT, DigitsClassifier, accuracy, predict
 from examples.digits.quant import QuantDigitsClassifier
+from pyquant import metrics
 from pyquant.models import gemma4
-from pyquant.verify import metrics
 
 BATCH = 24
 # accuracy that the recipe may lose against float, in images of 360

@@ -293,8 +293,3 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert actual.dtype == expected.dtype
     worst = float((actual.double() - expected.double()).abs().max()) / float(expected.double().abs().max())
     assert worst <= tolerance, f"off by {worst:.2e} of the largest value"
-
-
-def sqnr(reference: Tensor, other: Tensor) -> float:
-    noise = (reference - other).double().pow(2).mean()
-    return float(10 * torch.log10(reference.double().pow(2).mean() / noise)) if noise > 0 else float("inf")

@@ -18,6 +18,7 @@ from torch import Tensor
 import pyquant
 from pyquant import ExportProfile
 from pyquant.exporter.profile import TensorSpec
+from pyquant.metrics import sqnr_db
 from pyquant.wrap import Phase, QModule, Site, phase
 
 every_batch = pytest.mark.parametrize(("name", "batch"), BATCHES, ids=[f"{n}-{b}" for n, b in BATCHES])
@@ -30,11 +31,6 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert actual.dtype == expected.dtype
     worst = float((actual.double() - expected.double()).abs().max()) / float(expected.double().abs().max())
     assert worst <= tolerance, f"off by {worst:.2e} of the largest value"
-
-
-def sqnr(reference: Tensor, other: Tensor) -> float:
-    noise = (reference - other).double().pow(2).mean()
-    return float(10 * torch.log10(reference.double().pow(2).mean() / noise)) if noise > 0 else float("inf")
 
 
 def inputs_of(name: str, batch: str, fp: torch.nn.Module) -> dict:
@@ -119,7 +115,7 @@ def test_quantized_is_close_on_padded_and_unpadded_batches(name, batch):
         expected, out = (real_rows(name, batch, pick(m(**given))) for m in (fp, q))
     assert bool(torch.isfinite(out).all())
     # Padded images are not those of the calibration, so a few values saturate there.
-    assert sqnr(expected, out) > (18 if batch.startswith("padded") else 30)
+    assert sqnr_db(expected, out) > (18 if batch.startswith("padded") else 30)
 
 
 def nodes_per_site(program: torch.export.ExportedProgram) -> Counter[str]:

@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3_vl import modeling_qwen3_vl as hf
 
 import pyquant
+from pyquant.metrics import sqnr_db
 from pyquant.models.qwen3_vl.causal import text_mask
 from pyquant.wrap import Phase, QModule, set_phase
 from pyquant.wrap.attention import FILL
@@ -168,7 +169,7 @@ def test_other_rotary_embeddings(rope):
     given = tiny.CASES["model_biases"].inputs(fp, TWO)
     with torch.no_grad():
         expected = fp(**given).last_hidden_state
-        assert tiny.sqnr(expected, q(**given).last_hidden_state) > 28
+        assert sqnr_db(expected, q(**given).last_hidden_state) > 28
         set_phase(q, Phase.FLOAT)
         close(q(**given).last_hidden_state, expected)
 
@@ -332,7 +333,7 @@ def test_ids_run_under_every_preset(preset):
     batches = [{"input_ids": tiny.token_ids(b), "position_ids": b.positions} for b in (ONE, TWO)]
     q = tiny.converted(fp, batches, preset, () if preset == "float" else tiny.TEXT_ONLY)
     with torch.no_grad():
-        assert tiny.sqnr(*(m(**batches[0]).last_hidden_state for m in (fp, q))) > (3 if preset.startswith("w4") else 12)
+        assert sqnr_db(*(m(**batches[0]).last_hidden_state for m in (fp, q))) > (3 if preset.startswith("w4") else 12)
     table = q.embed_tokens.site("weight").qparams
     if preset != "float":
         assert table.scale.dim() == 0
@@ -385,4 +386,4 @@ def test_a_copy_and_another_dtype():
         low = copy.deepcopy(q).to(torch.bfloat16)
         given = {k: v.bfloat16() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
         given["deepstack_visual_embeds"] = [f.bfloat16() for f in given["deepstack_visual_embeds"]]
-        assert tiny.sqnr(expected, low(**given).last_hidden_state) > 15
+        assert sqnr_db(expected, low(**given).last_hidden_state) > 15

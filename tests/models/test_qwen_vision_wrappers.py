@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import pyquant
 from pyquant import ExportProfile
 from pyquant.exporter.profile import TensorSpec
+from pyquant.metrics import sqnr_db
 from pyquant.wrap import Phase, QModule, Site, phase
 from pyquant.wrap.registry import wrapper_of
 
@@ -50,11 +51,6 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 def all_close(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
     for mine, theirs in zip(actual, expected, strict=True):
         close(mine, theirs, tolerance)
-
-
-def sqnr(reference: Tensor, other: Tensor) -> float:
-    noise = (reference - other).double().pow(2).mean()
-    return float(10 * torch.log10(reference.double().pow(2).mean() / noise)) if noise > 0 else float("inf")
 
 
 @functools.cache
@@ -140,7 +136,7 @@ def test_quantized_is_close_and_stays_so_on_other_grids(name: str, batch: str) -
     given, pick = CASES[name].inputs(fp, BATCHES[batch]), CASES[name].pick
     with torch.no_grad():
         for expected, out in zip(pick(fp(**given)), pick(q(**given)), strict=True):
-            assert sqnr(expected, out) > (36 if batch == "mixed" else 29)  # values of the others may saturate
+            assert sqnr_db(expected, out) > (36 if batch == "mixed" else 29)  # values of the others may saturate
 
 
 def nodes_per_site(program: torch.export.ExportedProgram) -> Counter[str]:

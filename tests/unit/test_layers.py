@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2] / "pyquant"
 # room -> rooms that it may import. A room is a folder or file of pyquant/; exporter.profile is one of its own.
 BASE = {"errors", "spec"}
 VALUES = BASE | {"qparams", "role"}
+RUNS = {"metrics", "batch"}  # calling a model on a batch, and the metrics of what it returns
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "spec": {"errors"},
@@ -26,19 +27,23 @@ ALLOWED: dict[str, set[str]] = {
     "site": VALUES | {"ops", "observe"},
     "block_site": VALUES | {"ops", "site"},
     "wrap": VALUES | {"ops", "site", "block_site", "policy"},
-    "lifecycle": VALUES | {"policy", "site", "wrap"},
+    "lifecycle": VALUES | {"policy", "site", "wrap", "batch"},
     "files": set(),
+    "metrics": {"errors"},
+    "batch": {"errors"},
     "checkpoint_index": VALUES | {"wrap", "files"},
     "checkpoint": VALUES | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
-    "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"},
-    "trace": {"errors", "ops", "site", "wrap", "files"},  # wrap for sites; capture and compare know torch and ops only
-    "sensitivity": VALUES | {"policy", "site", "wrap", "files"},
-    "smoke": VALUES | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
-    "reporter": VALUES | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
+    "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
+    "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
+    "sensitivity": VALUES | {"policy", "site", "wrap", "files"} | RUNS,
+    "smoke": VALUES
+    | RUNS
+    | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
+    "reporter": VALUES | RUNS | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors"},
     "_launch": set(),
 }

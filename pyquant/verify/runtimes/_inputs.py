@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller hands to a runtime, put into the order of the graph's inputs.
+"""What a caller gives to a runtime: a program as bytes, and the inputs in the order of the graph.
 
-It owns names and counts. Shapes and types are each runtime's own.
+It owns names, counts and whether a shape fits. Types are each runtime's own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pyquant.errors import InputError
@@ -23,3 +25,18 @@ def ordered(names: Sequence[str], inputs: Inputs) -> list[Any]:
     if len(inputs) != len(names):
         raise InputError(f"the graph has {len(names)} inputs {list(names)}, got {len(inputs)} values")
     return list(inputs)
+
+
+def program_bytes(program: Any) -> bytes:
+    """The bytes of a CircleProgram, of the file at a path, or the bytes themselves."""
+    if isinstance(program, bytes):
+        return program
+    if isinstance(program, str | os.PathLike):
+        return Path(program).read_bytes()
+    made: bytes = program.to_bytes()
+    return made
+
+
+def fits(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a tensor declared with `sizes`, where -1 is any size, may have this shape."""
+    return len(shape) == len(sizes) and all(size in (-1, seen) for size, seen in zip(sizes, shape, strict=True))

@@ -8,7 +8,6 @@ The calls into onert are _onert_child.py.
 from __future__ import annotations
 
 import importlib.util
-import os
 import pickle
 import shutil
 import signal
@@ -27,7 +26,7 @@ import torch
 from pyquant import circle, ops
 from pyquant.errors import InputError, VerifyError
 from pyquant.verify.runtimes import onert_cpu
-from pyquant.verify.runtimes._inputs import Inputs, ordered
+from pyquant.verify.runtimes._inputs import Inputs, fits, ordered, program_bytes
 
 _CHILD = Path(__file__).with_name("_onert_child.py")
 _DTYPES = {"float32": 0, "int32": 1, "uint8": 2, "bool": 3, "int64": 5, "int8": 6}  # of NNFW_TYPE
@@ -169,12 +168,7 @@ def _bytes(program: Any, trace: bool) -> bytes:
                 f"trace takes a CircleProgram, got {type(program).__name__}: a file shows its outputs only"
             )
         program = replace(program, graph=_all_shown(program.graph))
-    if isinstance(program, bytes):
-        return program
-    if isinstance(program, str | os.PathLike):
-        return Path(program).read_bytes()
-    made: bytes = program.to_bytes()
-    return made
+    return program_bytes(program)
 
 
 def _all_shown(graph: Any) -> Any:
@@ -187,8 +181,8 @@ def _all_shown(graph: Any) -> Any:
 def _given(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """A value as the file's input holds it."""
     plain = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
-    if not _fits(tuple(plain.shape), tensor):
-        declared = tensor.shape_signature or tensor.shape
+    declared = tensor.shape_signature or tensor.shape
+    if not fits(declared, plain.shape):
         raise InputError(f"input '{tensor.name}' is {tensor.dtype}{list(declared)}, got shape {list(plain.shape)}")
     if tensor.quantized:
         low, high = (0, 255) if tensor.dtype == "uint8" else (-128, 127)
@@ -202,7 +196,7 @@ def _given(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
 def _taken(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
     """What onert gave for an output, as the file declares it."""
     dtype, shape = info
-    if not _fits(shape, tensor):
+    if not fits(tensor.shape_signature or tensor.shape, shape):
         raise VerifyError(
             f"onert gives '{tensor.name}' the shape {list(shape)}, but the file declares {list(tensor.shape)}; "
             "export with target='onert', which writes the ranks that onert keeps"
@@ -211,11 +205,6 @@ def _taken(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch
     assert name == tensor.dtype, f"{tensor.name} is {tensor.dtype}, onert gives {name}"
     value = torch.from_numpy(np.frombuffer(data, name).reshape(shape).copy())
     return ops.dequantize(value, *_grid(tensor), None, 0) if tensor.quantized else value
-
-
-def _fits(shape: tuple[int, ...], tensor: Any) -> bool:
-    declared = tensor.shape_signature or tensor.shape
-    return len(shape) == len(declared) and all(want in (-1, size) for want, size in zip(declared, shape, strict=True))
 
 
 def _grid(tensor: Any) -> tuple[torch.Tensor, torch.Tensor]:

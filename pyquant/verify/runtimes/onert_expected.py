@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pyquant import ops
-from pyquant.errors import InputError, VerifyError
+from pyquant.errors import VerifyError
 from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BLOCKS
 from pyquant.exporter.program import CircleProgram
+from pyquant.verify.runtimes._inputs import ordered
 
 _MOST = 127.0
 _CLOSE = 1e-5
@@ -37,13 +38,11 @@ def expected(
     when such an input is further than 1e-5 of its largest value from what was computed here.
     """
     names = [tensor.name for tensor in program.inputs]
-    if isinstance(inputs, Mapping):
-        if set(inputs) != set(names):
-            raise InputError(f"the graph's inputs are {names}, got {list(inputs)}")
-        inputs = [inputs[name] for name in names]
     values = {t.origin: seen[t.name] for t in program.graph.tensors if seen and t.origin and t.name in seen}
     with torch.no_grad():
-        outputs = _Onert(program.exported.module(), values).run(*(torch.as_tensor(value) for value in inputs))
+        outputs = _Onert(program.exported.module(), values).run(
+            *(torch.as_tensor(value) for value in ordered(names, inputs))
+        )
     parts = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     return dict(zip((tensor.name for tensor in program.outputs), parts, strict=True))
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from pyquant.errors import InputError
-from pyquant.verify.runtimes._inputs import Inputs, ordered
+from pyquant.verify.runtimes._inputs import Inputs, fits, ordered, program_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,7 +43,7 @@ class Runtime:
 
     def __init__(self, program: Any) -> None:
         self._tico = _tico()
-        self._runtime = self._tico.CircleReferenceRuntime(_bytes(program))
+        self._runtime = self._tico.CircleReferenceRuntime(program_bytes(program))
         tensors = self._runtime.program.tensors
         quantized = any(tensor.is_quantized_integer for tensor in tensors)
         modes = self._tico.ExecutionMode
@@ -97,7 +96,7 @@ class Runtime:
         done = []
         for tensor, result in zip(outputs, results, strict=True):
             array = np.asarray(result)
-            if not _fits(tensor, array.shape) or array.dtype != self._dtype(tensor):
+            if not fits(tensor.shape_signature or tensor.shape, array.shape) or array.dtype != self._dtype(tensor):
                 raise InputError(
                     f"operator {index} {operator.name} gives {array.dtype}{list(array.shape)}, "
                     f"but '{tensor.name}' is declared {self._dtype(tensor)}{list(tensor.shape)}"
@@ -118,20 +117,6 @@ def _tico(part: str = "", package: str = "tico.circle.runtime") -> Any:
         raise ImportError(
             f"TICO's reference runtime is not installed ({error}); run: pip install 'pyquant-circle[demo]'"
         ) from error
-
-
-def _fits(tensor: Any, shape: tuple[int, ...]) -> bool:
-    sizes = tensor.shape_signature or tensor.shape
-    return len(shape) == len(sizes) and all(size in (-1, seen) for size, seen in zip(sizes, shape, strict=True))
-
-
-def _bytes(program: Any) -> bytes:
-    if isinstance(program, bytes):
-        return program
-    if isinstance(program, str | os.PathLike):
-        return Path(program).read_bytes()
-    made: bytes = program.to_bytes()
-    return made
 
 
 def _array(value: Any) -> Array:

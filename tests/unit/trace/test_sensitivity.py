@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_group_does_what_a_tree_with_only_it_quantized_does(groups):
     with torch.no_grad():
         quantized = torch.cat([q(batch) for batch in batches])
     assert result.together.sqnr == pytest.approx(sqnr_db(expected, quantized), rel=1e-9)
+
+
+def test_a_group_that_makes_nan_does_infinite_damage():
+    q, batches = net()
+    runs = []
+
+    def output(value):
+        runs.append(value)
+        return value if len(runs) <= len(batches) else value * float("nan")
+
+    damage = sensitivity(q, batches, output=output, progress=False).together
+    assert (damage.sqnr, damage.peir) == (-math.inf, math.inf)
 
 
 def test_sites_of_one_tensor_are_one_group():

@@ -10,9 +10,10 @@ import copy
 
 import pytest
 import torch
-from wrap_cases import CASES, PASSTHROUGH, nodes_per_site, profile_of, quantized, seeded, site_names, sqnr
+from wrap_cases import CASES, PASSTHROUGH, nodes_per_site, profile_of, quantized, seeded, site_names
 
 import pyquant
+from pyquant.metrics import sqnr_db
 from pyquant.wrap import Phase, phase
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -63,7 +64,7 @@ def test_quantized_is_close(case):
     fp, batches = seeded(case)
     q = quantized(fp, batches)
     with torch.no_grad():
-        assert sqnr(torch.stack([fp(x) for x in batches]), torch.stack([q(x) for x in batches])) > case.min_sqnr
+        assert sqnr_db(torch.stack([fp(x) for x in batches]), torch.stack([q(x) for x in batches])) > case.min_sqnr
 
 
 @every_case
@@ -136,7 +137,7 @@ def test_linear_clips_are_saturation_where_the_grid_says_so(preset, clip_in, cli
         expected = fp(x.clamp(*clip_in)).clamp(*clip_out)
         torch.testing.assert_close(q(x, **clips), expected)  # and calibrates
         pyquant.convert(q)
-        assert sqnr(expected, q(x, **clips)) > (25 if preset == "w8a8" else 40)
+        assert sqnr_db(expected, q(x, **clips)) > (25 if preset == "w8a8" else 40)
         wild = q(torch.randn(64, 6) * 300, **clips)
         step = float(q.site("act_out").scale)
         assert float(wild.max()) <= min(v for v in (clip_out[1], torch.inf) if v is not None) + step

@@ -104,12 +104,6 @@ def profile_of(x: Tensor, name: str = "x") -> ExportProfile:
     return ExportProfile({name: TensorSpec(tuple(x.shape), x.dtype)}, ("y",))
 
 
-def sqnr(reference: Tensor, other: Tensor) -> float:
-    """Signal to quantization noise ratio in dB."""
-    noise = (reference - other).double().pow(2).mean()
-    return float(10 * torch.log10(reference.double().pow(2).mean() / noise)) if noise > 0 else float("inf")
-
-
 def nodes_per_site(program: torch.export.ExportedProgram) -> Counter[str]:
     """How many fake_quantize nodes use the scale of each site, by the path of the site in the adapter."""
     buffers = program.graph_signature.inputs_to_buffers

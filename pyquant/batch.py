@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch: how it becomes the arguments of a call, and the tensors of what the call returns.
+
+It owns the forms that a batch may have. Where batches come from is calibration/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyquant.errors import InputError
+
+#: A mapping is keyword arguments, a tuple or list positional ones, a tensor the one argument.
+Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
+
+
+def is_batch(value: object) -> bool:
+    """Whether `call` takes it."""
+    return isinstance(value, Mapping | tuple | list | Tensor)
+
+
+def call(model: nn.Module, batch: object) -> Any:
+    """What `model` returns for one batch. Raises InputError for a value of another type."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    raise InputError(
+        f"the batch is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or list of positional "
+        "arguments, or a tensor"
+    )
+
+
+def describe(batch: object) -> str:
+    """The types and shapes in a batch, for messages: `x: float32 (3, 5), n: int`."""
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key}: {describe(value)}" for key, value in batch.items()) or "nothing"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(describe(value) for value in batch[:8])}{', ...' if len(batch) > 8 else ''})"
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    return type(batch).__name__
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor of a nested value (what a model returned), in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
