@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plan text to Model. Strict: an unknown key, a wrong type or a spelling that the schema does not have is an
 // error that says line, column and path; nothing is guessed.
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
 #include <map>
 
 #include "circle/json.h"
 #include "circle/plan.h"
-#include "circle/plan_reader.h"
 
 namespace pyquant::circle {
 namespace {
@@ -13,9 +15,30 @@ namespace {
 using json::Kind;
 using json::Value;
 
-class PlanParser : private PlanReader {
+std::vector<OptionValue> defaults(const OptionsTable& table) {
+  std::vector<OptionValue> values;
+  for (const Field& field : table.fields) {
+    switch (field.kind) {
+      case FieldKind::Bool:
+        values.emplace_back(field.initial != 0);
+        break;
+      case FieldKind::Float:
+        values.emplace_back(static_cast<float>(field.initial));
+        break;
+      case FieldKind::Ints:
+        values.emplace_back(std::vector<int32_t>());
+        break;
+      default:
+        values.emplace_back(static_cast<int64_t>(field.initial));
+    }
+  }
+  return values;
+}
+
+class PlanParser {
  public:
-  using PlanReader::PlanReader;
+  /// `what` names the text in messages, and outlives this.
+  explicit PlanParser(const std::string& what) : what_(what) {}
 
   Result<Plan> plan(const Value& root) {
     PYQUANT_TRY(expect(root, Kind::Object, "plan"));
@@ -46,6 +69,137 @@ class PlanParser : private PlanReader {
   }
 
  private:
+  // ---- JSON values to C++ values, each with the error that says what was seen, expected, and where
+
+  Fault bad(Code code, const Value& at, const std::string& path, const std::string& message) const {
+    return {code, message, what_ + ", " + at.place() + ", " + path};
+  }
+
+  Status expect(const Value& value, Kind kind, const std::string& path) const {
+    if (value.kind == kind) return {};
+    return bad(Code::E_PLAN_TYPE, value, path,
+               std::string("saw ") + json::kind_name(value.kind) + ", expected " + json::kind_name(kind));
+  }
+
+  // Only `known` keys, and all `required` ones.
+  Status keys(const Value& value, const std::string& path, std::initializer_list<const char*> known,
+              std::initializer_list<const char*> required) const {
+    for (const std::string& key : value.keys) {
+      const auto is_key = [&key](const char* name) { return key == name; };
+      if (std::any_of(known.begin(), known.end(), is_key)) continue;
+      std::string list;
+      for (const char* name : known) list += (list.empty() ? "" : ", ") + std::string(name);
+      return bad(Code::E_PLAN_KEY, *value.find(key), path,
+                 "unknown key '" + key + "', expected one of " + list);
+    }
+    for (const char* name : required) {
+      if (!value.find(name)) {
+        return bad(Code::E_PLAN_KEY, value, path, "key '" + std::string(name) + "' is missing");
+      }
+    }
+    return {};
+  }
+
+  // A string, left as it is when the key is absent.
+  Status text(const Value& object, const std::string& path, const char* key, std::string& out) const {
+    const Value* value = object.find(key);
+    if (!value) return {};
+    PYQUANT_TRY(expect(*value, Kind::String, path + "." + key));
+    out = value->text;
+    return {};
+  }
+
+  Status int32(const Value& value, const std::string& path, int32_t& out) const {
+    int64_t wide = 0;
+    PYQUANT_TRY(expect(value, Kind::Number, path));
+    if (!value.as_int(wide) || wide < std::numeric_limits<int32_t>::min() ||
+        wide > std::numeric_limits<int32_t>::max()) {
+      return bad(Code::E_PLAN_VALUE, value, path, "saw " + value.text + ", expected an integer of 32 bits");
+    }
+    out = static_cast<int32_t>(wide);
+    return {};
+  }
+
+  Status ints(const Value& value, const std::string& path, std::vector<int32_t>& out) const {
+    PYQUANT_TRY(expect(value, Kind::Array, path));
+    out.resize(value.items.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+      PYQUANT_TRY(int32(value.items[i], path + "[" + std::to_string(i) + "]", out[i]));
+    }
+    return {};
+  }
+
+  // ---- operators, by ops.def
+
+  // One operator with all its options; those that the text leaves out have the schema's defaults.
+  Status operation(const Value& value, const std::string& path, Operator& op) const {
+    PYQUANT_TRY(expect(value, Kind::Object, path));
+    PYQUANT_TRY(keys(value, path, {"op", "inputs", "outputs", "options"}, {"op", "inputs", "outputs"}));
+    const Value& name = *value.find("op");
+    PYQUANT_TRY(expect(name, Kind::String, path + ".op"));
+    op.op = op_by_name(name.text);
+    if (!op.op) {
+      return bad(Code::E_PLAN_OPERATOR, name, path + ".op",
+                 "operator '" + name.text + "' is not in ops.def; lower to one that is, or add it there");
+    }
+    op.code = op.op->code;
+    op.options_type = op.op->options->value;
+    op.has_options = op.options_type != 0;
+    PYQUANT_TRY(ints(*value.find("inputs"), path + ".inputs", op.inputs));
+    PYQUANT_TRY(ints(*value.find("outputs"), path + ".outputs", op.outputs));
+    op.options = defaults(*op.op->options);
+    if (const Value* options = value.find("options")) {
+      PYQUANT_TRY(expect(*options, Kind::Object, path + ".options"));
+      for (size_t i = 0; i < options->keys.size(); ++i) {
+        PYQUANT_TRY(option(options->items[i], path + ".options." + options->keys[i], options->keys[i], op));
+      }
+    }
+    return {};
+  }
+
+  Status option(const Value& value, const std::string& path, const std::string& key, Operator& op) const {
+    const int index = op.op->option(key);
+    if (index < 0) {
+      std::string list;
+      for (const Field& field : op.op->options->fields)
+        list += (list.empty() ? "" : ", ") + std::string(field.name);
+      return bad(Code::E_PLAN_OPTION, value, path,
+                 std::string(op.op->name) + " has no option '" + key + "'; it has " +
+                     (list.empty() ? "none" : list));
+    }
+    OptionValue& out = op.options[static_cast<size_t>(index)];
+    const FieldKind kind = op.op->options->fields[static_cast<size_t>(index)].kind;
+    if (kind == FieldKind::Bool) {
+      PYQUANT_TRY(expect(value, Kind::Bool, path));
+      out = value.boolean;
+      return {};
+    }
+    if (kind == FieldKind::Ints) return ints(value, path, std::get<std::vector<int32_t>>(out));
+    if (kind == FieldKind::Float) {
+      PYQUANT_TRY(expect(value, Kind::Number, path));
+      if (value.as_float(std::get<float>(out))) return {};
+      return bad(Code::E_PLAN_VALUE, value, path, "saw " + value.text + ", which float32 cannot hold");
+    }
+    if (kind == FieldKind::Int) {
+      int32_t narrow = 0;
+      PYQUANT_TRY(int32(value, path, narrow));
+      out = static_cast<int64_t>(narrow);
+      return {};
+    }
+    PYQUANT_TRY(expect(value, Kind::String, path));
+    std::string list;
+    for (const EnumName& name : enum_names(kind)) {
+      if (value.text == name.name) {
+        out = static_cast<int64_t>(name.value);
+        return {};
+      }
+      list += (list.empty() ? "" : ", ") + std::string(name.name);
+    }
+    return bad(Code::E_PLAN_OPTION, value, path, "saw '" + value.text + "', expected one of " + list);
+  }
+
+  // ---- the rest of a plan
+
   Status header(const Value& root) const {
     const Value* format = root.find("format");
     const Value* version = root.find("version");
@@ -177,6 +331,7 @@ class PlanParser : private PlanReader {
     return {};
   }
 
+  const std::string& what_;
   Plan plan_;
   std::map<std::pair<int64_t, std::string>, uint32_t> buffers_;
 };

@@ -6,6 +6,7 @@ It owns choosing the reader by the file's name, picking some samples, and errors
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +105,12 @@ def read(path: str | os.PathLike[str], reader: Reader | str | os.PathLike[str] |
     if not isinstance(reader, Reader):
         reader = load_reader(reader)
     return CalibrationData([Sample(line.where, partial(reader.read, line)) for line in lines])
+
+
+def forward_arguments(cls: type) -> tuple[str, ...]:
+    """The names that the forward of a module class takes, without `*args` and `**kwargs`."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
 def only(names: Sequence[str], given: Any, batch: Batch, *, drop: bool) -> Batch:

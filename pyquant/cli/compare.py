@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyquant import files
 from pyquant.cli.comparison import METRICS, exit_code
 from pyquant.cli.main import FINE, FOUND
-from pyquant.cli.quantized import count
+from pyquant.cli.options import count
 from pyquant.cli.thresholds import add_fail_above
 from pyquant.errors import UsageError
 

@@ -10,9 +10,11 @@ import argparse
 import fnmatch
 import sys
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyquant.cli.main import FINE
+from pyquant.cli.options import count
 from pyquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pyquant.circle import Model, Tensor
 
 TOP = 10
+
+_count = partial(count, least=0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +110,8 @@ def _operators(model: Model) -> Table:
 
 def _counts(model: Model) -> Table:
     table = _table("operator", "count", right=("count",))
-    for name, count in Counter(op.name for op in model.operators).most_common():
-        table.add_row(name, str(count))
+    for name, times in Counter(op.name for op in model.operators).most_common():
+        table.add_row(name, str(times))
     return table
 
 
@@ -164,9 +168,3 @@ def _bytes(count: int) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024  # type: ignore[assignment]
     return f"{count:.4g} GiB"
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-    return int(text)

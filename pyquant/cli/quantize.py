@@ -2,13 +2,12 @@
 """Quantizes a checkpoint on prompts with images; writes .circle files, the quantized model and the recipe to a folder.
 
 It owns the order of the steps. Which graphs there are is the model family's choice (models/*/request.py), what the
-folder holds and what is printed of it is quantize_output.py.
+folder holds and what is printed of it is result_folder.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 import sys
 import time
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
-from pyquant.errors import CalibrationError, PolicyError, PyquantError
+from pyquant.cli.options import count, policy_of
+from pyquant.errors import CalibrationError, PyquantError
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe, or a former recipe.yaml")
     add("--data", required=True, type=Path, help=_DATA)
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the result; a former result is replaced")
-    add("--samples", type=_count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
+    add("--samples", type=count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
     add("--seed", type=int, default=0, help="which samples --samples picks (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
-    add("--max-seq-len", type=_count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
+    add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
     add("--image-grid", type=_grid, nargs="+", action="extend", default=[], metavar="HxW", help=_GRID)
-    add("--prefill-lengths", type=_count, nargs="+", default=[], metavar="N", help=_LENGTHS)
-    add("--batch-size", type=_count, default=1, metavar="N", help="rows of the graphs (%(default)s)")
+    add("--prefill-lengths", type=count, nargs="+", default=[], metavar="N", help=_LENGTHS)
+    add("--batch-size", type=count, default=1, metavar="N", help="rows of the graphs (%(default)s)")
     add("--layers", choices=("stack", "per_layer", "whole"), help="one graph a stack of layers, a layer, or the model")
     add("--attention", choices=("batched", "per_head"), help="how heads are laid out in the graphs")
     add("--target", choices=TARGETS, default="circle", help="whose rules the files keep (%(default)s)")
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
 
     import pyquant
     from pyquant import files
-    from pyquant.cli import quantize_output as output
+    from pyquant.cli import result_folder
 
-    policy = _policy(args.recipe, args.policy)
-    output.require_place(args.out)
+    policy = policy_of(args.recipe, args.policy)
+    result_folder.require_place(args.out)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=True)
     timer = Timer()
     job = _read(args, console, timer)
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
         with timer.step("export"), _rows_first():
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
-            output.write_rest(new, q, _settings(args, job))
-    output.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
+            result_folder.write_rest(new, q, _settings(args, job))
+    result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
     return FINE
 
 
@@ -113,24 +113,12 @@ class Job:
     choice: BundleChoice
 
 
-def _policy(recipe: str | None, file: Path | None) -> Policy:
-    from pyquant.cli.quantize_output import read_policy
-    from pyquant.policy import Policy
-
-    if file is None:
-        if recipe is None:
-            raise PolicyError(f"give --recipe (one of {', '.join(recipes())}), --policy FILE, or both")
-        return Policy.preset(recipe)
-    own = read_policy(file)
-    return own if recipe is None else Policy((*Policy.preset(recipe).rules, *own.rules), f"{recipe}+{own.name}")
-
-
 def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
     """Everything that can be wrong without the weights is found here: class, data line by line, grids, lengths."""
     from transformers import AutoConfig
 
     from pyquant import calibration
-    from pyquant.calibration.data import only
+    from pyquant.calibration.data import forward_arguments, only
     from pyquant.cli import checkpoints
     from pyquant.models.request import Request, family_of
     from pyquant.wrap import registry
@@ -148,7 +136,7 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
         for note in reader.said if reader else ():
             console.print(f"note: {note}")
         everything = calibration.read(args.data, reader).map(family.inputs)
-        everything = everything.map(partial(only, _arguments(cls), cls.__name__, drop=lines))
+        everything = everything.map(partial(only, forward_arguments(cls), cls.__name__, drop=lines))
         data = everything if args.samples is None else everything.sample(args.samples, args.seed)
         if args.samples is not None and args.samples > len(everything):
             console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are taken")
@@ -157,12 +145,6 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
     for guess in choice.guesses:
         console.print(f"guessed: {guess}")
     return Job(cls, data, len(everything), sum(sizes.rows for sizes in seen), choice)
-
-
-def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
-    """The names that the model's forward takes."""
-    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-    return tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
 def _sizes(data: CalibrationData, family: Family) -> list[Sizes]:
@@ -268,12 +250,6 @@ def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "graphs": {**job.choice.settings, "target": args.target},
         "unused": list(args.unused),
     }
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
 
 
 def _grid(text: str) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pyquant.cli import quantized as subject
+from pyquant.cli import subject
 from pyquant.cli.main import FINE, FOUND
 from pyquant.cli.thresholds import add_fail_above, passed
 from pyquant.errors import UsageError

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pyquant.cli import quantized as subject
+from pyquant.cli import subject
 from pyquant.cli.main import FINE
+from pyquant.cli.options import count
 from pyquant.errors import UsageError
 
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--groups", choices=("tensor", "site", "module"), default="tensor", help="what is quantized alone (%(default)s)"
     )
     add("--by", choices=("sqnr", "peir"), default="sqnr", help="what the order is by (%(default)s)")
-    add("--top", type=subject.count, default=20, metavar="N", help="lines of the table (%(default)s)")
+    add("--top", type=count, default=20, metavar="N", help="lines of the table (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all of it as JSON")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--worst", type=int, metavar="K", help="with --mixed: how many get 16 bits")

@@ -142,7 +142,9 @@ def _wrappers(
 
     if args.quantized is not None:
         return pyquant.load_quantized(args.quantized, fp)
-    return runs.quantized(fp, args.recipe or "w8a8", batch, note) if args.enable_quantization else runs.wrapped(fp)
+    if not args.enable_quantization:
+        return runs.wrapped(fp)
+    return runs.quantize(fp, pyquant.Policy.preset(args.recipe or "w8a8"), [batch], note, progress=False)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from pyquant.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pyquant.policy import Policy
     from pyquant.trace import Trace
     from pyquant.wrap import QModule
 
@@ -89,12 +90,11 @@ def _reader(name: str, note: Note) -> tuple[Any, str]:
 
 def _for(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A processor's batch under the names of the model's arguments, without those that it does not take."""
-    import inspect
-
+    from pyquant.calibration.data import forward_arguments
     from pyquant.models.request import family_of
 
     batch = family_of(type(model)).inputs(batch)
-    takes = inspect.signature(type(model).forward).parameters
+    takes = forward_arguments(type(model))
     return _cast({name: value for name, value in batch.items() if name in takes}, model)
 
 
@@ -110,21 +110,20 @@ def wrapped(fp: nn.Module) -> QModule:
     return pyquant.prepare(fp, pyquant.Policy.preset("float"))
 
 
-def quantized(fp: nn.Module, recipe: str, batch: dict[str, Tensor], note: Note) -> QModule:
-    """Prepared, calibrated on this one batch, converted; what the batch does not reach stays float, and is said."""
+def quantize(
+    fp: nn.Module, policy: Policy, batches: Sequence[Any], note: Note, *, progress: bool | None = None
+) -> QModule:
+    """prepare, calibrate, convert. Sites that the batches give no usable range stay float; a note counts them."""
     import pyquant
+    from pyquant.policy import literal
 
-    q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
-    pyquant.calibrate(q, [batch], progress=False)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
-    if dry:
-        note(f"{len(dry)} sites got no usable values from these inputs and stay float, such as {dry[0]}")
-    pyquant.convert(q, unused=[_literal(path) for path in dry])
+    q = pyquant.prepare(fp, policy)
+    pyquant.calibrate(q, batches, progress=progress)
+    float_sites = [s.path for s in q.all_sites() if s.observer is not None and isinstance(s.compute_qparams(), str)]
+    if float_sites:
+        note(f"{len(float_sites)} sites got no usable values from this data and stay float, such as {float_sites[0]}")
+    pyquant.convert(q, unused=[literal(path) for path in float_sites])
     return q
-
-
-def _literal(path: str) -> str:
-    return "".join(f"[{c}]" if c in "[*?" else c for c in path)
 
 
 def chosen(names: Sequence[str], patterns: Sequence[str]) -> set[str]:

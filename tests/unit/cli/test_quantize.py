@@ -243,7 +243,7 @@ def test_a_failure_at_the_end_leaves_the_former_result(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyquant.cli.quantize_output.write_rest", full)
+    monkeypatch.setattr("pyquant.cli.result_folder.write_rest", full)
     assert quantize(place, out, "--image-grid", "4x4") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

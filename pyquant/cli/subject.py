@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.checkpoints import DTYPES
+from pyquant.cli.options import count, policy_of
 from pyquant.errors import UsageError
-from pyquant.policy import literal
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
     """The converted tree, calibrated on all of the data, and the batches to compare on. Says what stays float."""
-    import pyquant
     from pyquant.cli import trace_run
 
     def note(said: str) -> None:
@@ -45,25 +44,15 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
 
     fp = trace_run.load(args.model, args.dtype)
     batches = _batches(args, fp) if args.data is not None else [trace_run.inputs(args, fp, note)]
-    policy = pyquant.Policy.preset(args.recipe)
-    if args.policy is not None:
-        own = pyquant.Policy.load(args.policy)
-        policy = pyquant.Policy((*policy.rules, *own.rules), f"{args.recipe}+{own.name}")
-    q = pyquant.prepare(fp, policy)
-    pyquant.calibrate(q, batches)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
-    if dry:
-        note(f"{len(dry)} sites got no usable values from this data and stay float, such as {dry[0]}")
-    pyquant.convert(q, unused=[literal(path) for path in dry])
+    q = trace_run.quantize(fp, policy_of(args.recipe, args.policy), batches, note)
     return q, batches[: args.compare_on]
 
 
 def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
-    import inspect
     from functools import partial
 
     from pyquant import calibration
-    from pyquant.calibration.data import only
+    from pyquant.calibration.data import forward_arguments, only
     from pyquant.cli import trace_run
     from pyquant.models.request import family_of
 
@@ -73,15 +62,5 @@ def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
     if lines and args.model.startswith(trace_run.TINY):
         raise UsageError(f"--data {args.data} is lines for a processor, which {args.model} has not; give batches")
     data = calibration.read(args.data, calibration.load_reader(args.model) if lines else None)
-    parameters = list(inspect.signature(type(fp).forward).parameters.values())[1:]
-    takes = tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-    fitting = partial(only, takes, type(fp).__name__, drop=lines)
+    fitting = partial(only, forward_arguments(type(fp)), type(fp).__name__, drop=lines)
     return list(data.map(family_of(type(fp)).inputs).map(fitting))
-
-
-def count(text: str) -> int:
-    """The `type=` of an option that takes 1, 2, 3, ..."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
