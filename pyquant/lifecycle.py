@@ -95,9 +95,10 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     """Give each site its scale and zero point, and put the tree in QUANTIZED phase: all sites, or an error and none.
 
-    `unused` are globs over site paths that the caller knows no graph will use; they stay float. Raises
-    CalibrationError that lists every site without data, with NaN or Inf, or with a degenerate range; PhaseError when
-    `q` is converted already or was never prepared.
+    `unused` are globs over site paths that the caller knows no graph will use; they stay float. The scale of a weight
+    is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
+    every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits;
+    PhaseError when `q` is converted already or was never prepared.
     """
     tree = _tree(q, "convert")
     if tree.state.converted:
@@ -107,20 +108,22 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
         raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
     tree.refresh_all()
     _scan(tree)  # only what was edited since prepare
-    settled: list[tuple[Site, QParams]] = []
+    grids: dict[Site, QParams] = {}
     problems: list[str] = []
+    total = 0
     for site in _used(list(tree.all_sites()), unused):
-        verdict = site.compute_qparams()
-        if isinstance(verdict, str):
-            problems.append(f"  {site.path}: {verdict}")
-        elif verdict is not None:
-            settled.append((site, verdict))
+        found = site.compute_qparams()
+        if isinstance(found, str):
+            problems.append(f"{site.path}: {found}")
+        elif found is not None:
+            grids[site] = found
+        total += found is not None
+    for module in tree.all_qmodules():
+        problems += module.fit_biases_(grids)
     if problems:
-        total = len(problems) + len(settled)
-        raise CalibrationError(
-            f"convert: {len(problems)} of {total} sites have no usable range\n" + "\n".join(problems)
-        )
-    for site, qparams in settled:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise CalibrationError(f"convert: {len(problems)} of {total} sites have no usable range\n{listed}")
+    for site, qparams in grids.items():
         site.set_qparams(qparams)
     finalize(tree)
 

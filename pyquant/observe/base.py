@@ -60,6 +60,13 @@ class Observer(abc.ABC):
         scale, zero_point = ops.choose_qparams(*self.range(), self.spec.qmin, self.spec.qmax, self.spec.symmetric)
         return QParams(self.spec, scale, zero_point)
 
+    def empty(self) -> Tensor:
+        """bool, of the shape of the scale: True where the range is zero, or too small for a scale, and got scale 1."""
+        lo, hi = (t.cpu().double() for t in self.range())
+        low, high, spec = lo.clamp(max=0.0), hi.clamp(min=0.0), self.spec
+        scale = torch.maximum(-low, high) / spec.qmax if spec.symmetric else (high - low) / (spec.qmax - spec.qmin)
+        return scale.float() < torch.finfo(torch.float32).tiny
+
     def merge(self, other: Observer) -> None:
         """Take over what `other` saw, as if this observer had seen it too. Raises SpecError if the two do not fit."""
         if type(other) is not type(self) or other.spec != self.spec:

@@ -34,7 +34,7 @@ class Switches:
         self._biases: list[_Bias] = [
             _Bias(module, f"{name}_scale", scale, frozenset({module.site(first), module.site(second)}))
             for module in q.all_qmodules()
-            for name, (first, second) in module.BIASES.items()
+            for name, (first, second, *_) in module.BIASES.items()
             if isinstance(scale := getattr(module, f"{name}_scale", None), Tensor)
         ]
         self._biases_of: dict[Site, list[_Bias]] = {}

@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyquant import ops
 from pyquant.block_site import BlockSite
 from pyquant.errors import PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
+from pyquant.qparams import QParams
 from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, exporting
-from pyquant.spec import BlockSpec, PerGroup
+from pyquant.spec import BlockSpec
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import ExportAdapter, GraphInterface
+from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
 from pyquant.wrap.sources import Sources
 
 __all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
@@ -65,7 +66,7 @@ class QModule(nn.Module):
     `CHILDREN`: attribute names of the float module that are wrapped through the registry (a ModuleList item by item,
     a ModuleDict entry by entry). One that is missing or None is an error, unless it is listed in `OPTIONAL` too; then
     the attribute is None here. `SITES`: site name -> role. `BIASES`: bias attribute -> (site of the input, site of
-    the weight) whose scales make the bias' scale.
+    the weight) whose scales make the bias' scale, and third, if there is one, the site of the output.
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
@@ -77,7 +78,7 @@ class QModule(nn.Module):
     CHILDREN: ClassVar[tuple[str, ...]] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SITES: ClassVar[Mapping[str, Role]] = {}
-    BIASES: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
 
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__()
@@ -145,27 +146,40 @@ class QModule(nn.Module):
         scale = self._buffers[f"{name}_scale"]
         if value is None or scale is None or self._state.phase is not Phase.QUANTIZED:
             return value
-        bits = self._bias_bits(name)
-        if exporting() or (self.training and torch.is_grad_enabled()):
-            return _bias_on_grid(value, scale, bits)
-        cache = self._bias_cache.setdefault(name, TensorCache())
-        return cache.get((value, scale), lambda: _bias_on_grid(value, scale, bits))
-
-    def _bias_bits(self, name: str) -> int:
         spec = self.site(self.BIASES[name][0]).spec
-        return 64 if spec is not None and spec.dtype.bits == 16 else 32
+        assert spec is not None
+        bits = bias_bits(spec)
+        if exporting() or (self.training and torch.is_grad_enabled()):
+            return fake_quantize_bias(value, scale, bits)
+        cache = self._bias_cache.setdefault(name, TensorCache())
+        return cache.get((value, scale), lambda: fake_quantize_bias(value, scale, bits))
+
+    def fit_biases_(self, grids: dict[Site, QParams]) -> list[str]:
+        """Raise the weight scales in `grids` (site -> what convert is about to store) where a bias needs it.
+
+        See wrap/bias.py. Returns a line for each bias that fits no scale, with the path of its weight's site.
+        """
+        problems = []
+        for name, (input_site, weight_site, *output_site) in self.BIASES.items():
+            bias, site = getattr(self, name), self.site(weight_site)
+            x, weight = grids.get(self.site(input_site)), grids.get(site)
+            scale = bias_scale(x, weight)
+            if bias is None or scale is None or scale.shape not in ((), bias.shape) or site.observer is None:
+                continue
+            assert x is not None
+            assert weight is not None
+            out = grids.get(self.site(output_site[0])) if output_site else None
+            fitted = BiasGrid(bias, x, weight, site.observer.empty(), out).fit()
+            if isinstance(fitted, str):
+                problems.append(f"{site.path}: {fitted}")
+            else:
+                grids[site] = fitted
+        return problems
 
     def compute_bias_scales(self) -> None:
         """Compute the scales of this module's own biases; convert and load call it when the sites have theirs."""
-        for name, (input_site, weight_site) in self.BIASES.items():
-            x, w = self.site(input_site).qparams, self.site(weight_site).qparams
-            exists = (
-                x is not None
-                and w is not None
-                and x.spec.dtype.bits >= 8
-                and not isinstance(w.spec.granularity, PerGroup)
-            )
-            scale = x.scale.to(w.scale.device) * w.scale if exists and x is not None and w is not None else None
+        for name, (input_site, weight_site, *_) in self.BIASES.items():
+            scale = bias_scale(self.site(input_site).qparams, self.site(weight_site).qparams)
             self._buffers[f"{name}_scale"] = scale
 
     def constants(self) -> Mapping[str, Tensor]:
@@ -301,12 +315,6 @@ class _Once:
         if id(t) not in self._seen:
             self._seen[id(t)] = (t, self._fn(t))
         return self._seen[id(t)][1]
-
-
-def _bias_on_grid(value: Tensor, scale: Tensor, bits: int) -> Tensor:
-    if value.dtype == torch.float32:  # no cast nodes in the graph
-        return ops.fake_quantize_bias(value, scale, bits)
-    return ops.fake_quantize_bias(value.float(), scale, bits).to(value.dtype)
 
 
 def set_phase(q: QModule, phase: Phase) -> None:

@@ -22,7 +22,7 @@ class QuantLinear(QModule):
     """
 
     SITES = {"act_in": Role.ACTIVATION, "weight": Role.WEIGHT, "act_out": Role.ACTIVATION}
-    BIASES = {"bias": ("act_in", "weight")}
+    BIASES = {"bias": ("act_in", "weight", "act_out")}
 
     weight: Tensor
     bias: nn.Parameter | None
