@@ -12,7 +12,7 @@ from torch import Tensor
 from pyquant import ops
 from pyquant.errors import OpArgumentError, PolicyError, SpecError
 from pyquant.role import Phase, Role
-from pyquant.site import Clip, Site, TensorStamp, TreeState, exporting
+from pyquant.site import Clip, Site, TensorStamp, TreeState
 from pyquant.spec import BlockSpec
 
 __all__ = ["BlockSite"]
@@ -35,11 +35,15 @@ class BlockSite(Site):
     def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
         raise AssertionError(f"site {self.path!r} is a constant's; its wrapper must pass it through const()")
 
-    def constant(self, value: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, *, clip: Clip | None = None, constant: bool = True) -> Tensor:
+        """`x` as its blocks hold it, in every phase."""
+        return ops.fake_quantize_blocks(x, self.bits)
+
+    def _constant(self, value: Tensor) -> Tensor:
         """`value` as its blocks hold it, once the tree is quantized; see Site.constant."""
-        if self.state.phase is not Phase.QUANTIZED:
+        if self._phase is not Phase.QUANTIZED:
             return value
-        if exporting() or (self.training and torch.is_grad_enabled()):
+        if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return ops.fake_quantize_blocks(value, self.bits)
         return self._cache.get((value,), lambda: ops.fake_quantize_blocks(value, self.bits))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import wrap
+from pyquant import autocast, wrap
 from pyquant.errors import CalibrationError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
@@ -56,11 +56,22 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
 
     A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
-    a bar on a terminal, True always, False never. Raises CalibrationError for no batches, a batch of another type or
-    one that the model fails on, and NaN or Inf at a site (path and batch number); PhaseError when `q` is not in the
-    CALIBRATE phase.
+    a bar on a terminal, True always, False never. An autocast block around it has no effect.
+
+    Raises CalibrationError for no batches, a batch of another type or one that the model fails on, and NaN or Inf at a
+    site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase, and at once when `q` is being
+    calibrated or converted already. A batch that sites have seen in part (the model failed on it, Ctrl-C) or with NaN
+    breaks the calibration of the whole tree: convert refuses it from then on. An error of `batches` itself does not:
+    the statistics are those of the whole batches before it.
     """
-    _tree(q, "calibrate").require(Phase.CALIBRATE, "calibrate")
+    tree = _tree(q, "calibrate")
+    with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad():
+        _calibrate(tree, batches, progress)
+
+
+def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> None:
+    q.require(Phase.CALIBRATE, "calibrate")
+    q.state.require_intact("calibrate")
     if isinstance(batches, Tensor | Mapping | str):
         raise CalibrationError(
             f"calibrate takes an iterable of batches, got one {type(batches).__name__}; pass [batch] for a single batch"
@@ -80,12 +91,17 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
     hide = None if progress is None else not progress
-    with torch.no_grad():
-        for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=hide)):
+    for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=hide)):
+        q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
+        before = _last_seen(watched)
+        try:
             _run(q, batch, number)
-            bad = [site for site in _non_finite(watched) if id(site) not in known_bad]
-            if bad:
+            if bad := [site for site in _non_finite(watched) if id(site) not in known_bad]:
                 raise CalibrationError(_non_finite_message(q, bad, number))
+        except BaseException as error:
+            if _last_seen(watched) > before:
+                q.state.broken = _reason(number, error)
+            raise
     if number < 0:
         raise CalibrationError(
             "calibrate got no batches: the iterable is empty (or a generator that was used up before)"
@@ -97,15 +113,22 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
 
     `unused` are globs over site paths that the caller knows no graph will use; they stay float. The scale of a weight
     is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
-    every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits;
-    PhaseError when `q` is converted already or was never prepared.
+    every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits,
+    and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is converted already, was never
+    prepared, or is being calibrated or converted.
     """
     tree = _tree(q, "convert")
+    with tree.state.exclusive("convert"):
+        _convert(tree, unused)
+
+
+def _convert(tree: QModule, unused: Sequence[str]) -> None:
     if tree.state.converted:
         raise PhaseError("convert was already done for this tree; prepare the float model again to quantize it anew")
     tree.require(Phase.CALIBRATE, "convert")
     if tree.path:
         raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
+    tree.state.require_intact("convert")
     tree.refresh_all()
     _scan(tree)  # only what was edited since prepare
     grids: dict[Site, QParams] = {}
@@ -134,7 +157,7 @@ def finalize(q: QModule) -> None:
         module.compute_bias_scales()
         module.sources = Sources()
     q.state.converted = True
-    q.state.enter(Phase.QUANTIZED)
+    wrap.set_phase(q, Phase.QUANTIZED)
 
 
 def _scan(q: QModule) -> None:
@@ -166,17 +189,31 @@ def _run(q: QModule, batch: Any, number: int) -> None:
         raise
     except Exception as error:
         raise CalibrationError(
-            f"batch {number}: the model raised {type(error).__name__}: {error}; the batch held {_held(batch)}; repair "
+            f"batch {number}: the model raised {type(error).__name__}: {error}; the batch was {_form(batch)}; repair "
             f"or leave it out, and start again from pyquant.prepare (some sites have seen it)"
         ) from error
 
 
-def _held(batch: Any) -> str:
+def _last_seen(sites: Sequence[Site]) -> int:
+    """When one of them observed something last."""
+    return max((site.last_seen for site in sites), default=0)
+
+
+def _reason(number: int, error: BaseException) -> str:
+    """What broke the calibration: `batch 3 made NaN or Inf, ...`, `batch 3 failed with MemoryError: ...`, in a line."""
+    cause = error.__cause__ if isinstance(error, CalibrationError) else error
+    if cause is None:
+        return str(error).partition(";")[0]
+    text = str(cause).partition("\n")[0]
+    return f"batch {number} failed with {type(cause).__name__}{': ' if text else ''}{text}"
+
+
+def _form(batch: Any) -> str:
     """`x: float32 (3, 5), n: int`: what a message says of a batch."""
     if isinstance(batch, Mapping):
-        return ", ".join(f"{key}: {_held(value)}" for key, value in batch.items()) or "nothing"
+        return ", ".join(f"{key}: {_form(value)}" for key, value in batch.items()) or "nothing"
     if isinstance(batch, tuple | list):
-        return f"({', '.join(_held(value) for value in batch[:8])}{', ...' if len(batch) > 8 else ''})"
+        return f"({', '.join(_form(value) for value in batch[:8])}{', ...' if len(batch) > 8 else ''})"
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
     return type(batch).__name__

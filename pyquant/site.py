@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Site: one quantization point of a model, from observing to its grid; and the caches of what it quantized.
 
-It owns the three lives of one point and the verdict on its statistics. Which sites a module has is wrap/, which format
-a site gets is policy.py.
+It owns what each phase does to a value, who watches it, and whether its statistics give a grid. Which sites a module
+has is wrap/, which format a site gets is policy.py, how a phase changes is tree_state.py.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyquant import observe, ops
+from pyquant import autocast, observe, ops
 from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
 from pyquant.spec import QuantSpec
+from pyquant.tree_state import Phased, TreeState
 
-__all__ = ["Phase", "Role", "Site", "TensorCache", "TreeState", "exporting"]
+__all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState", "exporting"]
 
 Clip = tuple[float | None, float | None]
 _CLOCK = itertools.count(1)
@@ -31,23 +31,36 @@ _OBSERVED = (torch.float32, torch.bfloat16, torch.float16)
 _MASKED = 1e30  # no activation is that large; the finfo.min of an additive mask is
 
 
-@dataclass
-class TreeState:
-    """What all sites and wrappers of one tree share, so that no part of it can be in another phase than the rest."""
+class Tap(Protocol):
+    """A callable that sees what passes a site, and may replace it.
 
-    phase: Phase = Phase.CALIBRATE
-    converted: bool = False
+    x, out: the value as it came and as it leaves; clip, observed: as of Site.forward. constant: it came through
+    Site.constant, from the cache or not. Returns the value that leaves instead of `out`, or None to leave it.
+    """
 
-    def enter(self, phase: Phase) -> None:
-        """Change the phase. Raises PhaseError for one that the tree has not reached, or has left for good."""
-        if phase is Phase.QUANTIZED and not self.converted:
-            raise PhaseError("the tree is not converted yet; run pyquant.convert(q) before the QUANTIZED phase")
-        if phase is Phase.CALIBRATE and self.converted:
-            raise PhaseError("the tree is converted; prepare the float model again to calibrate anew")
-        self.phase = phase
+    def __call__(
+        self, site: Site, x: Tensor, out: Tensor, *, clip: Clip | None, observed: Tensor | None, constant: bool
+    ) -> Tensor | None: ...
 
 
-class Site(nn.Module):
+class TapHandle:
+    """A tap that is set. `remove()`, or the end of a `with` block, takes away this one and no other."""
+
+    def __init__(self, site: Site, tap: Tap) -> None:
+        self._site, self.tap = site, tap
+
+    def remove(self) -> None:
+        """Take the tap away; twice is as once."""
+        self._site._taps = tuple(handle for handle in self._site._taps if handle is not self)
+
+    def __enter__(self) -> TapHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class Site(Phased):
     """One quantization point.
 
     `path` is module path + ':' + name. `spec` None means that the value stays float. Once converted, `scale` (float32)
@@ -67,9 +80,8 @@ class Site(nn.Module):
         params: Mapping[str, Any] | None = None,
         state: TreeState | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(state if state is not None else TreeState())
         self.path, self.role, self.spec = path, role, spec
-        self.state = state if state is not None else TreeState()
         self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
@@ -77,10 +89,7 @@ class Site(nn.Module):
         self._ends = (-math.inf, math.inf)  # of the grid, as numbers: a clip is judged while tracing too
         self._cache = TensorCache()
         self._scanned = TensorStamp()
-
-    @property
-    def phase(self) -> Phase:
-        return self.state.phase
+        self._taps: tuple[TapHandle, ...] = ()
 
     @property
     def qparams(self) -> QParams | None:
@@ -102,30 +111,70 @@ class Site(nn.Module):
                 f"site {self.path!r} got a tensor of {x.dtype}, expected floating point; "
                 f"integers and masks (token ids, indices, bool) do not pass through a site"
             )
-        phase = self.state.phase
-        if phase is Phase.QUANTIZED and self.scale is not None:
-            return self._quantize(_clamp(x, self._beyond(clip)), self._spec().dtype.qmin)
+        if torch.is_autocast_enabled(x.device.type):
+            autocast.warn(self.state, x.device.type)
+        out = self._pass(x, clip, observed)
+        return self._tapped(x, out, clip, observed) if self._taps else out
+
+    def _pass(self, x: Tensor, clip: Clip | None, observed: Tensor | None) -> Tensor:
+        if self._phase is Phase.QUANTIZED and self.scale is not None:
+            return self._saturate(x, clip)
         x = _clamp(x, clip)
-        if phase is Phase.CALIBRATE and self.observer is not None:
+        if self._phase is Phase.CALIBRATE and self.observer is not None:
             self.observe(x if observed is None else observed)
         return x
 
     def constant(self, value: Tensor) -> Tensor:
         """`value`, which does not depend on the model's inputs, as this site sees it.
 
-        Observed at most once. When quantized the result is cached until the value or the grid changes; while
-        exporting the quantization is a node of the graph, so that lowering sees value and qparams; while training
-        it is computed each time, so that gradients reach the value.
+        Observed at most once. When quantized the result is cached until the value or the grid changes. In the graph
+        of an adapter (TreeState.exporting) the quantization is a node, so that lowering sees value and qparams; while
+        training it is computed each time, so that gradients reach the value.
         """
-        if self.state.phase is Phase.CALIBRATE:
+        out = self._constant(value)
+        return self._tapped(value, out, constant=True) if self._taps else out
+
+    def _constant(self, value: Tensor) -> Tensor:
+        if self._phase is Phase.CALIBRATE:
             if self.observer is not None and self.observer.batches == 0:
                 self.scan(value)
             return value
-        if self.state.phase is Phase.FLOAT or self.scale is None or self.zero_point is None:
+        if self._phase is Phase.FLOAT or self.scale is None or self.zero_point is None:
             return value
-        if exporting() or (self.training and torch.is_grad_enabled()):
+        if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return self._quantize(value)
         return self._cache.get((value, self.scale, self.zero_point), lambda: self._quantize(value))
+
+    def quantize(self, x: Tensor, *, clip: Clip | None = None, constant: bool = False) -> Tensor:
+        """`x` on the grid, in whatever phase the site is: as forward() quantizes, or constant() if `constant`.
+
+        Clamped only, where the policy leaves the site float or convert had it named unused. Observes nothing, and no
+        tap sees it. Raises PhaseError for a site whose grid is not computed yet.
+        """
+        if self.scale is None:
+            if self.spec is not None and not self.state.converted:
+                raise PhaseError(f"site {self.path!r} has no grid yet; run pyquant.calibrate and pyquant.convert first")
+            return _clamp(x, clip)
+        return self._quantize(_clamp(x, clip)) if constant else self._saturate(x, clip)
+
+    def tap(self, tap: Tap) -> TapHandle:
+        """Let `tap` watch or replace what passes this site, constants included: `with site.tap(watch): ...`.
+
+        Several taps run in the order in which they were set, each on what the one before it left; the site observes and
+        quantizes before all of them. A copy of the site has none. They are no part of an exported graph unless they are
+        set while it is recorded.
+        """
+        handle = TapHandle(self, tap)
+        self._taps = (*self._taps, handle)
+        return handle
+
+    def _tapped(
+        self, x: Tensor, out: Tensor, clip: Clip | None = None, observed: Tensor | None = None, constant: bool = False
+    ) -> Tensor:
+        for handle in self._taps:
+            replaced = handle.tap(self, x, out, clip=clip, observed=observed, constant=constant)
+            out = out if replaced is None else replaced
+        return out
 
     def scan(self, value: Tensor) -> None:
         """Observe a constant, unless it is the one that was observed last."""
@@ -140,13 +189,13 @@ class Site(nn.Module):
         if x.dtype not in _OBSERVED:
             names = ", ".join(str(dtype) for dtype in _OBSERVED)
             raise InputError(f"site {self.path!r} got a tensor of {x.dtype}, expected one of {names}; cast the model")
+        self.last_seen = next(_CLOCK)  # before: an update that fails may have been done in part
         try:
             self.observer.update(x)
         except SpecError as error:
             raise PolicyError(
                 f"site {self.path!r} cannot have its format: {error}; give it another one by a rule"
             ) from error
-        self.last_seen = next(_CLOCK)
 
     def compute_qparams(self) -> QParams | str | None:
         """The QParams of the statistics, or the reason why there are none and what to do about it.
@@ -200,6 +249,9 @@ class Site(nn.Module):
             None if high is None or high >= high_end - step else high,
         )
 
+    def _saturate(self, x: Tensor, clip: Clip | None) -> Tensor:
+        return self._quantize(_clamp(x, self._beyond(clip)), self._spec().dtype.qmin)
+
     def _quantize(self, x: Tensor, qmin: int | None = None) -> Tensor:
         """On the grid. Constants stay in [-qmax, qmax] when symmetric; a value that is computed on the device saturates
         where its type does (`qmin`), one step further down, so that too is what the file computes."""
@@ -221,6 +273,9 @@ class Site(nn.Module):
                 new = fn(old)
                 self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_taps": ()}
 
     def extra_repr(self) -> str:
         return f"{self.path}, {self.role.value}, {self.spec or 'float'}"
@@ -259,7 +314,12 @@ class TensorCache:
         self._value: Tensor | None = None
 
     def get(self, inputs: tuple[Tensor, ...], build: Callable[[], Tensor]) -> Tensor:
-        """The tensor that `build` makes of `inputs`, from the cache when none of them changed."""
+        """The tensor that `build` makes of `inputs`, from the cache when none of them changed.
+
+        Under torch.compile and torch.export it is built each time: tensors have no identity there. Equal numbers.
+        """
+        if torch.compiler.is_compiling():
+            return build()
         if self._value is None or not self._stamp.is_of(*inputs):
             with torch.inference_mode(False), torch.no_grad():
                 self._value = build().detach()
@@ -275,7 +335,8 @@ def _clamp(x: Tensor, clip: Clip | None) -> Tensor:
 
 
 def exporting() -> bool:
-    """True while torch.export or torch.compile traces: then a node per quantization is wanted, and no cache."""
+    """True while torch.export or torch.compile traces. Only until models/ asks `q.state.explicit`, which says what an
+    adapter wants and does not hang on who traces."""
     return torch.compiler.is_compiling()
 
 

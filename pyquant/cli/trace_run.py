@@ -119,7 +119,7 @@ def quantize(
 
     q = pyquant.prepare(fp, policy)
     pyquant.calibrate(q, batches, progress=progress)
-    float_sites = [s.path for s in q.all_sites() if s.observer is not None and isinstance(s.compute_qparams(), str)]
+    float_sites = [site.path for site in q.uncalibrated_sites()]
     if float_sites:
         note(f"{len(float_sites)} sites got no usable values from this data and stay float, such as {float_sites[0]}")
     pyquant.convert(q, unused=[literal(path) for path in float_sites])

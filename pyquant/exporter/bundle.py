@@ -198,9 +198,6 @@ def _provenance(q: nn.Module) -> dict[str, Any]:
     policy = getattr(q, "policy", None)
     if policy is not None and hasattr(policy, "to_dict"):
         out["policy"] = policy.to_dict()
-    recipe = getattr(q, "recipe", None)
-    if recipe is not None:
-        out["recipe"] = str(recipe)
     return out
 
 

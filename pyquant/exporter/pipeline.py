@@ -86,9 +86,6 @@ def _require_converted(q: nn.Module, allow_float: bool) -> None:
 
 def _float_by_policy(q: nn.Module, traced: Traced) -> bool:
     """True when the policy left some site float, or nothing is quantized at all."""
-    said = getattr(q, "fully_quantized", None)
-    if said is not None:
-        return not said
     specs = [site.spec for site in sites(q)]
     if specs:
         return any(spec is None for spec in specs)

@@ -7,17 +7,16 @@ round the same value, so that a wider format helps only when all of them get it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor
 
 from pyquant.errors import PolicyError
 from pyquant.sensitivity.formats import Part
-from pyquant.site import Site
+from pyquant.site import Clip, Site
 
 Grouping = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 KINDS = ("tensor", "site", "module")
@@ -51,30 +50,21 @@ class Observation:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Records what passes the sites while the block runs."""
-        handles = [site.register_forward_hook(self._passed) for site in self._sites]
-        for site in self._sites:
-            site.__dict__["constant"] = self._constant(site)
         try:
-            yield
+            with ExitStack() as stack:
+                for site in self._sites:
+                    stack.enter_context(site.tap(self._passed))
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
-            for site in self._sites:
-                del site.__dict__["constant"]
             self._alive.clear()
 
-    def _passed(self, site: Any, args: tuple[Any, ...], output: Any) -> None:
-        self._note(site, args[0].numel(), args[0], output)
-
-    def _constant(self, site: Site) -> Callable[[Tensor], Tensor]:
-        plain = type(site).constant
-
-        def constant(value: Tensor) -> Tensor:
-            if site not in self._seen:  # the same number however often a shared layer runs
-                self._note(site, value.numel())
-            return plain(site, value)
-
-        return constant
+    def _passed(
+        self, site: Site, x: Tensor, out: Tensor, *, clip: Clip | None, observed: Tensor | None, constant: bool
+    ) -> None:
+        if not constant:
+            self._note(site, x.numel(), x, out)
+        elif site not in self._seen:  # the same number however often a shared layer runs
+            self._note(site, x.numel())
 
     def _note(self, site: Site, elements: int, *tensors: Tensor) -> None:
         seen = self._seen.setdefault(site, _Seen(0, set()))

@@ -93,7 +93,7 @@ def _quantized(case: Case, recipe: str) -> tuple[QModule, int]:
     assert case.module is not None, case.reason
     q = lifecycle.prepare(case.module, Policy.preset(recipe))
     lifecycle.calibrate(q, [case.call], progress=False)
-    dry = [site.path for site in q.all_sites() if site.observer is not None and isinstance(site.compute_qparams(), str)]
+    dry = [site.path for site in q.uncalibrated_sites()]
     lifecycle.convert(q, unused=[literal(path) for path in dry])
     return q, len(dry)
 

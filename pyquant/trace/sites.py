@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from pyquant.batch import call
 from pyquant.errors import PhaseError
 from pyquant.metrics import Errors
 from pyquant.ops.reference import spread
-from pyquant.site import Phase, Site
+from pyquant.site import Clip, Phase, Site
 from pyquant.trace.record import TraceError, parse
 from pyquant.wrap.attention import FILL, AttentionCore
 from pyquant.wrap.base import QModule, phase
@@ -163,45 +163,24 @@ def watching(q: QModule, *, histograms: bool = False) -> Iterator[Watch]:
 
 @contextmanager
 def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterator[None]:
-    """Each gauge sees what goes through its site, by a hook, or as a constant by the method that wrappers call."""
+    """Each gauge sees what its site passes."""
 
-    def hook(site: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def tap(site: Site, x: Tensor, out: Tensor, *, clip: Clip | None, observed: Tensor | None, constant: bool) -> None:
         reached[id(site)] = None
-        x, clip = args[0] if args else kwargs["x"], kwargs.get("clip")
-        out = _rounded(site, lambda: type(site).forward(site, x, clip=clip), output)
-        gauges[id(site)].see(x, out, clip, kwargs.get("observed"))
-
-    def constant(gauge: _Gauge, plain: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        out = plain(value)
-        reached[id(gauge.site)] = None
-        if not gauge.calls:  # the same each time
-            gauge.see(value, _rounded(gauge.site, lambda: plain(value), out))
-        return out
+        gauge = gauges[id(site)]
+        if not (constant and gauge.calls):  # a constant is the same each time
+            gauge.see(x, _rounded(site, x, out, clip, constant), clip, observed)
 
     with ExitStack() as stack:
         for gauge in gauges.values():
-            site = gauge.site
-            stack.callback(site.register_forward_hook(hook, with_kwargs=True).remove)
-
-            def replaced(value: Tensor, gauge: _Gauge = gauge, plain: Any = site.constant) -> Tensor:
-                return constant(gauge, plain, value)
-
-            stack.callback(vars(site).pop, "constant")
-            vars(site)["constant"] = replaced
+            stack.enter_context(gauge.site.tap(tap))
         yield
 
 
 @torch.no_grad()
-def _rounded(site: Site, quantize: Callable[[], Tensor], output: Tensor) -> Tensor:
+def _rounded(site: Site, x: Tensor, out: Tensor, clip: Clip | None, constant: bool) -> Tensor:
     """What a site makes of a value when it quantizes: its output, unless the run is in float."""
-    if site.state.phase is Phase.QUANTIZED:
-        return output
-    before = site.state.phase
-    site.state.phase = Phase.QUANTIZED
-    try:
-        return quantize()
-    finally:
-        site.state.phase = before
+    return out if site.phase is Phase.QUANTIZED else site.quantize(x, clip=clip, constant=constant)
 
 
 class _Histogram:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from pyquant.errors import ProfileError
+from pyquant.tree_state import Phased
 
 
 class GraphInterface(Protocol):
@@ -58,11 +60,17 @@ class ExportAdapter(nn.Module):
         self.eval()
 
     def forward(self, *args: Tensor) -> Any:
-        if self._by_name:
-            return self.module(**dict(zip(self.input_specs, args, strict=True)))
-        return self.module(*args)
+        with recording(self.module):
+            if self._by_name:
+                return self.module(**dict(zip(self.input_specs, args, strict=True)))
+            return self.module(*args)
 
     def train(self, mode: bool = True) -> ExportAdapter:
         """An adapter is for inference; leaves the wrapped module's own flags alone."""
         self.training = False
         return self
+
+
+def recording(module: nn.Module) -> AbstractContextManager[None]:
+    """TreeState.exporting of the tree that `module` belongs to; nothing for a module that is no part of one."""
+    return module.state.exporting() if isinstance(module, Phased) else nullcontext()

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """QModule: the base of all wrappers. A wrapper's children and sites are data; its forward is the model's arithmetic.
 
-It owns building a tree over a float model without changing it, routing values to sites, and the tree's phase.
-Which wrapper a class gets is registry.py, the order prepare -> calibrate -> convert is lifecycle.py.
+It owns building a tree over a float model without changing it, and routing values to sites. Which wrapper a class gets
+is registry.py, how a phase changes is tree_state.py, the order prepare -> calibrate -> convert is lifecycle.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pyquant.autocast import uncompiled
 from pyquant.block_site import BlockSite
 from pyquant.errors import PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
-from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState, exporting
+from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState
 from pyquant.spec import BlockSpec
+from pyquant.tree_state import Phased, phase, set_phase
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import ExportAdapter, GraphInterface
 from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
@@ -60,7 +61,7 @@ class WrapContext:
             ) from error
 
 
-class QModule(nn.Module):
+class QModule(Phased):
     """A wrapper of one float module.
 
     `CHILDREN`: attribute names of the float module that are wrapped through the registry (a ModuleList item by item,
@@ -81,11 +82,10 @@ class QModule(nn.Module):
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
 
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
-        super().__init__()
+        super().__init__(ctx.state)
         self.fp_type = None if fp is None else type(fp)
         self.path = ctx.path
         self.config: Any = getattr(fp, "config", None)
-        self._state = ctx.state
         self._context = ctx
         self.sources = Sources()
         self._bias_cache: dict[str, TensorCache] = {}
@@ -141,15 +141,17 @@ class QModule(nn.Module):
 
     def qbias(self, name: str, value: Tensor | None) -> Tensor | None:
         """The bias `name` of BIASES on the grid that input scale times weight scale gives: 32-bit integers for 8-bit
-        inputs, 64-bit for 16-bit ones. Unchanged where that grid does not exist: not quantized, float input or
-        weight, 4-bit input, weight scales per group."""
+        inputs, 64-bit for 16-bit ones. Unchanged where that grid does not exist: one of the two sites is not in the
+        QUANTIZED phase, float input or weight, 4-bit input, weight scales per group."""
         scale = self._buffers[f"{name}_scale"]
-        if value is None or scale is None or self._state.phase is not Phase.QUANTIZED:
+        if value is None or scale is None:
+            return value
+        if any(self.site(site).phase is not Phase.QUANTIZED for site in self.BIASES[name][:2]):
             return value
         spec = self.site(self.BIASES[name][0]).spec
         assert spec is not None
         bits = bias_bits(spec)
-        if exporting() or (self.training and torch.is_grad_enabled()):
+        if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return fake_quantize_bias(value, scale, bits)
         cache = self._bias_cache.setdefault(name, TensorCache())
         return cache.get((value, scale), lambda: fake_quantize_bias(value, scale, bits))
@@ -201,11 +203,23 @@ class QModule(nn.Module):
         """Derive again what this wrapper made of `sources`, where they changed. Until convert, which freezes it.
 
         Called for the whole tree by calibrate, convert, a change of phase, a move and a copy; a forward that uses what
-        is derived calls it too.
+        is derived calls it too. Raises PhaseError where that would be in the middle of torch.export.
         """
-        if not exporting() and not self._state.converted and self.sources.changed():
-            with torch.inference_mode(False), torch.no_grad():
-                self.derive()
+        if not self.state.converted:
+            self._follow()
+
+    @uncompiled  # it looks at the tensors themselves
+    def _follow(self) -> None:
+        if not self.sources.changed():
+            return
+        if torch.compiler.is_exporting():
+            self.sources = Sources(*self.sources.tensors, stale=True)
+            raise PhaseError(
+                f"{type(self).__name__} {self.path!r}: weights of the float model changed since this tree last looked; "
+                f"call q.refresh_all() before torch.export"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            self.derive()
 
     def derive(self) -> None:
         """Compute what depends on `sources`, in place. For a wrapper that has some."""
@@ -239,6 +253,13 @@ class QModule(nn.Module):
             for _, site in module.own_sites():
                 yield site
 
+    def uncalibrated_sites(self) -> list[Site]:
+        """The sites, in tree order, that saw no data that gives them a grid; convert takes their paths as `unused`.
+
+        None in a converted tree.
+        """
+        return [s for s in self.all_sites() if s.observer is not None and isinstance(s.compute_qparams(), str)]
+
     def all_qmodules(self) -> Iterator[QModule]:
         """Every wrapper of the tree, this one first."""
         for module in self.modules():
@@ -246,31 +267,26 @@ class QModule(nn.Module):
                 yield module
 
     @property
-    def phase(self) -> Phase:
-        """The phase that the whole tree is in."""
-        return self._state.phase
-
-    @property
     def policy(self) -> Policy:
         """The policy that the tree was prepared with."""
         return self._context.policy
 
-    @property
-    def state(self) -> TreeState:
-        """What the whole tree shares."""
-        return self._state
-
     def require(self, phase: Phase, verb: str) -> None:
-        """Raise PhaseError unless the tree is in `phase`; `verb` is what the caller is about to do."""
-        if self.phase is phase:
+        """Raise PhaseError unless this module and all below it are in `phase`; `verb` is what the caller is about to
+        do."""
+        other = next((module for module in self.phased() if module.phase is not phase), None)
+        if other is None:
             return
         steps = {
             Phase.CALIBRATE: "this needs a prepared tree that is not converted: pyquant.prepare(fp, policy)",
             Phase.QUANTIZED: "run pyquant.calibrate(q, batches) and pyquant.convert(q) first",
             Phase.FLOAT: "use pyquant.wrap.phase(q, Phase.FLOAT)",
         }
+        if phase is Phase.QUANTIZED and self.state.converted:
+            steps[phase] = "use pyquant.wrap.set_phase(q, Phase.QUANTIZED)"
+        where = "" if other is self else f" (at {other.path!r})"
         raise PhaseError(
-            f"{verb} before the tree is ready: {type(self).__name__} is in phase {self.phase.name}, expected "
+            f"{verb} before the tree is ready: {type(self).__name__} is in phase {other.phase.name}{where}, expected "
             f"{phase.name}; {steps[phase]}"
         )
 
@@ -315,20 +331,3 @@ class _Once:
         if id(t) not in self._seen:
             self._seen[id(t)] = (t, self._fn(t))
         return self._seen[id(t)][1]
-
-
-def set_phase(q: QModule, phase: Phase) -> None:
-    """Put the whole tree of `q` in `phase`. Raises PhaseError for QUANTIZED before convert, CALIBRATE after it."""
-    q.refresh_all()
-    q.state.enter(phase)
-
-
-@contextmanager
-def phase(q: QModule, phase: Phase) -> Iterator[None]:
-    """The whole tree of `q` in `phase` for a while: `with wrap.phase(q, Phase.FLOAT): ...`."""
-    before = q.phase
-    set_phase(q, phase)
-    try:
-        yield
-    finally:
-        q.state.phase = before

@@ -21,9 +21,10 @@ class Sources:
     A copy or a pickle has none, since the tree that it belongs to no longer shares any tensor with the float model.
     """
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: Tensor, stale: bool = False) -> None:
+        """`stale`: as if they had changed already."""
         self.tensors = tensors
-        self._stamp = TensorStamp(*tensors)
+        self._stamp = TensorStamp() if stale else TensorStamp(*tensors)
 
     def changed(self) -> bool:
         """True once for every change since the last call that said so (or since this was made)."""

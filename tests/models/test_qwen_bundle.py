@@ -114,7 +114,7 @@ class qwen_float:  # noqa: N801
         pyquant.wrap.set_phase(self.q, pyquant.wrap.Phase.FLOAT)
 
     def __exit__(self, *_: object) -> None:
-        self.q.state.phase = self.before
+        pyquant.wrap.set_phase(self.q, self.before)
         self.no_grad.__exit__(None, None, None)
 
 

@@ -24,10 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "policy": VALUES | {"recipes", "files"},
     "ops": {"errors"},
     "observe": VALUES | {"ops"},
-    "site": VALUES | {"ops", "observe"},
+    "autocast": {"tree_state"},  # for its type only
+    "tree_state": {"errors", "role"},
+    "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
-    "wrap": VALUES | {"ops", "site", "block_site", "policy"},
-    "lifecycle": VALUES | {"policy", "site", "wrap", "batch"},
+    "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
+    "lifecycle": VALUES | {"policy", "site", "wrap", "batch", "autocast"},
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
@@ -35,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": VALUES | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
-    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files"},
+    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only

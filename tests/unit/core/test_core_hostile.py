@@ -76,7 +76,7 @@ def test_a_hook_that_was_removed_is_gone(model: ToyModel) -> None:
 def test_a_failing_batch_is_named(block: ToyBlock, xs: list[Tensor], batch: Any, holds: str) -> None:
     q = pyquant.prepare(block, W8A8)
     with pytest.raises(
-        CalibrationError, match=rf"batch 4: the model raised (RuntimeError|TypeError): .*; the batch held .*{holds}"
+        CalibrationError, match=rf"batch 4: the model raised (RuntimeError|TypeError): .*; the batch was .*{holds}"
     ) as e:
         pyquant.calibrate(q, [*xs, batch], progress=False)
     assert isinstance(e.value.__cause__, RuntimeError | TypeError)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pyquant import PerAxis, QuantSpec, ops
 from pyquant.errors import InputError, PhaseError, SpecError
 from pyquant.qparams import QParams
-from pyquant.site import Phase, Role, Site, TensorCache, TreeState
+from pyquant.site import Phase, Role, Site, TensorCache
 from pyquant.spec import INT8, INT16, UINT8
+from pyquant.tree_state import set_phase
 
 U8, I8, I16 = QuantSpec(UINT8), QuantSpec(INT8), QuantSpec(INT16, True)
 W8 = QuantSpec(INT8, True, PerAxis(0))
@@ -31,12 +32,13 @@ def convert(site: Site) -> Site:
     assert isinstance(verdict, QParams), verdict
     site.set_qparams(verdict)
     site.state.converted = True
-    site.state.enter(Phase.QUANTIZED)
+    set_phase(site, Phase.QUANTIZED)
     return site
 
 
 def test_float_phase_passes_through_and_clips() -> None:
-    site, x = make(state=TreeState(Phase.FLOAT)), torch.tensor([-3.0, 3.0])
+    site, x = make(), torch.tensor([-3.0, 3.0])
+    set_phase(site, Phase.FLOAT)
     assert site(x) is x
     assert site(x, clip=(None, 1.0)).tolist() == [-3.0, 1.0]
     assert site(x, clip=(None, None)) is x
@@ -72,7 +74,7 @@ def test_float_site_stays_float_in_every_phase() -> None:
     site, x = make(spec=None), torch.randn(3)
     assert site(x) is x
     site.state.converted = True
-    site.state.enter(Phase.QUANTIZED)
+    set_phase(site, Phase.QUANTIZED)
     assert site(x) is x
     assert site.constant(x) is x
     assert site.qparams is None
@@ -283,12 +285,15 @@ def test_scales_move_with_the_module(weight: Site) -> None:
 
 
 def test_phases_in_order_only() -> None:
-    state = TreeState()
+    site = make()
     with pytest.raises(PhaseError, match=r"not converted yet; run pyquant.convert\(q\)"):
-        state.enter(Phase.QUANTIZED)
-    state.converted = True
+        set_phase(site, Phase.QUANTIZED)
+    assert site.phase is Phase.CALIBRATE
+    site.state.converted = True
     with pytest.raises(PhaseError, match="prepare the float model again"):
-        state.enter(Phase.CALIBRATE)
+        set_phase(site, Phase.CALIBRATE)
+    with pytest.raises(AttributeError):
+        site.phase = Phase.FLOAT  # type: ignore[misc]
 
 
 def test_site_prints_what_it_is() -> None:

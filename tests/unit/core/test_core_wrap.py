@@ -176,12 +176,62 @@ def test_histogram_of_a_per_channel_activation_names_the_rule() -> None:
 # --- phases ---
 
 
-def test_one_phase_for_the_whole_tree(converted: QModule) -> None:
-    part = converted.up
+def test_a_phase_is_of_a_subtree(converted: QModule, xs: list[Tensor]) -> None:
+    part, whole, rounded = converted.up, converted(xs[0]), converted.up(xs[0])
     with wrap.phase(part, Phase.FLOAT):
-        assert converted.phase is Phase.FLOAT
-        assert {site.phase for site in converted.all_sites()} == {Phase.FLOAT}
-    assert part.phase is Phase.QUANTIZED
+        assert {site.phase for site in part.all_sites()} == {part.phase} == {Phase.FLOAT}
+        assert {site.phase for site in converted.down.all_sites()} == {converted.phase} == {Phase.QUANTIZED}
+        assert not torch.equal(part(xs[0]), rounded)
+        assert torch.equal(part(xs[0]), nn.functional.linear(xs[0], part.weight, part.bias))
+        with pytest.raises(PhaseError, match=r"in phase FLOAT \(at 'up'\), expected QUANTIZED; use .*set_phase"):
+            converted.require(Phase.QUANTIZED, "export")
+        converted.down.require(Phase.QUANTIZED, "export")
+    assert torch.equal(converted(xs[0]), whole)
+
+
+def test_a_phase_is_of_a_single_site(converted: QModule, xs: list[Tensor]) -> None:
+    site = converted.up.site("act_in")
+    with wrap.phase(site, Phase.FLOAT):
+        assert site(xs[0]) is xs[0]
+        assert converted.up.site("weight").phase is Phase.QUANTIZED
+    assert site.phase is Phase.QUANTIZED
+
+
+def test_a_mixed_tree_gets_its_own_mixture_back(converted: QModule) -> None:
+    wrap.set_phase(converted.up, Phase.FLOAT)
+    with wrap.phase(converted, Phase.FLOAT):
+        assert {m.phase for m in converted.phased()} == {Phase.FLOAT}
+    assert (converted.phase, converted.up.phase, converted.down.phase) == (
+        Phase.QUANTIZED,
+        Phase.FLOAT,
+        Phase.QUANTIZED,
+    )
+
+
+@pytest.mark.parametrize("name", ["act_in", "weight"])
+def test_a_bias_is_on_its_grid_when_input_and_weight_are(name: str) -> None:
+    q = quantized(nn.Linear(8, 4), W8A8, torch.randn(16, 8))
+    on_grid = q.qbias("bias", q.bias)
+    assert on_grid is not q.bias
+    with wrap.phase(q.site(name), Phase.FLOAT):
+        assert q.qbias("bias", q.bias) is q.bias
+    assert q.qbias("bias", q.bias) is on_grid
+
+
+@pytest.mark.parametrize("start", [Phase.CALIBRATE, Phase.FLOAT], ids=lambda p: p.name)
+def test_a_tree_converted_inside_a_phase_stays_converted(block: ToyBlock, xs: list[Tensor], start: Phase) -> None:
+    """On old main the block ended by writing CALIBRATE into a converted tree, which then computed float."""
+    q = pyquant.prepare(block, W8A8)
+    wrap.set_phase(q, start)
+    with wrap.phase(q, Phase.CALIBRATE):
+        pyquant.calibrate(q, xs, progress=False)
+        pyquant.convert(q)
+    assert q.phase is (Phase.QUANTIZED if start is Phase.CALIBRATE else start)
+    wrap.set_phase(q, Phase.QUANTIZED)
+    other = pyquant.prepare(block, W8A8)
+    pyquant.calibrate(other, xs, progress=False)
+    pyquant.convert(other)
+    assert torch.equal(q(xs[0]), other(xs[0]))
 
 
 def test_phase_comes_back_after_an_error(converted: QModule) -> None:

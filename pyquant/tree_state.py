@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phase of each module of a tree, the one way to change it, and what all modules of the tree share.
+
+It owns the order of the phases, and that one thread at a time calibrates or converts a tree. What a phase means for a
+value is site.py, the steps from one to the next are lifecycle.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from pyquant.errors import CalibrationError, PhaseError
+from pyquant.role import Phase
+
+__all__ = ["Phased", "TreeState", "phase", "set_phase"]
+
+
+class TreeState:
+    """What all sites and wrappers of one tree share. A copy or a pickle of it is not locked.
+
+    converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
+    way), None while they can. explicit: a graph is recorded, see `exporting`.
+    """
+
+    def __init__(self, *, converted: bool = False) -> None:
+        self.converted = converted
+        self.broken: str | None = None
+        self.explicit = False
+        self.warned_of_autocast = False
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def check(self, phase: Phase) -> None:
+        """Raise PhaseError for a phase that the tree has not reached, or has left for good, and while another thread
+        calibrates or converts."""
+        if phase is Phase.QUANTIZED and not self.converted:
+            raise PhaseError("the tree is not converted yet; run pyquant.convert(q) before the QUANTIZED phase")
+        if phase is Phase.CALIBRATE and self.converted:
+            raise PhaseError("the tree is converted; prepare the float model again to calibrate anew")
+        if self._owner not in (None, threading.get_ident()):
+            raise PhaseError("another thread calibrates or converts this tree; change its phase when that is done")
+
+    def current(self, earlier: Phase) -> Phase:
+        """What a module that was in the phase `earlier` returns to: QUANTIZED for CALIBRATE once the tree is
+        converted."""
+        return Phase.QUANTIZED if self.converted and earlier is Phase.CALIBRATE else earlier
+
+    @contextmanager
+    def exclusive(self, verb: str) -> Iterator[None]:
+        """Nobody else calibrates or converts the tree while the block runs.
+
+        Raises PhaseError at once when somebody does: another thread, or the batches that calibrate reads.
+        """
+        if not self._lock.acquire(blocking=False):
+            who = "its own batches call" if self._owner == threading.get_ident() else "another thread runs"
+            raise PhaseError(
+                f"{verb} on a tree that is being calibrated or converted: {who} calibrate or convert on it; wait until "
+                f"that is done, or prepare a tree of its own for each thread"
+            )
+        self._owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._owner = None
+            self._lock.release()
+
+    def require_intact(self, verb: str) -> None:
+        """Raise CalibrationError when the statistics cannot be used."""
+        if self.broken is not None:
+            raise CalibrationError(
+                f"{verb}: the calibration of this tree is broken: {self.broken}; some sites have seen that batch and "
+                f"others not, so start again from pyquant.prepare, without it"
+            )
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """A graph is recorded while the block runs: the forward of an export adapter enters it.
+
+        Constants are computed by the graph (a fake quantization is a node, nothing comes from a cache), and a mask that
+        is given is added, whatever its values. The same numbers as the adapter gives outside of torch.export.
+        """
+        before, self.explicit = self.explicit, True
+        try:
+            yield
+        finally:
+            self.explicit = before
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_owner")} | {"explicit": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        vars(self).update(state)
+
+
+class Phased(nn.Module):
+    """A module of a tree: a site or a wrapper. A new one calibrates, or is quantized in a converted tree."""
+
+    def __init__(self, state: TreeState) -> None:
+        super().__init__()
+        self._state = state
+        self._phase = state.current(Phase.CALIBRATE)
+
+    @property
+    def state(self) -> TreeState:
+        """What the whole tree shares."""
+        return self._state
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of this very module; `set_phase` changes it together with all that is below."""
+        return self._phase
+
+    def phased(self) -> list[Phased]:
+        """This module and all below it that have a phase."""
+        return [module for module in self.modules() if isinstance(module, Phased)]
+
+    def refresh(self) -> None:
+        """Follow the float model, where that changed; for wrappers."""
+
+
+def set_phase(target: Phased, phase: Phase) -> None:
+    """Put `target`, a tree, a part of one or a single site, and all below it in `phase`; the rest stays as it is.
+
+    Raises PhaseError for QUANTIZED before convert, for CALIBRATE after it, and while another thread calibrates.
+    """
+    if not isinstance(target, Phased):
+        raise PhaseError(f"set_phase takes a tree of pyquant.prepare, a part of it or a site, got {target!r:.200}")
+    target.state.check(phase)
+    modules = target.phased()
+    for module in modules:
+        module.refresh()
+    for module in modules:
+        module._phase = phase
+
+
+@contextmanager
+def phase(target: Phased, phase: Phase) -> Iterator[None]:
+    """`set_phase` for a while: `with wrap.phase(q, Phase.FLOAT): ...`.
+
+    Afterwards each module has the phase that it had, but QUANTIZED for CALIBRATE where the tree was converted inside.
+    """
+    before = [(module, module.phase) for module in target.phased()] if isinstance(target, Phased) else []
+    set_phase(target, phase)
+    try:
+        yield
+    finally:
+        for module, earlier in before:
+            module._phase = module.state.current(earlier)
