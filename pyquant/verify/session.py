@@ -133,7 +133,7 @@ def _host_of(manifest: Mapping[str, Any]) -> Any:
             f"the bundle is of the model family {family!r}, which has no host side here; run its graphs one by one "
             "with Session.run"
         )
-    return importlib.import_module(home).Host
+    return importlib.import_module(home).Qwen3VLHost
 
 
 def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyquant.site import Phase, Role, Site
 from pyquant.wrap import registry
-from pyquant.wrap.adapter import ExportAdapter
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, WrapContext, phase, set_phase
 from pyquant.wrap.registry import register, wrap
 
@@ -26,7 +26,7 @@ from pyquant.wrap import (  # isort: skip
 )
 
 __all__ = [
-    "ExportAdapter",
+    "GraphAdapter",
     "Phase",
     "QModule",
     "Role",

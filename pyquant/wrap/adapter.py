@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExportAdapter: a wrapper seen as one static graph: named inputs in order, named outputs.
+"""GraphAdapter: wrappers seen as one static graph: named inputs in order, named outputs, and the tensors of a profile.
 
-It owns the calling convention of a graph for modules without data-dependent parts. Adapters that precompute tables for
-a profile belong to the models that need them.
+It owns the calling convention of every graph. Which tensors a profile needs, and what is called, is for the model that
+makes the adapter to say.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from pyquant.errors import ProfileError
-from pyquant.tree_state import Phased
+from pyquant.role import Phase
+
+if TYPE_CHECKING:
+    from pyquant.wrap.base import QModule
 
 
 class GraphInterface(Protocol):
-    """What the default adapter needs of a profile: input name -> spec with `shape` and `dtype`, and output names."""
+    """What a plain graph needs of a profile: input name -> spec with `shape` and `dtype`, and output names."""
 
     @property
     def inputs(self) -> Mapping[str, Any]: ...
@@ -28,49 +30,76 @@ class GraphInterface(Protocol):
     def outputs(self) -> Sequence[str]: ...
 
 
-class ExportAdapter(nn.Module):
-    """`forward` takes the profile's inputs by position and calls `module` with them.
+class GraphAdapter(nn.Module):
+    """`call(*inputs, **parts, **tables)` as a static graph. Shares the wrappers, owns the tables.
+
+    module: the wrapper that is exported; its phase is checked, and it follows its float model once more. call: computes
+    the outputs of the graph, a tensor or a tuple, from the inputs by position, parts and tables by name. inputs: name
+    -> TensorSpec in the order of the call; outputs: names in the order of return. parts: modules that `call` uses, by
+    the name under which their tensors are found; tracing goes through every tensor of them, so leave out what is not
+    used. tables: tensors of this profile (None for one that it does not have), which become buffers of the adapter.
+
+    Raises PhaseError before convert. A float graph is exported on purpose, in `pyquant.wrap.phase(q, Phase.FLOAT)`.
+    """
+
+    def __init__(
+        self,
+        module: QModule,
+        call: Callable[..., Any],
+        *,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        name: str,
+        parts: Mapping[str, nn.Module],
+        tables: Mapping[str, Tensor | None] | None = None,
+    ) -> None:
+        if module.phase is not Phase.FLOAT:
+            module.require(Phase.QUANTIZED, "export")
+        module.refresh_all()
+        super().__init__()
+        self.call = call
+        for key, part in parts.items():
+            self.add_module(key, part)
+        for key, table in (tables or {}).items():
+            self.register_buffer(key, None if table is None else table.detach().clone())
+        self._tree = module.state
+        self._named = (*parts, *(tables or {}))
+        self.input_specs, self.output_names, self.name = dict(inputs), tuple(outputs), name
+        self.training = False
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with self._tree.exporting():
+            return self.call(*inputs, **{key: getattr(self, key) for key in self._named})
+
+    def train(self, mode: bool = True) -> GraphAdapter:
+        """An adapter is for inference; leaves the wrapped modules' own flags alone."""
+        return self
+
+
+def plain_graph(module: QModule, profile: GraphInterface, name: str) -> GraphAdapter:
+    """`module` called with the inputs that `profile` names, for a module without data-dependent parts.
 
     Names that are all parameters of `module.forward` are passed by name, so that a profile may order or leave out
     as it likes; otherwise by position. Raises ProfileError when they can be neither.
     """
+    inputs, outputs = getattr(profile, "inputs", None), getattr(profile, "outputs", None)
+    if not isinstance(inputs, Mapping) or not isinstance(outputs, Sequence) or isinstance(outputs, str):
+        raise ProfileError(
+            f"{type(module).__name__} is exported with pyquant.ExportProfile(inputs={{name: "
+            f"TensorSpec(shape, dtype)}}, outputs=(name,)), got {type(profile).__name__}, which does not name "
+            "what goes in and out"
+        )
+    names = tuple(inputs)
+    parameters = inspect.signature(module.forward).parameters
+    by_name = all(key in parameters for key in names)
+    by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    if not by_name and not variadic and len(names) > len(by_position):
+        raise ProfileError(
+            f"the profile has the inputs {list(names)}, but {type(module).__name__}.forward takes {list(parameters)}"
+        )
 
-    def __init__(self, module: nn.Module, profile: GraphInterface, name: str) -> None:
-        inputs, outputs = getattr(profile, "inputs", None), getattr(profile, "outputs", None)
-        if not isinstance(inputs, Mapping) or not isinstance(outputs, Sequence) or isinstance(outputs, str):
-            raise ProfileError(
-                f"{type(module).__name__} is exported with pyquant.ExportProfile(inputs={{name: "
-                f"TensorSpec(shape, dtype)}}, outputs=(name,)), got {type(profile).__name__}, which does not name "
-                "what goes in and out"
-            )
-        super().__init__()
-        self.module = module
-        self.input_specs = dict(inputs)
-        self.output_names = tuple(outputs)
-        self.name = name
-        parameters = inspect.signature(module.forward).parameters
-        self._by_name = all(key in parameters for key in self.input_specs)
-        by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-        if not self._by_name and not variadic and len(self.input_specs) > len(by_position):
-            raise ProfileError(
-                f"the profile has the inputs {list(self.input_specs)}, but {type(module).__name__}.forward takes "
-                f"{list(parameters)}"
-            )
-        self.eval()
+    def call(*given: Tensor, module: nn.Module) -> Any:
+        return module(**dict(zip(names, given, strict=True))) if by_name else module(*given)
 
-    def forward(self, *args: Tensor) -> Any:
-        with recording(self.module):
-            if self._by_name:
-                return self.module(**dict(zip(self.input_specs, args, strict=True)))
-            return self.module(*args)
-
-    def train(self, mode: bool = True) -> ExportAdapter:
-        """An adapter is for inference; leaves the wrapped module's own flags alone."""
-        self.training = False
-        return self
-
-
-def recording(module: nn.Module) -> AbstractContextManager[None]:
-    """TreeState.exporting of the tree that `module` belongs to; nothing for a module that is no part of one."""
-    return module.state.exporting() if isinstance(module, Phased) else nullcontext()
+    return GraphAdapter(module, call, inputs=inputs, outputs=outputs, name=name, parts={"module": module})

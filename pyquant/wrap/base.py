@@ -23,7 +23,7 @@ from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState
 from pyquant.spec import BlockSpec
 from pyquant.tree_state import Phased, phase, set_phase
 from pyquant.wrap import registry
-from pyquant.wrap.adapter import ExportAdapter, GraphInterface
+from pyquant.wrap.adapter import GraphAdapter, plain_graph
 from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
 from pyquant.wrap.sources import Sources
 
@@ -290,13 +290,14 @@ class QModule(Phased):
             f"{phase.name}; {steps[phase]}"
         )
 
-    def as_export_module(self, profile: GraphInterface) -> nn.Module:
-        """This wrapper as a static graph. Wrappers with data-dependent parts override it.
+    def as_export_module(self, profile: Any) -> GraphAdapter:
+        """This wrapper as a static graph; `profile` is a GraphInterface, unless a wrapper with a profile of its own
+        overrides it.
 
         Raises PhaseError before convert.
         """
         self.require(Phase.QUANTIZED, "export")
-        return ExportAdapter(self, profile, type(self).__name__.removeprefix("Quant").lower())
+        return plain_graph(self, profile, type(self).__name__.removeprefix("Quant").lower())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QModule:
         """Move or cast this tree, and never the float model it shares parameters with.

@@ -124,8 +124,7 @@ def test_manifest(bundle: Bundle) -> None:
     assert said["cache"] == {
         "capacity": 17,
         "layout": "batch, kv_heads, tokens, head_dim",
-        "kv_heads": 2,
-        "head_dim": 16,
+        "layers": [{"kv_heads": 2, "head_dim": 16}] * 2,
     }
     assert said["rotary"]["mrope_section"] == [4, 3, 1]
     assert said["generation"] == {"eos_token_id": 65, "pad_token_id": 66}

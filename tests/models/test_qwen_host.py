@@ -17,7 +17,7 @@ from torch import Tensor
 import pyquant
 from pyquant.errors import InputError, PhaseError, ProfileError
 from pyquant.models import qwen3_vl
-from pyquant.models.qwen3_vl.host import Host
+from pyquant.models.qwen3_vl.host import Qwen3VLHost as Host
 from pyquant.verify import peir
 from tests import checkpoints
 
@@ -168,14 +168,14 @@ def test_the_whole_model_in_one_graph() -> None:
     ids = torch.nn.functional.pad(given["input_ids"], (0, 16 - length))
     types = torch.nn.functional.pad(given["mm_token_type_ids"].long(), (0, 16 - length))
     positions, _ = qwen3_vl.positions.rope_index(types, [A, C], [], real.long(), merge=2)
-    keep = torch.ones(16, 16).tril().bool()[None] & real[:, None]
+    at, keep = torch.arange(16), torch.ones(16, 16).tril().bool()[None] & real[:, None]
     out = run(
         "model",
         {
             "input_ids": ids.int(),
             "pixel_values": given["pixel_values"],
             "visual_index": qwen3_vl.fusion.visual_index(types, 5, 0).int(),
-            "attention_mask": host._mask(keep),
+            **host._masks(keep, at[:, None], at[None, :]),
             **host._tables(positions),
         },
     )

@@ -16,8 +16,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3_vl import modeling_qwen3_vl as hf
 
 import pyquant
+from pyquant.decoder.masks import text_mask
 from pyquant.metrics import sqnr_db
-from pyquant.models.qwen3_vl.causal import text_mask
 from pyquant.wrap import Phase, QModule, set_phase
 from pyquant.wrap.attention import FILL
 

@@ -145,7 +145,7 @@ CONTRADICTIONS: dict[str, tuple[Any, str]] = {
     "no_such_layer": (TextProfile(1, 8, layer=3), "TextProfile.layer is 3, but the model has 3 layers"),
     "other_kind": (
         ExportProfile({"x": TensorSpec((1, 8))}),
-        r"with qwen3_vl.TextProfile\(.*got ExportProfile",
+        r"with a TextProfile\(.*of its family, got ExportProfile",
     ),
     "none": (None, "needs a profile"),
 }

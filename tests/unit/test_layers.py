@@ -38,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
-    "models": VALUES | {"ops", "site", "policy", "wrap", "exporter.profile"},
+    "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile"},
+    "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile"},
     "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
     "sensitivity": VALUES | {"policy", "site", "wrap", "files"} | RUNS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The export adapter of every part of the vision tower: one input, one output, and the static tables of one profile.
+"""The graph of every part of the vision tower: one input, one output, and the static tables of one profile.
 
 It owns the calling convention. The tables come from tables.py, the arithmetic is the wrapper's own forward.
 """
@@ -10,47 +10,31 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.tables import StaticTables
-from pyquant.wrap.base import Phase, QModule
+from pyquant.wrap.adapter import GraphAdapter
+from pyquant.wrap.base import QModule
 
 
-class StaticAdapter(nn.Module):
-    """`module(x, **arguments(tables))` as a graph from `input_name` to `output_name`.
+def static_graph(
+    module: QModule,
+    tables: StaticTables,
+    arguments: Callable[[StaticTables], dict[str, Any]],
+    *,
+    inputs: dict[str, TensorSpec],
+    output: str,
+    name: str,
+) -> GraphAdapter:
+    """`module(x, **arguments(tables))` as a graph of one input and one output. The graph owns the tables."""
+    reference = next(chain(module.parameters(), module.buffers()), None)  # a float pooler has none
+    placed = tables if reference is None else tables.to(reference.device)
 
-    Shares the wrapper's submodules, owns the tables: a second adapter of the same wrapper changes nothing here.
-    """
-
-    def __init__(
-        self,
-        module: QModule,
-        tables: StaticTables,
-        arguments: Callable[[StaticTables], dict[str, Any]],
-        *,
-        inputs: dict[str, TensorSpec],
-        output: str,
-        name: str,
-    ) -> None:
-        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
-            module.require(Phase.QUANTIZED, "export")
-        module.refresh_all()
-        super().__init__()
-        self.module = module
-        held = next(chain(module.parameters(), module.buffers()), None)  # a float pooler has none
-        self.tables = tables if held is None else tables.to(held.device)
-        self.arguments = arguments
-        self.input_specs = inputs
-        self.output_names = (output,)
-        self.name = name
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.module(x, **self.arguments(self.tables))
+    def call(x: Tensor, *, module: QModule, tables: StaticTables) -> Tensor:
+        out = module(x, **arguments(tables))
         first: Tensor = out if isinstance(out, Tensor) else out[0]
         return first
 
-    def train(self, mode: bool = True) -> StaticAdapter:
-        """An adapter is for inference; leaves the wrapped module's own flags alone."""
-        return self
+    parts = {"module": module, "tables": placed}
+    return GraphAdapter(module, call, inputs=inputs, outputs=(output,), name=name, parts=parts)

@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import StaticAdapter
+from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, padding_of
 from pyquant.site import TensorStamp, exporting
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
@@ -135,7 +136,7 @@ class QuantGemma4VisionAttention(QModule):
         out, probs = self.core(query, key, value, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, patches, -1)), probs
 
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """hidden_states (B, P, V) -> attn_output (B, P, V), with the positions and the padding of `profile`."""
         return _adapter(self, profile, "gemma4_vision_attention")
 
@@ -176,12 +177,12 @@ class QuantGemma4VisionEncoderLayer(QModule):
         fed = self.mlp(self.pre_feedforward_layernorm(x))
         return self.q("act_out", x + self.post_feedforward_layernorm(fed))
 
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """hidden_states (B, P, V) -> hidden_states_out (B, P, V), with the positions and the padding of `profile`."""
         return _adapter(self, profile, "gemma4_vision_encoder_layer")
 
 
-def _adapter(module: QModule, profile: VisionProfile, name: str) -> StaticAdapter:
+def _adapter(module: QModule, profile: VisionProfile, name: str) -> GraphAdapter:
     """A layer or its attention alone: the rotary tables come from HF's rotary module, built from the layer's config."""
     require_vision_profile(profile, module)
     weight = next(module.parameters())
@@ -191,7 +192,7 @@ def _adapter(module: QModule, profile: VisionProfile, name: str) -> StaticAdapte
         rotary=RotaryTables.of(rotary(weight, ids), parts=2), mask=AdditiveMask.of(~padding_of(ids), weight.dtype)
     )
     spec = TensorSpec((*profile.shape, module.config.hidden_size), weight.dtype)
-    return StaticAdapter(
+    return static_graph(
         module, tables, _arguments, inputs={"hidden_states": spec}, output="hidden_states_out", name=name
     )
 

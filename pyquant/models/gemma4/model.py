@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
+from pyquant.decoder.inputs import refuse_recording
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import StaticAdapter
+from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.layers import Mask
 from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, VisionTables, padding_of
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
@@ -75,12 +77,12 @@ class QuantGemma4VisionEncoder(QModule):
         ids = profile.positions.to(weight.device)
         return self.rotary(weight, ids), AdditiveMask.of(~padding_of(ids), weight.dtype)
 
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """inputs_embeds (B, P, V) -> last_hidden_state (B, P, V), with the positions and the padding of `profile`."""
         require_vision_profile(profile, self)
         rotary, mask = self.static_tables(profile)
         spec = TensorSpec((*profile.shape, self.config.hidden_size), next(self.parameters()).dtype)
-        return StaticAdapter(
+        return static_graph(
             self,
             StaticTables(rotary=rotary, mask=mask),
             _encoder_arguments,
@@ -161,7 +163,7 @@ class QuantGemma4VisionModel(QModule):
         )
 
     @torch.no_grad()
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """pixel_values (B, P, 3 * patch**2) -> soft_tokens (real tokens of all images, V), for one `profile`.
 
         Raises ProfileError when the profile contradicts the model: pools, position table.
@@ -175,7 +177,7 @@ class QuantGemma4VisionModel(QModule):
             mask=mask,
             pooling=pooling,
         )
-        return StaticAdapter(
+        return static_graph(
             self,
             tables,
             _model_arguments,
@@ -187,10 +189,3 @@ class QuantGemma4VisionModel(QModule):
 
 def _model_arguments(tables: StaticTables) -> dict[str, Any]:
     return {"tables": tables.vision()}
-
-
-def refuse_recording(kwargs: dict[str, Any]) -> None:
-    """HF's keywords are accepted, except those that ask for more output than is computed here."""
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name):
-            raise InputError(f"{name}=True is not supported by quantized wrappers; watch the layers with pyquant.trace")

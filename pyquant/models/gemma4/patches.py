@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import StaticAdapter
+from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import Pooling, StaticTables, padding_of, position_embeddings
 from pyquant.site import exporting
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
@@ -88,10 +89,10 @@ class QuantGemma4VisionPatchEmbedder(QModule):
         patches = self.input_proj(as_dtype(pixel_values, self.position_embedding_table.dtype))
         return self.q("act_out", patches + self.q("position_embeddings", position_embeddings))
 
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """pixel_values (B, P, 3 * patch**2) -> hidden_states (B, P, V), at the positions of `profile`."""
         require_vision_profile(profile, self)
-        return StaticAdapter(
+        return static_graph(
             self,
             StaticTables(position_embeddings=self.static_embeddings(profile)),
             _embedder_arguments,
@@ -160,10 +161,10 @@ class QuantGemma4VisionPooler(QModule):
         x = self.q("act_in", as_float32(hidden_states))
         return self.q("act_out", torch.matmul(self.q("pool_weight", pooling.weight), x)), pooling.valid
 
-    def as_export_module(self, profile: VisionProfile) -> StaticAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """hidden_states (B, P, V) -> pooled (B, L, V), L the most real tokens that an image of `profile` has."""
         require_vision_profile(profile, self)
-        return StaticAdapter(
+        return static_graph(
             self,
             StaticTables(pooling=self.static_pooling(profile, None)),
             _pooler_arguments,

@@ -6,19 +6,21 @@ It owns what is particular to Qwen3-VL; importing it registers the wrappers. Sha
 
 from __future__ import annotations
 
-from pyquant.models.qwen3_vl.adapters import FusionProfile, HeadProfile, WholeProfile
+from pyquant.decoder.ends import HeadProfile
 from pyquant.models.qwen3_vl.batches import patchify, prompt_batch
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
+from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
 from pyquant.models.qwen3_vl.profiles import Profile
 from pyquant.models.qwen3_vl.text import (
     QuantQwen3VLTextAttention,
     QuantQwen3VLTextDecoderLayer,
     QuantQwen3VLTextMLP,
+    QuantQwen3VLTextModel,
     QuantQwen3VLTextRMSNorm,
+    QuantQwen3VLTextRotaryEmbedding,
 )
-from pyquant.models.qwen3_vl.text_model import QuantQwen3VLTextModel, QuantQwen3VLTextRotaryEmbedding
-from pyquant.models.qwen3_vl.text_static import TextProfile
+from pyquant.models.qwen3_vl.text import Qwen3VLTextProfile as TextProfile
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.models.qwen3_vl.vision import (
     QuantQwen3VLVisionAttention,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a part of Qwen3-VL is exported alone, from what it was called with in a run of the whole.
 
-It owns turning a call's arguments into the tensors that the host gives a static graph. The graphs are text_static.py,
-vision_static.py and adapters.py.
+It owns turning a call's arguments into the tensors that the host gives a static graph. The graphs are
+pyquant.decoder's, vision_static.py and graphs.py.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyquant.decoder.ends import HeadProfile
+from pyquant.decoder.inputs import positions_of
+from pyquant.decoder.masks import text_mask
 from pyquant.models.alone import Alone
-from pyquant.models.qwen3_vl.adapters import HeadProfile, WholeProfile
-from pyquant.models.qwen3_vl.causal import text_mask
+from pyquant.models.qwen3_vl.deepstack import dense_addends
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
+from pyquant.models.qwen3_vl.graphs import WholeProfile
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
 from pyquant.models.qwen3_vl.positions import rope_index, token_types
-from pyquant.models.qwen3_vl.text import QuantQwen3VLTextAttention, QuantQwen3VLTextDecoderLayer
-from pyquant.models.qwen3_vl.text_inputs import dense_addends, positions_of
-from pyquant.models.qwen3_vl.text_model import QuantQwen3VLTextModel, QuantQwen3VLTextRotaryEmbedding
-from pyquant.models.qwen3_vl.text_static import TextProfile
+from pyquant.models.qwen3_vl.text import (
+    QuantQwen3VLTextAttention,
+    QuantQwen3VLTextDecoderLayer,
+    QuantQwen3VLTextModel,
+    QuantQwen3VLTextRotaryEmbedding,
+    Qwen3VLTextProfile,
+    named_addends,
+)
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.models.qwen3_vl.vision import (
     QuantQwen3VLVisionAttention,
@@ -53,7 +60,7 @@ def alone(q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Tensor])
         hidden = arguments["hidden_states"]
         mask = AdditiveMask.of(arguments.get("attention_mask"), hidden.dtype)
         tables = RotaryTables.of(arguments["position_embeddings"], parts=1)
-        return Alone(TextProfile(*hidden.shape[:2]), {"hidden_states": hidden, **_made(hidden, mask, tables)})
+        return Alone(Qwen3VLTextProfile(*hidden.shape[:2]), {"hidden_states": hidden, **_made(hidden, mask, tables)})
     if isinstance(q, QuantQwen3VLTextModel):
         return _text(q, arguments)
     if isinstance(q, QuantQwen3VLModel):
@@ -80,15 +87,14 @@ def _text(q: QuantQwen3VLTextModel, arguments: Mapping[str, Any]) -> Alone:
     tokens = arguments.get("inputs_embeds")
     if tokens is None:
         tokens = q.embed_tokens(arguments["input_ids"])
-    positions, text_positions = positions_of(arguments.get("position_ids"), tokens, 0)
+    positions, text_positions = positions_of(arguments.get("position_ids"), tokens, 0, q.rotary_emb.AXES)
     features = arguments.get("deepstack_visual_embeds")
     where = arguments.get("visual_pos_masks")
     addends = dense_addends(where, features, tuple(tokens.shape), tokens.dtype, q.taps)
     mask = text_mask(arguments.get("attention_mask"), tokens, None, text_positions)
     made = _made(tokens, mask, q.rotary_emb.tables(tokens, positions))
-    dense = {f"deepstack_{k}": addend for k, addend in enumerate(addends)}
-    profile = TextProfile(tokens.shape[0], tokens.shape[1], deepstack=len(addends))
-    return Alone(profile, {"inputs_embeds": tokens, **dense, **made})
+    profile = Qwen3VLTextProfile(tokens.shape[0], tokens.shape[1], deepstack=len(addends))
+    return Alone(profile, {"inputs_embeds": tokens, **named_addends(addends), **made})
 
 
 def _whole(q: QuantQwen3VLModel, arguments: Mapping[str, Any]) -> Alone:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where transformers keeps Qwen3-VL, found by name and never by version; and HF's habits that every model here shares.
+"""Where transformers keeps Qwen3-VL, found by name and never by version.
 
 It owns the one loud line that a missing or renamed class causes. What is done with a class is its wrapper's business.
 """
@@ -7,7 +7,6 @@ It owns the one loud line that a missing or renamed class causes. What is done w
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,6 @@ from typing import Any
 import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from pyquant.errors import InputError
 
 _HOME = "transformers.models.qwen3_vl.modeling_qwen3_vl"
 _KNOWN = "pyquant.models.qwen3_vl knows 5.5.4 to 5.23"
@@ -58,10 +55,3 @@ class _DeepstackOutput(BaseModelOutputWithPooling):
 def vision_output(**fields: Any) -> Any:
     """HF's output of the vision model: last_hidden_state (N, V), pooler_output (n, D), deepstack_features [(n, D)]."""
     return (hf_find("BaseModelOutputWithDeepstackFeatures") or _DeepstackOutput)(**fields)
-
-
-def refuse_recording(kwargs: Mapping[str, Any]) -> None:
-    """HF's keywords are accepted, except those that ask for more output than is computed here. Raises InputError."""
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name):
-            raise InputError(f"{name}=True is not supported by quantized wrappers; watch the layers with pyquant.trace")

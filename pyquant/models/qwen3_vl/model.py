@@ -2,7 +2,7 @@
 """Qwen3-VL without its head: vision tower, text model, the join of their tokens, and positions, as HF calls them.
 
 It owns what HF's forward does between the two. The join is fusion.py, positions are positions.py, static graphs
-adapters.py.
+graphs.py.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyquant.decoder.inputs import refuse_recording
+from pyquant.decoder.masks import key_padding
 from pyquant.errors import InputError, ProfileError
-from pyquant.models.qwen3_vl.adapters import FusionProfile, GraphAdapter, WholeProfile, fusion_graph, whole_graph
-from pyquant.models.qwen3_vl.causal import key_padding
 from pyquant.models.qwen3_vl.deltas import Deltas
 from pyquant.models.qwen3_vl.fusion import join, visual_index
+from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile, fusion_graph, whole_graph
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
-from pyquant.models.qwen3_vl.hf import hf_class, hf_find, refuse_recording
+from pyquant.models.qwen3_vl.hf import hf_class, hf_find
 from pyquant.models.qwen3_vl.positions import IMAGE, TEXT, VIDEO, continued, rope_index, token_types, visual_tokens
-from pyquant.models.qwen3_vl.text_model import QuantQwen3VLTextModel
+from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.site import exporting
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.registry import register
 
@@ -170,20 +172,21 @@ class QuantQwen3VLModel(QModule):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """position_ids (3, B, S) and rope_deltas (B, 1) of a prompt; see positions.rope_index."""
-        types = self._types(input_ids) if mm_token_type_ids is None else mm_token_type_ids
+        types = self.token_types(input_ids) if mm_token_type_ids is None else mm_token_type_ids
         mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         images, videos = _grids(image_grid_thw, self.merge), _grids(video_grid_thw, self.merge)
         return rope_index(types, images, videos, mask, merge=self.merge)
 
     # --- the steps of forward ---
 
-    def _types(self, input_ids: Tensor) -> Tensor:
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """0 for text, 1 at an image's placeholder, 2 at a video's: int64 (B, S)."""
         return token_types(input_ids, self.config.image_token_id, self.config.video_token_id)
 
     def _places(self, given: Tensor) -> Tensor:
         """Token types of ids; or of embeddings, by the placeholders' rows of the table, quantized or not."""
         if not given.is_floating_point():
-            return self._types(given)
+            return self.token_types(given)
         types = torch.zeros(given.shape[:2], dtype=torch.int64, device=given.device)
         table = self.get_input_embeddings()
         assert isinstance(table.weight, Tensor)
@@ -273,7 +276,7 @@ class QuantQwen3VLModel(QModule):
         if given.is_floating_point() or not any(grids):
             types = None
         elif types is None:
-            types = self._types(given)
+            types = self.token_types(given)
         else:
             types = types[:, -length:].to(given.device)  # in decoding some releases pass those of the whole prompt
         if types is None or (past and not bool(types.any())):

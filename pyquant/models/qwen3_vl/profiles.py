@@ -1,92 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profile: the lengths, grids and layout of a bundle, checked as far as that goes without a model.
+"""Profile: the lengths, grids and layout of a bundle of a Qwen3-VL, checked as far as that goes without a model.
 
-It owns what a user says. Which graphs that makes of a model, and their manifest, is bundle.py.
+It owns what a user asks for. Which graphs that makes of a model, and their manifest, is bundle.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import nn
-
+from pyquant.decoder.profile import DecoderProfile
 from pyquant.errors import ProfileError
-from pyquant.models.qwen3_vl import bundle
+from pyquant.models.qwen3_vl.bundle import Qwen3VLParts
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
-
-Layers = Literal["stack", "per_layer", "whole"]
-Attention = Literal["batched", "per_head"]
-Embedding = Literal["both", "dynamic", "fixed"]
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(DecoderProfile):
     """A bundle of a whole Qwen3-VL: `pyquant.export_bundle(q, folder, Profile(max_seq_len=512, ...))`.
 
-    max_seq_len: prompt and answer together, in tokens; the cache holds one less. image_grids: (frames, height, width)
-    in patches of every image that may come, one vision graph each; none for text alone. A video needs its own grid, or
-    that of one of its frames. prefill_lengths: one prefill graph each, a prompt takes the shortest that holds it;
-    by default max_seq_len. batch_size: rows of every graph.
+    As DecoderProfile, and image_grids: (frames, height, width) in patches of every image that may come, one vision
+    graph each; none for text alone. A video needs its own grid, or that of one of its frames.
 
-    layers: "stack" has one graph for all decoder layers, "per_layer" one for each, "whole" the model without its head
-    in a single graph over max_seq_len tokens and all image_grids. attention: all heads in one product, or one product
-    per head. token_embedding: one graph of open length, one for each fixed length, or both (each holds the table).
-
-    Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
+    layers: also "whole", the model without its head in a single graph over max_seq_len tokens and all image_grids.
     """
 
-    max_seq_len: int
-    image_grids: Any = ()
-    prefill_lengths: Any = ()
-    batch_size: int = 1
-    layers: Layers = "stack"
-    attention: Attention = "batched"
-    token_embedding: Embedding = "both"
+    image_grids: Any = field(default=(), kw_only=True)
+    LAYERS = Literal["stack", "per_layer", "whole"]
+    PARTS = Qwen3VLParts
 
     def __post_init__(self) -> None:
-        for name, least in (("max_seq_len", 2), ("batch_size", 1)):
-            _require_count(name, getattr(self, name), least)
-        for name, known in (("layers", Layers), ("attention", Attention), ("token_embedding", Embedding)):
-            if getattr(self, name) not in get_args(known):
-                raise ProfileError(f"{name} is one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        super().__post_init__()
         grids = VisionProfile(self.image_grids).grids if len(self.image_grids) else ()
         if self.layers != "whole" and len(set(grids)) != len(grids):
             raise ProfileError(f"each of image_grids makes one graph, but one stands twice: {list(grids)}")
         object.__setattr__(self, "image_grids", grids)
-        object.__setattr__(self, "prefill_lengths", self._lengths())
 
     def _lengths(self) -> tuple[int, ...]:
         if self.layers == "whole" and self.prefill_lengths:
             raise ProfileError('layers="whole" has the one length max_seq_len; leave prefill_lengths out')
-        given = self.prefill_lengths or (self.max_seq_len,)
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            raise ProfileError(f"prefill_lengths are integers such as (64, 256), got {given!r}")
-        for length in given:
-            _require_count("each of prefill_lengths", length, 1)
-            if length > self.max_seq_len:
-                raise ProfileError(
-                    f"the prefill length {length} is more than max_seq_len {self.max_seq_len}, which the prompt is a "
-                    "part of; raise max_seq_len, or leave that length out"
-                )
-        return tuple(sorted(set(given)))
-
-    @property
-    def cache_len(self) -> int:
-        """Tokens that the cache of the decode graph holds."""
-        return self.max_seq_len - 1
-
-    def graphs(self, q: nn.Module) -> Mapping[str, tuple[nn.Module, Any]]:
-        """File name -> the part of `q` and the profile that make that graph. Raises ProfileError when the model cannot
-        take this profile."""
-        return bundle.graphs(self, q)
-
-    def manifest(self, q: nn.Module) -> dict[str, Any]:
-        """What a host has to know beyond shapes: meanings, cache, rotary frequencies, token ids, and its steps."""
-        return bundle.manifest(self, q)
-
-
-def _require_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ProfileError(f"{name} is an integer of at least {least}, got {value!r}")
+        return super()._lengths()

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder layer of Qwen3-VL's text model and what it is made of.
+"""Qwen3-VL's text model: the decoder of pyquant.decoder, with visual features added after the first layers (deepstack).
 
-It owns the attention with normalized, rotated queries and keys, whose cached form has sites of its own. Masks are
-causal.py, rotary tables text_model.py; linear, norm, core and the gated MLP are those of pyquant.wrap.
+It owns what Qwen3-VL does differently: three position axes, deepstack sites and their graph inputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyquant.models.qwen3_vl.causal import text_mask
-from pyquant.models.qwen3_vl.hf import hf_class, refuse_recording
-from pyquant.models.qwen3_vl.text_static import GraphInputs, TextAdapter, TextProfile
-from pyquant.wrap.attention import AdditiveMask, AttentionCore
+from pyquant.decoder.graphs import StackInputs, TextProfile, float_type
+from pyquant.decoder.layers import DecoderAttention, DecoderLayer
+from pyquant.decoder.model import DecoderModel, DecoderRotary
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import TensorSpec
+from pyquant.models.qwen3_vl.deepstack import dense_addends
+from pyquant.models.qwen3_vl.hf import hf_class
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
 from pyquant.wrap.norm import QuantRMSNorm
 from pyquant.wrap.registry import register
-from pyquant.wrap.rotary import Rotary, RotaryTables
 
-Mask = Tensor | AdditiveMask | None
+TAPS = 3  # what every released Qwen3-VL has; a whole model knows how many its vision tower really has
 
 
 @register(hf_class("Qwen3VLTextRMSNorm"))
@@ -35,127 +40,123 @@ class QuantQwen3VLTextMLP(QuantGatedMLP):
 
 
 @register(hf_class("Qwen3VLTextAttention"))
-class QuantQwen3VLTextAttention(QModule):
-    """Causal attention with grouped heads, whose queries and keys are normalized and rotated.
+class QuantQwen3VLTextAttention(DecoderAttention):
+    """Queries and keys are normalized head by head before they are rotated."""
 
-    `key` and `value` are what a cache holds. A cached tensor has been through its site once, and stays as it is.
-    """
+    OPTIONAL = ()
+    ROTARY = hf_class("Qwen3VLTextRotaryEmbedding")
 
-    CHILDREN = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
-    SITES = {"act_in": Role.ACTIVATION, "key": Role.ACTIVATION, "value": Role.ACTIVATION}
-
-    q_proj: QModule
-    k_proj: QModule
-    v_proj: QModule
-    o_proj: QModule
-    q_norm: QModule
-    k_norm: QModule
-
-    def __init__(self, fp: Any, ctx: WrapContext) -> None:
-        super().__init__(fp, ctx)
-        self.head_dim = int(fp.head_dim)
-        self.layer_idx = int(fp.layer_idx)
-        unit = table_scale(fp.config) <= 1
-        self.q_rotary = Rotary(ctx.child("q_rotary"), unit=unit)
-        self.k_rotary = Rotary(ctx.child("k_rotary"), unit=unit)
-        self.core = AttentionCore(ctx.child("core"), scaling=float(fp.scaling))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
-        attention_mask: Mask = None,
-        past_key_values: Any = None,
-        *,
-        per_head: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """hidden_states (B, S, D), position_embeddings (cos, sin) each (B, S, head_dim) -> (B, S, D), probabilities.
-
-        `past_key_values` is an HF Cache, which is updated. Further keywords are accepted as HF accepts them.
-        """
-        tables = RotaryTables.of(position_embeddings, parts=1)
-        mask = self._mask(hidden_states, attention_mask, past_key_values)
-        batch, tokens = hidden_states.shape[:2]
-        heads = (batch, tokens, -1, self.head_dim)
-
-        x = self.q("act_in", hidden_states)
-        query = self.q_rotary(self.q_norm(self.q_proj(x).view(heads)), tables).transpose(1, 2)
-        key = self.k_rotary(self.k_norm(self.k_proj(x).view(heads)), tables).transpose(1, 2)
-        key = self.q("key", key)
-        value = self.q("value", self.v_proj(x).view(heads).transpose(1, 2))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        out, probs = self.core(query, key, value, mask, per_head=per_head)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), probs
-
-    def _mask(self, hidden: Tensor, mask: Mask, cache: Any) -> AdditiveMask | None:
-        # HF's attention functions other than "eager" take no mask for a causal one, as soon as there are two queries.
-        causal = getattr(self.config, "_attn_implementation", None) not in (None, "eager")
-        if mask is None and causal and hidden.shape[1] > 1:
-            return text_mask(None, hidden, cache)
-        return AdditiveMask.of(mask, hidden.dtype)
-
-    def as_export_module(self, profile: TextProfile) -> TextAdapter:  # type: ignore[override]
-        """hidden_states (B, S, D), mask, tables, past -> attn_output (B, S, D), new_key, new_value; see TextProfile."""
-        return TextAdapter(self, profile, _attention, first="hidden_states", output="attn_output", attentions=[self])
-
-
-def _attention(module: Any, given: GraphInputs) -> Tensor:
-    out: Tensor = module(given.hidden, given.tables, given.mask, given.past, per_head=given.per_head)[0]
-    return out
+    def as_export_module(self, profile: TextProfile) -> GraphAdapter:
+        """As DecoderAttention. Raises ProfileError for deepstack inputs, which follow a layer of the whole model."""
+        check_deepstack(profile, self, 0)
+        return super().as_export_module(profile)
 
 
 @register(hf_class("Qwen3VLTextDecoderLayer"))
-class QuantQwen3VLTextDecoderLayer(QModule):
+class QuantQwen3VLTextDecoderLayer(DecoderLayer):
     """Attention and MLP, each after a norm, each added to the residual stream."""
 
-    CHILDREN = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
-    SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
+    def as_export_module(self, profile: TextProfile) -> GraphAdapter:
+        """As DecoderLayer. Raises ProfileError for deepstack inputs, which follow a layer of the whole model."""
+        check_deepstack(profile, self, 0)
+        return super().as_export_module(profile)
 
-    self_attn: QuantQwen3VLTextAttention
-    mlp: QModule
-    input_layernorm: QModule
-    post_attention_layernorm: QModule
+
+@register(hf_class("Qwen3VLTextRotaryEmbedding"))
+class QuantQwen3VLTextRotaryEmbedding(DecoderRotary):
+    """Interleaved multimodal rotary tables: time, height and width."""
+
+    AXES = 3
+
+
+@dataclass(frozen=True)
+class Qwen3VLTextProfile(TextProfile):
+    """A TextProfile with `deepstack`: how many layers have a dense addend (B, S, D) as input, `deepstack_{k}` for the
+    stack, `deepstack` for a layer; 0 for decode and for prompts without images."""
+
+    deepstack: int = field(default=0, kw_only=True)
+    LEAST = {**TextProfile.LEAST, "deepstack": 0}
+
+
+@register(hf_class("Qwen3VLTextModel"))
+class QuantQwen3VLTextModel(DecoderModel):
+    """The stack of decoder layers, with visual features added after the first of them (deepstack).
+
+    After layer k < taps, `deepstack_{k}` is the dense addend of layer k (zero at text tokens) and `deepstack_out_{k}`
+    the hidden states from there on, also where nothing was added, so that calls with and without images are the same
+    arithmetic.
+    """
+
+    def __init__(self, fp: Any, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        self.taps = 0
+        self.set_taps(min(TAPS, len(self.layers)))
+
+    def set_taps(self, taps: int) -> None:
+        """How many layers have a deepstack addend. The wrapper of a whole model calls it, while the tree is built."""
+        assert 0 <= taps <= len(self.layers), f"{taps} deepstack features for {len(self.layers)} layers"
+        for k in range(taps, self.taps):
+            del self.sites[f"deepstack_{k}"], self.sites[f"deepstack_out_{k}"]
+        for k in range(self.taps, taps):
+            self.add_site(f"deepstack_{k}", Role.ACTIVATION)
+            self.add_site(f"deepstack_out_{k}", Role.ACTIVATION)
+        self.taps = taps
 
     def forward(
         self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
-        attention_mask: Mask = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        use_cache: bool | None = False,
-        *,
-        per_head: bool = False,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        visual_pos_masks: Tensor | None = None,
+        deepstack_visual_embeds: Sequence[Tensor] | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """hidden_states (B, S, D) -> (B, S, D); the other arguments as QuantQwen3VLTextAttention takes them."""
-        refuse_recording(kwargs)
-        x = self.q("act_in", hidden_states)
-        attended, _ = self.self_attn(
-            self.input_layernorm(x), position_embeddings, attention_mask, past_key_values, per_head=per_head
-        )
-        x = self.q("attn_residual", x + attended)
-        return self.q("act_out", x + self.mlp(self.post_attention_layernorm(x)))
+    ) -> Any:
+        """As DecoderModel. position_ids: (B, S), (3, B, S), or (4, B, S) whose first row are the text positions.
+        visual_pos_masks (B, S) bool marks where the rows of each deepstack_visual_embeds[k] (visual tokens, D) are
+        added, after layer k."""
 
-    def as_export_module(self, profile: TextProfile) -> TextAdapter:  # type: ignore[override]
-        """hidden_states (B, S, D), mask, tables, past -> hidden_states_out, new_key, new_value; see TextProfile."""
-        return TextAdapter(
-            self,
-            profile,
-            _layer,
-            first="hidden_states",
-            output="hidden_states_out",
-            attentions=[self.self_attn],
+        def extras(tokens: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+            where = None if visual_pos_masks is None else visual_pos_masks.to(tokens.device)
+            shape = (*tokens.shape[:2], int(self.config.hidden_size))
+            return named_addends(dense_addends(where, deepstack_visual_embeds, shape, dtype, self.taps))
+
+        return self.run(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs, extras
         )
 
+    def step(self, i: int, hidden: Tensor, given: StackInputs) -> Tensor:
+        """Layer i and the addend that follows it."""
+        hidden = super().step(i, hidden, given)
+        if i >= self.taps:
+            return hidden
+        addend = given.extras.get(f"deepstack_{i}", given.extras.get("deepstack"))
+        if addend is not None:
+            hidden = hidden + self.q(f"deepstack_{i}", addend)
+        return self.q(f"deepstack_out_{i}", hidden)
 
-def _layer(module: Any, given: GraphInputs) -> Tensor:
-    out: Tensor = module(given.hidden, given.tables, given.mask, past_key_values=given.past, per_head=given.per_head)
-    return out
+    def extra_inputs(self, profile: TextProfile) -> Mapping[str, TensorSpec]:
+        """The dense addends. Raises ProfileError for more than the model has sites for."""
+        count = check_deepstack(profile, self, self.taps)
+        spec = TensorSpec((profile.batch_size, profile.seq_len, self.config.hidden_size), float_type(self))
+        if profile.layer is None:
+            return dict.fromkeys((f"deepstack_{k}" for k in range(count)), spec)
+        return {"deepstack": spec} if profile.layer < count else {}
 
 
-def table_scale(config: Any) -> float:
-    """What transformers multiplies cos and sin with: 1, or more for some long-context kinds of rotary embedding."""
-    return float(hf_class("Qwen3VLTextRotaryEmbedding")(config).attention_scaling)
+def check_deepstack(profile: TextProfile, module: QModule, taps: int) -> int:
+    """How many dense addends `profile` has. Raises ProfileError for more than `taps`, which `module` has sites for."""
+    count = profile.deepstack if isinstance(profile, Qwen3VLTextProfile) else 0
+    if count > taps:
+        raise ProfileError(
+            f"the profile has {count} deepstack inputs, but {type(module).__name__} adds {taps}; set "
+            f"TextProfile(deepstack={taps})"
+        )
+    return count
+
+
+def named_addends(addends: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Dense addends by the names of their graph inputs."""
+    return {f"deepstack_{k}": addend for k, addend in enumerate(addends)}

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyquant.decoder.inputs import refuse_recording
 from pyquant.errors import InputError, UnknownModuleError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.grids import Segments, gathered, grids_of, interpolated, position_ids
-from pyquant.models.qwen3_vl.hf import hf_class, refuse_recording, vision_output
+from pyquant.models.qwen3_vl.hf import hf_class, vision_output
 from pyquant.models.qwen3_vl.vision import (
     QuantQwen3VLVisionPatchEmbed,
     QuantQwen3VLVisionPatchMerger,
     QuantQwen3VLVisionRotaryEmbedding,
 )
-from pyquant.models.qwen3_vl.vision_static import VisionAdapter, VisionProfile, VisionTables, require_vision_profile
+from pyquant.models.qwen3_vl.vision_static import VisionProfile, VisionTables, require_vision_profile, vision_graph
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
 from pyquant.wrap.registry import register
@@ -120,7 +122,7 @@ class QuantQwen3VLVisionModel(QModule):
         )
 
     @torch.no_grad()
-    def as_export_module(self, profile: VisionProfile) -> VisionAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """pixel_values (N, pixels of a patch) -> image_embeds (n, D) and deepstack_0, deepstack_1, ... (n, D).
 
         Raises ProfileError for grids that the model cannot merge.
@@ -129,7 +131,7 @@ class QuantQwen3VLVisionModel(QModule):
         weight = self.pos_embed.weight
         like = weight.new_empty(profile.patches, 0)
         count = sum(index in self.deepstack_visual_indexes for index in range(len(self.blocks)))
-        return VisionAdapter(
+        return vision_graph(
             self,
             profile,
             self.tables(like, grids, {}),

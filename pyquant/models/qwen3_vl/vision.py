@@ -18,12 +18,13 @@ from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.grids import Segments, position_ids
 from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.vision_static import (
-    VisionAdapter,
     VisionProfile,
     VisionTables,
     require_vision_profile,
+    vision_graph,
     weight_of,
 )
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AttentionCore
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
@@ -116,7 +117,7 @@ class QuantQwen3VLVisionRotaryEmbedding(QModule):
             cos, sin = angles.cos(), angles.sin()
         return rotary_tables((cos, sin))
 
-    def as_export_module(self, profile: Any) -> nn.Module:
+    def as_export_module(self, profile: Any) -> GraphAdapter:
         """Raises ProfileError: tables of fixed positions are constants."""
         raise ProfileError(
             "rotary tables of fixed grids are constants, so there is no graph of them alone; export the attention, "
@@ -189,7 +190,7 @@ class QuantQwen3VLVisionAttention(QModule):
         out: Tensor = self.proj(outs[0] if len(outs) == 1 else torch.cat(outs))
         return out
 
-    def as_export_module(self, profile: VisionProfile) -> VisionAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """hidden_states (N, V) -> attn_output (N, V), for the grids of `profile`."""
         return _adapter(self, self, profile, "attn_output", "qwen3_vl_vision_attention")
 
@@ -236,7 +237,7 @@ class QuantQwen3VLVisionBlock(QModule):
         x = self.q("attn_residual", x + attended)
         return self.q("act_out", x + self.mlp(self.norm2(x)))
 
-    def as_export_module(self, profile: VisionProfile) -> VisionAdapter:  # type: ignore[override]
+    def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
         """hidden_states (N, V) -> hidden_states_out (N, V), for the grids of `profile`."""
         return _adapter(self, self.attn, profile, "hidden_states_out", "qwen3_vl_vision_block")
 
@@ -272,7 +273,7 @@ class QuantQwen3VLVisionPatchMerger(QModule):
 
 def _adapter(
     module: QModule, attention: QuantQwen3VLVisionAttention, profile: VisionProfile, output: str, name: str
-) -> VisionAdapter:
+) -> GraphAdapter:
     """A block or its attention alone: the rotary tables come from HF's rotary module, built from the config."""
     config, weight = attention.config, weight_of(module)
     grids = require_vision_profile(profile, module).check(config.spatial_merge_size)
@@ -283,7 +284,7 @@ def _adapter(
     ids = position_ids(grids, config.spatial_merge_size, weight.device)
     tables = VisionTables(None, rotary.to(weight.device).tables(weight, ids), Segments.of_grids(grids))
     spec = TensorSpec((profile.patches, attention.num_heads * attention.head_dim), weight.dtype)
-    return VisionAdapter(module, profile, tables, _call, inputs={"hidden_states": spec}, outputs=(output,), name=name)
+    return vision_graph(module, profile, tables, _call, inputs={"hidden_states": spec}, outputs=(output,), name=name)
 
 
 def _call(module: QModule, x: Tensor, tables: VisionTables) -> tuple[Tensor, ...]:

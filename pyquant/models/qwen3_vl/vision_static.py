@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VisionProfile, the grids of one static vision graph, and the adapter that owns all tensors made of them.
+"""VisionProfile, the grids of one static vision graph, and the graph that owns all tensors made of them.
 
 It owns the calling convention of the tower's graphs. What a grid means is grids.py, the arithmetic is the wrappers'.
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.grids import Grid, Segments, count_of, fault_of
-from pyquant.wrap.base import Phase, QModule
+from pyquant.wrap.adapter import GraphAdapter
+from pyquant.wrap.base import QModule
 from pyquant.wrap.rotary import RotaryTables
 
 
@@ -98,56 +98,29 @@ class VisionTables:
     per_head: bool = False
 
 
-class VisionAdapter(nn.Module):
-    """`call(module, x, tables)` as a graph from one input to `outputs`.
+def vision_graph(
+    module: QModule,
+    profile: VisionProfile,
+    tables: VisionTables,
+    call: Callable[[Any, Tensor, VisionTables], tuple[Tensor, ...]],
+    *,
+    inputs: dict[str, TensorSpec],
+    outputs: tuple[str, ...],
+    name: str,
+) -> GraphAdapter:
+    """`call(module, x, tables)` as a graph from one input to `outputs`. The graph owns the tables."""
+    segments, per_head = tables.segments, profile.attention == "per_head"
 
-    Shares the wrapper's submodules and owns the tables, as buffers: a second adapter of one wrapper changes nothing
-    here. Raises PhaseError before convert.
-    """
+    def graph(
+        x: Tensor, *, module: QModule, pos_embeds: Tensor | None, cos: Tensor, signed_sin: Tensor
+    ) -> tuple[Tensor, ...]:
+        return call(module, x, VisionTables(pos_embeds, RotaryTables(cos, signed_sin), segments, per_head))
 
-    cos: Tensor
-    signed_sin: Tensor
-    pos_embeds: Tensor | None
-
-    def __init__(
-        self,
-        module: QModule,
-        profile: VisionProfile,
-        tables: VisionTables,
-        call: Callable[[Any, Tensor, VisionTables], tuple[Tensor, ...]],
-        *,
-        inputs: dict[str, TensorSpec],
-        outputs: tuple[str, ...],
-        name: str,
-    ) -> None:
-        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
-            module.require(Phase.QUANTIZED, "export")
-        module.refresh_all()
-        super().__init__()
-        self.module = module
-        self.call = call
-        self.segments, self.per_head = tables.segments, profile.attention == "per_head"
-        self.register_buffer("pos_embeds", _own(tables.pos_embeds))
-        self.register_buffer("cos", _own(tables.rotary.cos))
-        self.register_buffer("signed_sin", _own(tables.rotary.signed_sin))
-        self.input_specs = inputs
-        self.output_names = outputs
-        self.name = name
-        self.training = False
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        tables = VisionTables(self.pos_embeds, RotaryTables(self.cos, self.signed_sin), self.segments, self.per_head)
-        return self.call(self.module, x, tables)
-
-    def train(self, mode: bool = True) -> VisionAdapter:
-        """An adapter is for inference; leaves the wrapped module's own flags alone."""
-        return self
+    own = {"pos_embeds": tables.pos_embeds, "cos": tables.rotary.cos, "signed_sin": tables.rotary.signed_sin}
+    parts = {"module": module}
+    return GraphAdapter(module, graph, inputs=inputs, outputs=outputs, name=name, parts=parts, tables=own)
 
 
 def weight_of(module: nn.Module) -> Tensor:
     """A tensor with the dtype and on the device of `module`."""
     return next(chain(module.parameters(), module.buffers()))
-
-
-def _own(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.clone(tensor.detach())

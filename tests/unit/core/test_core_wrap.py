@@ -18,7 +18,7 @@ import pyquant
 from pyquant import ObserverSpec, PerAxis, PerGroup, Policy, QuantSpec, Rule, ops, wrap
 from pyquant.errors import PhaseError, PolicyError, ProfileError, UnknownModuleError
 from pyquant.spec import INT4, INT8, INT16, UINT4, UINT8
-from pyquant.wrap import ExportAdapter, Phase, QModule, Role, WrapContext, registry
+from pyquant.wrap import GraphAdapter, Phase, QModule, Role, WrapContext, registry
 
 W8A8 = Policy.preset("w8a8")
 
@@ -376,7 +376,7 @@ def test_export_before_convert_is_refused(block: ToyBlock) -> None:
 
 def test_default_adapter(converted: QModule, xs: list[Tensor]) -> None:
     adapter = converted.as_export_module(profile("x"))
-    assert isinstance(adapter, ExportAdapter)
+    assert isinstance(adapter, GraphAdapter)
     assert (adapter.name, list(adapter.input_specs), adapter.output_names) == ("toyblock", ["x"], ("y",))
     assert torch.equal(adapter(xs[0]), converted(xs[0]))
     by_position = converted.as_export_module(profile("hidden_states"))
@@ -384,12 +384,14 @@ def test_default_adapter(converted: QModule, xs: list[Tensor]) -> None:
 
 
 def test_adapter_passes_by_name_where_it_can() -> None:
-    class Sub(nn.Module):
+    class Sub(QModule):
         def forward(self, a: Tensor, b: Tensor | None = None, *, c: Tensor) -> Tensor:
             return a - c if b is None else b
 
     one, two = torch.ones(1), torch.zeros(1)
-    assert ExportAdapter(Sub(), profile("c", "a"), "n")(one, two).item() == -1
+    q = Sub(None, WrapContext("", W8A8))
+    pyquant.convert(q)
+    assert q.as_export_module(profile("c", "a"))(one, two).item() == -1
 
 
 def test_adapter_refuses_more_inputs_than_forward_takes(converted: QModule) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention mask of a text model: causal, padded, packed, or given; always the size of the call, never a table.
 
-It owns which key a query may look at, as transformers says it. How a mask enters the logits is wrap.attention's.
+It owns which key a query may look at, as transformers defines it. How a mask enters the logits is wrap.attention's.
 """
 
 from __future__ import annotations
@@ -17,26 +17,35 @@ from pyquant.wrap.attention import FILL, AdditiveMask
 
 
 def text_mask(
-    attention_mask: Tensor | None, embeds: Tensor, cache: Any = None, text_positions: Tensor | None = None
+    attention_mask: Tensor | None,
+    embeds: Tensor,
+    cache: Any = None,
+    text_positions: Tensor | None = None,
+    *,
+    window: int | None = None,
+    layer: int = 0,
 ) -> AdditiveMask:
     """What transformers' create_causal_mask means, as (B or 1, 1 or H, Q, K) of 0 and FILL.
 
     `attention_mask`: None; (B, keys) of any type, zero at padding; or 4-D, taken as it is: true (or nonzero) where a
     query may look, or added when floating point. `embeds` (B, Q, D) gives sizes, type and device; `cache` (HF's, or a
     Past) the keys that are there before. `text_positions` (B, Q): where they do not go up by one, another packed
-    sequence begins; as in transformers that counts only without mask and cache.
+    sequence begins; as in transformers that counts only without mask and cache. `window`: how many positions back a
+    query sees, itself included. `layer`: whose part of the cache it is, where layers keep unequal parts.
 
     There is a mask even if nothing is masked, so that the arithmetic is that of a static graph. Raises InputError for a
     mask that does not fit the keys.
     """
     batch, queries = embeds.shape[:2]
-    past, keys, first = sizes(cache, queries)
+    past, keys, first = sizes(cache, queries, layer)
     if attention_mask is not None and attention_mask.dim() == 4:
         _check(attention_mask, (batch, None, queries, keys))
         return AdditiveMask.of(attention_mask, embeds.dtype) or AdditiveMask(embeds.new_zeros(1, 1, 1, 1))
     query_at = torch.arange(queries, device=embeds.device) + past
     key_at = torch.arange(keys, device=embeds.device) + first
     keep = (key_at[None, :] <= query_at[:, None])[None]
+    if window is not None:
+        keep = keep & (key_at[None, :] > query_at[:, None] - window)
     if attention_mask is not None:
         keep = keep & _valid(attention_mask, batch, queries, past, keys, first).to(embeds.device)[:, None, :]
     elif text_positions is not None and cache is None:
@@ -47,11 +56,11 @@ def text_mask(
     return AdditiveMask(values[:, None])
 
 
-def sizes(cache: Any, queries: int) -> tuple[Any, int, int]:
+def sizes(cache: Any, queries: int, layer: int = 0) -> tuple[Any, int, int]:
     """(tokens before the call, keys during it, position of the first key) of an HF cache, a Past or None."""
     if cache is None:
         return 0, queries, 0
-    keys, first = cache.get_mask_sizes(queries, 0)
+    keys, first = cache.get_mask_sizes(queries, layer)
     offset = getattr(cache, "get_query_offset", cache.get_seq_length)  # only some releases tell the two apart
     return offset(), keys, first
 

@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs around the tower and the text model: token embedding, fusion, head, and the whole model in one.
+"""The graphs that only Qwen3-VL has: the join of text and visual tokens, and the whole model in one.
 
-It owns their profiles, names and shapes. The tower's graphs are vision_static.py, the text model's text_static.py;
-which graphs make a bundle is bundle.py.
+It owns their profiles, names and shapes. The tower's graphs are vision_static.py, those of the text model
+pyquant.decoder; which graphs make a bundle is bundle.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pyquant.decoder.ends import Counts
+from pyquant.decoder.graphs import StackInputs, float_type
 from pyquant.errors import ProfileError
-from pyquant.exporter.profile import ExportProfile, TensorSpec
+from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.fusion import join, spread
 from pyquant.models.qwen3_vl.grids import Grid
+from pyquant.models.qwen3_vl.text import named_addends
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
+from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
-from pyquant.wrap.base import Phase, QModule
+from pyquant.wrap.base import QModule
 from pyquant.wrap.rotary import RotaryTables
-
-_TRACED_LENGTH = 16  # of an open length; any would do
-
-
-class _Counts:
-    """Fields named in COUNTS are integers of at least 1."""
-
-    COUNTS: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in self.COUNTS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ProfileError(f"{type(self).__name__}.{name} is an integer of at least 1, got {value!r}")
 
 
 @dataclass(frozen=True)
-class FusionProfile(_Counts):
+class FusionProfile(Counts):
     """Text and visual tokens into one sequence: text_embeds (B, S, D), visual_embeds (V, D), visual_deepstack_{k}
     (V, D), visual_index int32 (B, S) -> inputs_embeds (B, S, D), deepstack_{k} (B, S, D).
 
@@ -58,17 +47,7 @@ class FusionProfile(_Counts):
 
 
 @dataclass(frozen=True)
-class HeadProfile(_Counts):
-    """The final norm and the head: hidden_states (B, S, D) -> logits (B, S, vocabulary)."""
-
-    batch_size: int
-    seq_len: int = 1
-    name = "lm_head"
-    COUNTS = ("batch_size", "seq_len")
-
-
-@dataclass(frozen=True)
-class WholeProfile(_Counts):
+class WholeProfile(Counts):
     """The model in one graph: input_ids int32 (B, S), pixel_values of all `image_grids`, visual_index int32 (B, S),
     attention_mask (B, 1, S, S), cos and signed_sin (B, S, head_dim) -> last_hidden_state (B, S, D) after the norm.
 
@@ -83,40 +62,6 @@ class WholeProfile(_Counts):
     COUNTS = ("batch_size", "seq_len")
 
 
-class GraphAdapter(nn.Module):
-    """`call(*inputs)` of wrappers below `module` as a static graph. Raises PhaseError before convert.
-
-    `parts` are the modules that `call` uses, and no more: tracing goes through every tensor that an adapter holds.
-    """
-
-    def __init__(
-        self,
-        module: QModule,
-        call: Callable[..., Any],
-        *,
-        inputs: dict[str, TensorSpec],
-        outputs: tuple[str, ...],
-        name: str,
-        parts: Mapping[str, nn.Module],
-    ) -> None:
-        if module.phase is not Phase.FLOAT:  # a float graph is exported on purpose: pyquant.wrap.phase(q, Phase.FLOAT)
-            module.require(Phase.QUANTIZED, "export")
-        module.refresh_all()
-        super().__init__()
-        self.call = call
-        for key, part in parts.items():
-            self.add_module(key, part)
-        self.input_specs, self.output_names, self.name = inputs, outputs, name
-        self.training = False
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.call(*inputs)
-
-    def train(self, mode: bool = True) -> GraphAdapter:
-        """An adapter is for inference; leaves the wrapped module's own flags alone."""
-        return self
-
-
 class SitesOf(nn.Module):
     """A wrapper's own sites, for a graph that uses nothing else of it."""
 
@@ -125,24 +70,15 @@ class SitesOf(nn.Module):
         self.sites = wrapper.sites
 
 
-def embedding_profile(batch_size: int, seq_len: int | None = None) -> ExportProfile:
-    """input_ids int32 (B, S) -> inputs_embeds (B, S, D); an open length without `seq_len`."""
-    if seq_len is None:
-        spec = TensorSpec((batch_size, _TRACED_LENGTH), torch.int32, dynamic=1)
-        return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name="token_embedding")
-    spec = TensorSpec((batch_size, seq_len), torch.int32)
-    return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name=f"token_embedding_s{seq_len}")
-
-
 def fusion_graph(model: Any, profile: FusionProfile) -> GraphAdapter:
     """Each input passes the site that the graph before it ends with, so that the grids of both are equal."""
     text, visual, taps = model.language_model, model.visual, model.taps
-    dtype, size = _dtype(text), text.config.hidden_size
+    dtype, size = float_type(text), text.config.hidden_size
     tapped = [block for block in range(len(visual.blocks)) if block in visual.deepstack_visual_indexes][:taps]
     mergers = [visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(block)] for block in tapped]
     ends = [merger.linear_fc2 for merger in (visual.merger, *mergers)]
 
-    def call(embeds: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def call(embeds: Tensor, *rest: Tensor, **_: nn.Module) -> tuple[Tensor, ...]:
         *features, index = rest
         rows, *deepstack = (end.q("act_out", feature) for end, feature in zip(ends, features, strict=True))
         fused = model.q("fused", join(text.embed_tokens.q("act_out", embeds), rows, index))
@@ -159,25 +95,10 @@ def fusion_graph(model: Any, profile: FusionProfile) -> GraphAdapter:
     return GraphAdapter(model, call, inputs=inputs, outputs=outputs, name=profile.name, parts=parts)
 
 
-def head_graph(model: Any, profile: HeadProfile) -> GraphAdapter:
-    """Of a QuantQwen3VLForConditionalGeneration."""
-    text, head = model.model.language_model, model.lm_head
-
-    def call(hidden: Tensor) -> Tensor:
-        logits: Tensor = head(text.norm(hidden))
-        return logits
-
-    spec = TensorSpec((profile.batch_size, profile.seq_len, text.config.hidden_size), _dtype(text))
-    parts = {"norm": text.norm, "lm_head": head}
-    return GraphAdapter(
-        model, call, inputs={"hidden_states": spec}, outputs=("logits",), name=profile.name, parts=parts
-    )
-
-
 def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
     """Of a QuantQwen3VLModel. Raises ProfileError for images with more tokens than the sequence has places."""
     text, shape = model.language_model, (profile.batch_size, profile.seq_len)
-    dtype = _dtype(text)
+    dtype = float_type(text)
     images = VisionProfile(profile.image_grids, profile.attention) if profile.image_grids else None
     if images is not None and images.tokens(model.merge) > profile.batch_size * profile.seq_len:
         raise ProfileError(
@@ -187,7 +108,7 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
     tower = None if images is None else model.visual.as_export_module(images)
     per_head = profile.attention == "per_head"
 
-    def call(ids: Tensor, *rest: Tensor) -> Tensor:
+    def call(ids: Tensor, *rest: Tensor, **_: nn.Module) -> Tensor:
         *visual, mask, cos, signed_sin = rest
         hidden: Tensor = text.embed_tokens(ids)
         addends: tuple[Tensor, ...] = ()
@@ -195,14 +116,16 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
             pixels, index = visual
             rows, *features = tower(pixels)
             hidden, addends = model.q("fused", join(hidden, rows, index)), spread(features[: model.taps], index)
-        tables = RotaryTables(cos.unsqueeze(2), signed_sin.unsqueeze(2))
-        out: Tensor = text.norm(text.stack(hidden, tables, AdditiveMask(mask), None, addends, per_head=per_head))
+        tables = {"": RotaryTables(cos.unsqueeze(2), signed_sin.unsqueeze(2))}
+        masks = {"": AdditiveMask(mask)}
+        extras = named_addends(addends)
+        out: Tensor = text.norm(text.stack(StackInputs(hidden, tables, masks, extras=extras, per_head=per_head)))
         return out
 
     inputs = {"input_ids": TensorSpec(shape, torch.int32)}
     if tower is not None:
         inputs |= {"pixel_values": tower.input_specs["pixel_values"], "visual_index": TensorSpec(shape, torch.int32)}
-    table = TensorSpec((*shape, text.layers[0].self_attn.head_dim), dtype)
+    table = TensorSpec((*shape, text.kinds[0].head_dim), dtype)
     inputs |= {
         "attention_mask": TensorSpec((shape[0], 1, shape[1], shape[1]), dtype),
         "cos": table,
@@ -210,7 +133,3 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
     }
     parts = {"module": model} if tower is None else {"module": model, "tower": tower}
     return GraphAdapter(model, call, inputs=inputs, outputs=("last_hidden_state",), name=profile.name, parts=parts)
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype

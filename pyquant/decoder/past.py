@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Past: the keys and values of one call as plain tensors, in the place where HF has a Cache.
 
-It owns the join of what came in and what a layer adds. Which tensors come in, and where the new ones go, is known to
-the graph adapters (text_static.py) and to calibration (text_model.py).
+It owns joining the cached tensors with those that a layer adds. Which tensors come in, and where the new ones go, is
+known to the graphs (graphs.py) and to calibration (model.py).
 """
 
 from __future__ import annotations

@@ -7,24 +7,25 @@ model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyquant.models.qwen3_vl.past import KeyValue, Past
+from pyquant.decoder.past import KeyValue, Past
 
-# (tokens of the row, positions (3, 1, n), past, addends) -> hidden states (1, n, D)
-Forward = Callable[[Tensor, Tensor, Past, Sequence[Tensor]], Tensor]
+# (tokens of the row, positions (axes, 1, n), past, extras of the row) -> hidden states (1, n, D)
+Forward = Callable[[Tensor, Tensor, Past, Mapping[str, Tensor]], Tensor]
 
 
 def row_by_row(
-    forward: Forward, tokens: Tensor, valid: Tensor, positions: Tensor, cache: Any, addends: Sequence[Tensor]
+    forward: Forward, tokens: Tensor, valid: Tensor, positions: Tensor, cache: Any, extras: Mapping[str, Tensor]
 ) -> Tensor:
     """Hidden states (B, S, D) of a batch, with zeros at padding; so are the keys and values that `cache` gets.
 
-    `tokens` (B, S) or (B, S, D); `valid` (B or 1, past + S) bool; `positions` (3, B or 1, S).
+    `tokens` (B, S) or (B, S, D); `valid` (B or 1, past + S) bool; `positions` (axes, B or 1, S);
+    `extras` by name, each (B, S, ...).
     """
     batch, length = tokens.shape[:2]
     valid = valid.to(tokens.device)
@@ -39,7 +40,7 @@ def row_by_row(
         own = slice(row, row + 1)
         past = Past(_row_of(cache, own, keys[:before]) if before else None)
         at = positions[:, min(row, positions.shape[1] - 1), None, now.to(positions.device)]
-        hidden = forward(tokens[own, now], at, past, [addend[own, now] for addend in addends])
+        hidden = forward(tokens[own, now], at, past, {name: extra[own, now] for name, extra in extras.items()})
         out = hidden.new_zeros(batch, length, hidden.shape[-1]) if out is None else out
         out[own, now] = hidden
         for layer, pair in past.new.items():
@@ -58,6 +59,7 @@ def _row_of(cache: Any, own: slice, keep: Tensor) -> dict[int, KeyValue]:
     return {
         i: (layer.keys[own].index_select(2, kept), layer.values[own].index_select(2, kept))
         for i, layer in enumerate(cache.layers)
+        if layer.keys is not None
     }
 
 

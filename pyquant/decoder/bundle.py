@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which graphs a DecoderProfile makes of a model, and what their manifest tells whoever runs them.
+
+It owns the list and the words that families share. Writing files is exporter/bundle.py; host.py does what the manifest
+says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import transformers
+from torch import nn
+
+from pyquant.decoder.causal_lm import CausalLM
+from pyquant.decoder.ends import HeadProfile, embedding_profile
+from pyquant.decoder.graphs import TextProfile
+from pyquant.decoder.kind import LayerKind, named
+from pyquant.decoder.model import DecoderModel
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import ExportProfile
+from pyquant.wrap.attention import FILL
+from pyquant.wrap.base import QModule
+
+if TYPE_CHECKING:
+    pass
+
+Part = tuple[nn.Module, Any]
+
+
+class BundleParts:
+    """The graphs and the manifest of one profile and one quantized model `q`, with a head or without.
+
+    A family derives from it: `FAMILY` is its room, the hooks add graphs and words. Raises ProfileError for a model of
+    another family, or one that is shorter than the profile.
+    """
+
+    FAMILY: ClassVar[str]
+    MODELS: ClassVar[tuple[type[QModule], ...]]  # with a head, without
+
+    def __init__(self, profile: Any, q: nn.Module) -> None:
+        if not isinstance(q, self.MODELS):
+            known = " or ".join(cls.__name__.removeprefix("Quant") for cls in self.MODELS)
+            raise ProfileError(
+                f"{self.FAMILY}.Profile is for a quantized {known}, got {type(q).__name__}; its parts have "
+                "profiles of their own, such as TextProfile"
+            )
+        self.profile: Any = profile
+        self.q = q
+        self.model: Any = q.model if isinstance(q, CausalLM) else q
+        limit = self.text.config.max_position_embeddings
+        if profile.max_seq_len > limit:
+            raise ProfileError(
+                f"max_seq_len {profile.max_seq_len} is beyond the model's max_position_embeddings, {limit}; use a "
+                "shorter one"
+            )
+
+    @property
+    def text(self) -> DecoderModel:
+        """The stack of layers."""
+        text: DecoderModel = self.model
+        return text
+
+    # --- graphs ---
+
+    def graphs(self) -> dict[str, Part]:
+        """File name -> (wrapper, its own profile), in the order in which a host runs them."""
+        profile = self.profile
+        parts = [*self.encoders(), *((self.text.embed_tokens, each) for each in self._embeddings())]
+        for length in profile.prefill_lengths:
+            parts += self.before_prefill(length)
+            parts += self._text_parts(length, 0)
+        parts += self._text_parts(1, profile.cache_len)
+        if isinstance(self.q, CausalLM):
+            parts.append((self.q, HeadProfile(profile.batch_size)))
+        return {part_profile.name: (part, part_profile) for part, part_profile in parts}
+
+    def encoders(self) -> list[Part]:
+        """Graphs of what is not text."""
+        return []
+
+    def before_prefill(self, length: int) -> list[Part]:
+        """Graphs between the token embedding and a prefill of `length`."""
+        return []
+
+    def text_profile(self, length: int, past: int, layer: int | None) -> TextProfile:
+        """The profile of one graph of the stack."""
+        return TextProfile(self.profile.batch_size, length, past, layer=layer, attention=self.profile.attention)
+
+    def _embeddings(self) -> list[ExportProfile]:
+        profile, kinds = self.profile, []
+        if profile.token_embedding != "fixed":
+            kinds.append(embedding_profile(profile.batch_size))
+        if profile.token_embedding != "dynamic":
+            kinds += [embedding_profile(profile.batch_size, n) for n in sorted({1, *profile.prefill_lengths})]
+        return kinds
+
+    def _text_parts(self, length: int, past: int) -> list[Part]:
+        layers = range(len(self.text.layers)) if self.profile.layers == "per_layer" else [None]
+        return [(self.text, self.text_profile(length, past, layer)) for layer in layers]
+
+    # --- the manifest ---
+
+    def manifest(self) -> dict[str, Any]:
+        """The entries that export_bundle merges into the manifest; those of `graphs` go to the graphs of that name."""
+        profile, text = self.profile, self.text
+        return {
+            "family": self.FAMILY,
+            "transformers": transformers.__version__,
+            "batch_size": profile.batch_size,
+            "max_seq_len": profile.max_seq_len,
+            "prefill_lengths": list(profile.prefill_lengths),
+            "layers": profile.layers,
+            "num_hidden_layers": len(text.layers),
+            **self.more(),
+            **{named("rotary", variant): self.rotary(variant) for variant in text.variants},
+            "mask": {"fill": FILL, "keep": 0.0},
+            "cache": {
+                "capacity": profile.cache_len,
+                "layout": "batch, kv_heads, tokens, head_dim",
+                "layers": [_layer_entry(kind) for kind in text.kinds],
+            },
+            "generation": _generation(self.q),
+            "host": list(self.steps()),
+            "graphs": {name: self.describe(part_profile) for name, (_, part_profile) in self.graphs().items()},
+        }
+
+    def more(self) -> dict[str, Any]:
+        """Entries that only this family has."""
+        return {}
+
+    def steps(self) -> tuple[str, ...]:
+        """What a host does, in order."""
+        return (NUMBERS, _PADDING, _EMBED, ROTARY, *LAST_STEPS)
+
+    @torch.no_grad()
+    def rotary(self, variant: str) -> dict[str, Any]:
+        """HF's frequencies. Raises ProfileError for a kind of rotary embedding whose frequencies depend on the
+        length."""
+        rotary = self.text.rotary_emb.float_rotary
+        refuse_changing(rotary)
+        return {
+            "inv_freq": rotary.inv_freq.detach().float().cpu().tolist(),
+            "attention_scaling": float(rotary.attention_scaling),
+            "signed_sin": "the first half of sin is negated",
+        }
+
+    def describe(self, profile: Any) -> dict[str, Any]:
+        """`kind` and what a tensor means; "range" are the integers that an input takes, both ends included."""
+        if isinstance(profile, HeadProfile):
+            return {"kind": "lm_head", "meaning": _MEANING["lm_head"]}
+        if isinstance(profile, TextProfile):
+            kind = "decode" if profile.past_len else "prefill"
+            layer = {} if profile.layer is None else {"layer": profile.layer}
+            return {"kind": kind, "seq_len": profile.seq_len, **layer, "meaning": self.text_meaning()}
+        length = profile.inputs["input_ids"]
+        entry = {"kind": "token_embedding", "meaning": _MEANING["token_embedding"], "range": self.id_range()}
+        return entry if length.dynamic is not None else {**entry, "seq_len": length.shape[1]}
+
+    def id_range(self) -> dict[str, list[int]]:
+        """The token ids that a graph takes."""
+        return {"input_ids": [0, int(self.text.config.vocab_size) - 1]}
+
+    def text_meaning(self) -> Mapping[str, str]:
+        """The words for the tensors of prefill and decode."""
+        return {**TABLES, **_MEANING["text"]}
+
+
+def _layer_entry(kind: LayerKind) -> dict[str, Any]:
+    entry: dict[str, Any] = {"kv_heads": kind.kv_heads, "head_dim": kind.head_dim}
+    optional = {"window": kind.window, "shares": kind.shares, "variant": kind.variant or None}
+    return entry | {name: value for name, value in optional.items() if value is not None}
+
+
+def refuse_changing(rotary: Any) -> None:
+    """Raise ProfileError for rotary embeddings that a manifest cannot describe."""
+    kind = str(getattr(rotary, "rope_type", "default"))
+    if kind in ("dynamic", "longrope"):
+        raise ProfileError(
+            f"rotary embeddings of type {kind!r} change their frequencies with the length of the sequence, which a "
+            "manifest cannot say; set rope_type to 'default' or 'yarn' for the lengths of this bundle"
+        )
+
+
+def _generation(q: nn.Module) -> dict[str, Any]:
+    config = getattr(q, "generation_config", None)
+    names = ("eos_token_id", "pad_token_id")
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+
+
+TABLES = {
+    "attention_mask*": (
+        "0 where a query may look, the fill elsewhere: later places, padding, unused places of the cache"
+    ),
+    "cos*": "cosine of position times frequency, for both halves of a head, times attention_scaling",
+    "signed_sin*": "sine of the same, its first half negated",
+}
+_MEANING: dict[str, dict[str, str]] = {
+    "token_embedding": {"input_ids": "token ids; padding may be any", "inputs_embeds": "embeddings of text"},
+    "text": {
+        "inputs_embeds": "what enters the first layer",
+        "past_key*": "rotated keys of the cache, from place 0 of each row on",
+        "past_value*": "values of the cache, in the same order",
+        "new_key*": "rotated keys of the new tokens, to be written behind those of each row in the cache",
+        "new_value*": "values of the new tokens, in the same order",
+        "shared_key": "all keys of the layer that this one reads: its cache, then its new ones",
+        "shared_value": "all values of that layer, in the same order",
+        "hidden_states": "hidden states before the final norm (an input of a layer: before that layer)",
+        "hidden_states_out": "hidden states after this layer",
+    },
+    "lm_head": {
+        "hidden_states": "of the last token of each row, before the final norm, which is in this graph",
+        "logits": "of the next token",
+    },
+}
+NUMBERS = (
+    "numbers: an integer q of a tensor with `quant` stands for (q - zero_point) * scale; a number x becomes "
+    "round(x / scale) + zero_point, halves away from zero, kept within the type (a signed one of zero_point 0: "
+    "without its lowest value)"
+)
+_PADDING = "remove padding: each row starts at place 0 of a prefill length that holds the longest"
+_EMBED = "token_embedding of the prompt"
+ROTARY = (
+    "rotary: angle j of a token is inv_freq[j] times its position, which counts the row's tokens from 0; cos and sin "
+    "are attention_scaling times those of the angles, written twice side by side, and the first half of sin is negated"
+)
+LAST_STEPS = (
+    "prefill: mask later places and places from the end of each row on; write new keys and values of real tokens into "
+    "the cache from place 0 on",
+    "lm_head on the hidden state of each row's last token; choose the next token",
+    "decode: past keys and values at places 0 to length - 1 of each row, the new token at the end of the mask; its "
+    "position is that of the last token plus 1 on every axis; write new keys and values at place length",
+    "where an output and the input it goes to have unequal quantization, quantize again",
+)

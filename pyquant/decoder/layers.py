@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One decoder layer: causal attention with grouped heads and a KV cache, a gated MLP, a norm before each.
+
+It owns the sites of what a cache holds, and both as static graphs. Masks are masks.py, rotary tables model.py; linear,
+norm, attention core and MLP are those of pyquant.wrap. A family derives from these and names its HF classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
+from pyquant.decoder.inputs import refuse_recording
+from pyquant.decoder.kind import LayerKind
+from pyquant.decoder.masks import text_mask
+from pyquant.decoder.past import KeyValue
+from pyquant.wrap.adapter import GraphAdapter
+from pyquant.wrap.attention import AdditiveMask, AttentionCore
+from pyquant.wrap.base import QModule, Role, WrapContext
+from pyquant.wrap.rotary import Rotary, RotaryTables
+
+Mask = Tensor | AdditiveMask | None
+
+
+class DecoderAttention(QModule):
+    """Causal attention with grouped heads, whose queries and keys are rotated, and normalized where HF has the norms.
+
+    `key` and `value` are what a cache holds. A cached tensor has been through its site once, and stays as it is. A
+    layer that reads another layer's keys (`LayerKind.shares`) has the two sites too, and no projections for them.
+    """
+
+    CHILDREN = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "q_norm", "k_norm")
+    SITES = {"act_in": Role.ACTIVATION, "key": Role.ACTIVATION, "value": Role.ACTIVATION}
+    ROTARY: ClassVar[type[Any]]  # HF's rotary embedding of the family, built from the config
+
+    q_proj: QModule
+    k_proj: QModule | None
+    v_proj: QModule | None
+    o_proj: QModule
+    q_norm: QModule | None
+    k_norm: QModule | None
+
+    def __init__(self, fp: Any, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        self.kind = self.layer_kind(fp)
+        self.layer_idx = int(fp.layer_idx)
+        unit = float(self.ROTARY(fp.config).attention_scaling) <= 1  # YaRN scales cos and sin beyond 1
+        self.q_rotary = Rotary(ctx.child("q_rotary"), unit=unit)
+        if self.kind.shares is None:
+            self.k_rotary = Rotary(ctx.child("k_rotary"), unit=unit)
+        self.core = AttentionCore(ctx.child("core"), scaling=float(fp.scaling))
+
+    @classmethod
+    def layer_kind(cls, fp: Any) -> LayerKind:
+        """What is particular to this layer; a family with unequal layers overrides it."""
+        return LayerKind(kv_heads=int(fp.config.num_key_value_heads), head_dim=int(fp.head_dim))
+
+    @property
+    def head_dim(self) -> int:
+        return self.kind.head_dim
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
+        attention_mask: Mask = None,
+        past_key_values: Any = None,
+        *,
+        shared: dict[int, KeyValue] | None = None,
+        per_head: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states (B, S, D), position_embeddings (cos, sin) each (B, S, head_dim) -> (B, S, D), probabilities.
+
+        `past_key_values` is an HF Cache, which is updated. `shared`: layer -> all keys and values, of layers that
+        others read; a layer with keys of its own adds them, one without finds them there. Further keywords are accepted
+        as HF accepts them.
+        """
+        tables = RotaryTables.of(position_embeddings, parts=1)
+        mask = self._mask(hidden_states, attention_mask, past_key_values)
+        batch, tokens = hidden_states.shape[:2]
+
+        x = self.q("act_in", hidden_states)
+        query = self._normed(self.q_norm, self._heads(self.q_proj(x)))
+        query = self.q_rotary(query, tables).transpose(1, 2)
+        if self.kind.shares is None:
+            key, value = self._keys(x, tables)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+            if shared is not None:
+                shared[self.layer_idx] = (key, value)
+        else:
+            assert shared is not None, f"layer {self.layer_idx} reads keys of layer {self.kind.shares}: pass shared"
+            key, value = shared[self.kind.shares]
+            key, value = self.q("key", key), self.q("value", value)
+        out, probs = self.core(query, key, value, mask, per_head=per_head)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), probs
+
+    def _keys(self, x: Tensor, tables: RotaryTables) -> KeyValue:
+        """New keys and values (B, Hkv, S, head_dim), on the grid of what a cache holds."""
+        assert self.k_proj is not None, f"{self.path!r} has no k_proj"
+        assert self.v_proj is not None, f"{self.path!r} has no v_proj"
+        key = self.k_rotary(self._normed(self.k_norm, self._heads(self.k_proj(x))), tables).transpose(1, 2)
+        key = self.q("key", key)
+        return key, self.q("value", self._heads(self.v_proj(x)).transpose(1, 2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.kind.head_dim)
+
+    @staticmethod
+    def _normed(norm: QModule | None, x: Tensor) -> Tensor:
+        out: Tensor = x if norm is None else norm(x)
+        return out
+
+    def _mask(self, hidden: Tensor, mask: Mask, cache: Any) -> AdditiveMask | None:
+        # HF's attention functions other than "eager" take no mask for a causal one, as soon as there are two queries.
+        causal = getattr(self.config, "_attn_implementation", None) not in (None, "eager")
+        if mask is None and causal and hidden.shape[1] > 1:
+            return text_mask(None, hidden, cache, window=self.kind.window, layer=self.layer_idx)
+        return AdditiveMask.of(mask, hidden.dtype)
+
+    def as_export_module(self, profile: TextProfile) -> GraphAdapter:
+        """hidden_states (B, S, D), mask, tables, past -> attn_output (B, S, D), new_key, new_value; see TextProfile."""
+        return text_graph(self, profile, _attention, first="hidden_states", output="attn_output", attentions=[self])
+
+
+def _attention(module: DecoderAttention, given: StackInputs) -> Tensor:
+    tables, mask = given.of(module.kind)
+    out: Tensor = module(given.hidden, tables, mask, given.past, shared=given.shared, per_head=given.per_head)[0]
+    return out
+
+
+class DecoderLayer(QModule):
+    """Attention and MLP, each after a norm, each added to the residual stream."""
+
+    CHILDREN = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
+
+    self_attn: DecoderAttention
+    mlp: QModule
+    input_layernorm: QModule
+    post_attention_layernorm: QModule
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
+        attention_mask: Mask = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        *,
+        shared: dict[int, KeyValue] | None = None,
+        per_head: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states (B, S, D) -> (B, S, D); the other arguments as DecoderAttention takes them."""
+        refuse_recording(kwargs)
+        x = self.q("act_in", hidden_states)
+        attended, _ = self.self_attn(
+            self.input_layernorm(x),
+            position_embeddings,
+            attention_mask,
+            past_key_values,
+            shared=shared,
+            per_head=per_head,
+        )
+        x = self.q("attn_residual", x + attended)
+        return self.q("act_out", x + self.mlp(self.post_attention_layernorm(x)))
+
+    def as_export_module(self, profile: TextProfile) -> GraphAdapter:
+        """hidden_states (B, S, D), mask, tables, past -> hidden_states_out, new_key, new_value; see TextProfile."""
+        return text_graph(
+            self,
+            profile,
+            _layer,
+            first="hidden_states",
+            output="hidden_states_out",
+            attentions=[self.self_attn],
+        )
+
+
+def _layer(module: DecoderLayer, given: StackInputs) -> Tensor:
+    tables, mask = given.of(module.self_attn.kind)
+    out: Tensor = module(
+        given.hidden, tables, mask, past_key_values=given.past, shared=given.shared, per_head=given.per_head
+    )
+    return out

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stack of decoder layers: embedding or embeddings in, hidden states out, with HF's calling convention.
+
+It owns the order of the steps and the rotary tables. Layers are layers.py, HF's arguments inputs.py and masks.py,
+padded calibration batches rows.py, static graphs graphs.py. A family derives from these and names its HF classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from pyquant.decoder.graphs import StackInputs, TextProfile, float_type, require_text_profile, text_graph
+from pyquant.decoder.inputs import positions_of, refuse_unsupported, tokens_of
+from pyquant.decoder.kind import LayerKind, variants
+from pyquant.decoder.layers import DecoderAttention, DecoderLayer
+from pyquant.decoder.masks import padded_keys, text_mask
+from pyquant.decoder.past import Past
+from pyquant.decoder.rows import row_by_row
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import TensorSpec
+from pyquant.site import exporting
+from pyquant.wrap.adapter import GraphAdapter
+from pyquant.wrap.attention import AdditiveMask
+from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.rotary import RotaryTables
+
+
+class DecoderRotary(QModule):
+    """Rotary tables, computed by HF's own module. In static graphs they are inputs.
+
+    `AXES`: how many positions a token has: 1, or 3 for time, height and width.
+    """
+
+    SITES = {"cos": Role.UNIT, "sin": Role.UNIT}
+    AXES = 1
+
+    @classmethod
+    def site_roles(cls, fp: Any) -> Mapping[str, Role]:
+        unit = float(fp.attention_scaling) <= 1  # YaRN scales the tables
+        return dict.fromkeys(cls.SITES, Role.UNIT if unit else Role.ACTIVATION)
+
+    def __init__(self, fp: Any, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        self.attention_scaling = float(fp.attention_scaling)
+        lost = fp.inv_freq.is_meta  # its buffers are in no checkpoint
+        with torch.device("cpu"):
+            self.float_rotary = type(fp)(fp.config) if lost else copy.deepcopy(fp)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """position_ids (B, S), or (AXES, B, S) -> (cos, sin), each (B, S, head_dim), in x's dtype."""
+        cos, sin = self._float(x, position_ids)
+        return self.q("cos", cos), self.q("sin", sin)
+
+    def tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
+        """The same in the form of wrap.Rotary, and not yet on the grid."""
+        return RotaryTables.of(self._float(x, position_ids), parts=1)
+
+    def on_grid(self, tables: RotaryTables) -> RotaryTables:
+        """`tables` through the sites; those of the layers then change nothing."""
+        return RotaryTables(self.q("cos", tables.cos), self.q("sin", tables.signed_sin))
+
+    def _float(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        if position_ids.dim() == 2:
+            position_ids = position_ids[None].expand(self.AXES, -1, -1)
+        cos, sin = self.float_rotary(x, position_ids[0] if self.AXES == 1 else position_ids)
+        return cos, sin
+
+    def as_export_module(self, profile: Any) -> GraphAdapter:
+        """Raises ProfileError: no graph computes the tables."""
+        raise ProfileError(
+            "the rotary tables are inputs of the static graphs, made by the host from the positions; export the text "
+            "model or a layer with a TextProfile"
+        )
+
+
+class DecoderModel(QModule):
+    """Token embedding, layers, final norm.
+
+    `inputs_embeds` is what enters the stack. A family that adds something between the layers overrides `step` and
+    `extra_inputs`, and passes its tensors as `extras`, each (B, S, ...), by the names of its graph inputs.
+    """
+
+    CHILDREN = ("embed_tokens", "layers", "norm", "rotary_emb")
+    SITES = {"inputs_embeds": Role.ACTIVATION}
+
+    embed_tokens: QModule
+    layers: nn.ModuleList
+    norm: QModule
+    rotary_emb: DecoderRotary
+
+    def __init__(self, fp: Any, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        self.kinds: tuple[LayerKind, ...] = tuple(attention.kind for attention in self.attentions())
+        self.variants = variants(self.kinds)
+        self.shares = any(kind.shares is not None for kind in self.kinds)
+
+    def attentions(self) -> list[DecoderAttention]:
+        """The attention of each layer."""
+        return [self.layer(i).self_attn for i in range(len(self.layers))]
+
+    def layer(self, i: int) -> DecoderLayer:
+        """Layer i."""
+        layer = self.layers[i]
+        assert isinstance(layer, DecoderLayer), f"{type(layer).__name__} is no decoder layer"
+        return layer
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """input_ids (B, S) or inputs_embeds (B, S, D) -> last_hidden_state (B, S, D), past_key_values.
+
+        attention_mask: see masks.text_mask. position_ids: see inputs.positions_of; None counts on from the cache.
+
+        While calibrating, rows of a batch that a 2-D mask pads run one by one without their padding; the outputs and
+        the cache hold zeros there. Raises InputError for inputs that contradict each other.
+        """
+        return self.run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs)
+
+    def run(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Any,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+        kwargs: Mapping[str, Any],
+        extras: Callable[[Tensor, torch.dtype], Mapping[str, Tensor]] | None = None,
+    ) -> Any:
+        """The steps of forward. `extras`: makes what the family adds, from the tokens and the model's floating type."""
+        refuse_unsupported(kwargs, self.config)
+        tokens = tokens_of(input_ids, inputs_embeds)
+        if use_cache is None:
+            use_cache = bool(getattr(self.config, "use_cache", False)) and not exporting()
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        cache = past_key_values
+        past = 0 if cache is None else cache.get_seq_length()
+        positions, text_positions = positions_of(position_ids, tokens, past, self.rotary_emb.AXES)
+        dtype = tokens.dtype if tokens.is_floating_point() else float_type(self.norm)
+        added = {} if extras is None else extras(tokens, dtype)
+        observing = self.phase is Phase.CALIBRATE and not exporting()
+        valid = padded_keys(attention_mask, tokens, cache) if observing else None
+        if valid is None:
+            embeds = self._embed(tokens)
+            masks = self.masks(attention_mask, embeds, cache, text_positions)
+            hidden = self._normed(StackInputs(embeds, self.tables(embeds, positions), masks, cache, added))
+        else:
+            hidden = row_by_row(self._row, tokens, valid, positions, cache, added)
+        out = BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        as_object = kwargs.get("return_dict")
+        return out if as_object is None or as_object else out.to_tuple()
+
+    def tables(self, like: Tensor, positions: Tensor) -> Mapping[str, RotaryTables]:
+        """The rotary tables of each variant at `positions` (AXES, B, S), not yet on the grid."""
+        return {variant: self.rotary_emb.tables(like, positions) for variant in self.variants}
+
+    def on_grid(self, tables: Mapping[str, RotaryTables]) -> Mapping[str, RotaryTables]:
+        """`tables` through the sites of the rotary module."""
+        return {variant: self.rotary_emb.on_grid(each) for variant, each in tables.items()}
+
+    def masks(
+        self, attention_mask: Tensor | None, embeds: Tensor, cache: Any, text_positions: Tensor | None = None
+    ) -> Mapping[str, AdditiveMask]:
+        """The mask of each variant; see masks.text_mask."""
+        first = {kind.variant: i for i, kind in reversed(list(enumerate(self.kinds))) if kind.shares is None}
+        return {
+            variant: text_mask(
+                attention_mask, embeds, cache, text_positions, window=kind.window, layer=first.get(variant, 0)
+            )
+            for variant, kind in self.variants.items()
+        }
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embeds: Tensor = tokens if tokens.is_floating_point() else self.embed_tokens(tokens)
+        return embeds
+
+    def _row(self, tokens: Tensor, positions: Tensor, past: Past, extras: Mapping[str, Tensor]) -> Tensor:
+        embeds = self._embed(tokens)
+        masks = self.masks(None, embeds, past)
+        return self._normed(StackInputs(embeds, self.tables(embeds, positions), masks, past, extras))
+
+    def _normed(self, given: StackInputs) -> Tensor:
+        out: Tensor = self.norm(self.stack(given))
+        return out
+
+    def stack(self, given: StackInputs) -> Tensor:
+        """inputs_embeds (B, S, D) -> (B, S, D) before the final norm; tables as `tables` makes them."""
+        given = self.prepared(given)
+        hidden = self.q("inputs_embeds", given.hidden)
+        for i in range(len(self.layers)):
+            hidden = self.step(i, hidden, given)
+        return hidden
+
+    def prepared(self, given: StackInputs) -> StackInputs:
+        """With the tables on the grid, and a place for the keys that layers share."""
+        shared = {} if self.shares and given.shared is None else given.shared
+        return given._replace(tables=self.on_grid(given.tables), shared=shared)
+
+    def step(self, i: int, hidden: Tensor, given: StackInputs) -> Tensor:
+        """Layer i and what follows it."""
+        tables, mask = given.of(self.kinds[i])
+        out: Tensor = self.layer(i)(
+            hidden, tables, mask, past_key_values=given.past, shared=given.shared, per_head=given.per_head
+        )
+        return out
+
+    def extra_inputs(self, profile: TextProfile) -> Mapping[str, TensorSpec]:
+        """What the family adds to the inputs of a graph: of the stack, or of layer `profile.layer`."""
+        return {}
+
+    def as_export_module(self, profile: TextProfile) -> GraphAdapter:
+        """The stack, or one layer with what the family adds after it; names and shapes are TextProfile's.
+
+        Raises ProfileError for a profile that contradicts the model.
+        """
+        require_text_profile(profile, self)
+        attentions, extras = self.attentions(), self.extra_inputs(profile)
+        if profile.layer is None:
+            return text_graph(
+                self,
+                profile,
+                _stack,
+                first="inputs_embeds",
+                output="hidden_states",
+                attentions=attentions,
+                extras=extras,
+                many=True,
+            )
+        if profile.layer >= len(self.layers):
+            raise ProfileError(f"TextProfile.layer is {profile.layer}, but the model has {len(self.layers)} layers")
+        return text_graph(
+            self,
+            profile,
+            _LayerOf(profile.layer),
+            first="hidden_states",
+            output="hidden_states_out",
+            attentions=[attentions[profile.layer]],
+            extras=extras,
+            part=_OneLayer(self, profile.layer),
+        )
+
+
+def _stack(model: DecoderModel, given: StackInputs) -> Tensor:
+    return model.stack(given)
+
+
+class _LayerOf:
+    """Layer i of the stack, with what comes before the first one and after each."""
+
+    def __init__(self, i: int) -> None:
+        self.i = i
+
+    def __call__(self, model: DecoderModel, given: StackInputs) -> Tensor:
+        hidden = model.q("inputs_embeds", given.hidden) if self.i == 0 else given.hidden
+        return model.step(self.i, hidden, model.prepared(given))
+
+
+class _OneLayer(nn.Module):
+    """What the graph of one layer uses of the text model, each at the place where it stands there."""
+
+    def __init__(self, model: DecoderModel, layer: int) -> None:
+        super().__init__()
+        self.sites, self.rotary_emb = model.sites, model.rotary_emb
+        self.layers = nn.ModuleDict({str(layer): model.layers[layer]})

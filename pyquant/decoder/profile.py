@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DecoderProfile: the lengths and the layout of a bundle, checked as far as that goes without a model.
+
+It owns what a user asks for. Which graphs that makes of a model, and their manifest, is bundle.py; a family adds what
+only it has (image grids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import nn
+
+from pyquant.decoder.bundle import BundleParts
+from pyquant.errors import ProfileError
+
+Layers = Literal["stack", "per_layer"]
+Attention = Literal["batched", "per_head"]
+Embedding = Literal["both", "dynamic", "fixed"]
+
+
+@dataclass(frozen=True)
+class DecoderProfile:
+    """A bundle of a language model: `pyquant.export_bundle(q, folder, llama.Profile(max_seq_len=512, ...))`.
+
+    max_seq_len: prompt and answer together, in tokens; the cache holds one less. prefill_lengths: one prefill graph
+    each, a prompt takes the shortest that holds it; by default max_seq_len. batch_size: rows of every graph.
+
+    layers: "stack" has one graph for all decoder layers, "per_layer" one for each. attention: all heads in one product,
+    or one product per head. token_embedding: one graph of open length, one for each fixed length, or both (each holds
+    the table).
+
+    Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
+    """
+
+    max_seq_len: int
+    prefill_lengths: Any = field(default=(), kw_only=True)
+    batch_size: int = field(default=1, kw_only=True)
+    layers: str = field(default="stack", kw_only=True)
+    attention: Attention = field(default="batched", kw_only=True)
+    token_embedding: Embedding = field(default="both", kw_only=True)
+    LAYERS: ClassVar[Any] = Layers
+    PARTS: ClassVar[type[BundleParts]] = BundleParts
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_seq_len", 2), ("batch_size", 1)):
+            _require_count(name, getattr(self, name), least)
+        for name, known in (("layers", self.LAYERS), ("attention", Attention), ("token_embedding", Embedding)):
+            if getattr(self, name) not in get_args(known):
+                raise ProfileError(f"{name} is one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "prefill_lengths", self._lengths())
+
+    def _lengths(self) -> tuple[int, ...]:
+        given = self.prefill_lengths or (self.max_seq_len,)
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise ProfileError(f"prefill_lengths are integers such as (64, 256), got {given!r}")
+        for length in given:
+            _require_count("each of prefill_lengths", length, 1)
+            if length > self.max_seq_len:
+                raise ProfileError(
+                    f"the prefill length {length} is more than max_seq_len {self.max_seq_len}, which the prompt is a "
+                    "part of; raise max_seq_len, or leave that length out"
+                )
+        return tuple(sorted(set(given)))
+
+    @property
+    def cache_len(self) -> int:
+        """Tokens that the cache of the decode graph holds."""
+        return self.max_seq_len - 1
+
+    def graphs(self, q: nn.Module) -> Mapping[str, tuple[nn.Module, Any]]:
+        """File name -> the part of `q` and the profile that make that graph. Raises ProfileError when the model cannot
+        take this profile."""
+        return self.PARTS(self, q).graphs()
+
+    def manifest(self, q: nn.Module) -> dict[str, Any]:
+        """What a host has to know beyond shapes: meanings, cache, rotary frequencies, token ids, and its steps."""
+        return self.PARTS(self, q).manifest()
+
+
+def _require_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ProfileError(f"{name} is an integer of at least {least}, got {value!r}")
