@@ -21,6 +21,7 @@ from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.wrap import Phase, QModule, WrapContext
+from pyquant.wrap.finite import non_finite
 from pyquant.wrap.sources import Sources
 
 __all__ = ["calibrate", "convert", "prepare"]
@@ -30,8 +31,9 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
     `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
-    that matches nothing, UnknownModuleError for a module without a wrapper. Warns of forward hooks and of forwards that
-    were replaced on a module: wrappers do not run them.
+    that matches nothing, UnknownModuleError for a module without a wrapper, CalibrationError for NaN or Inf in a tensor
+    that no quantized site looks at (one in a weight that has such a site is an error of convert). Warns of forward
+    hooks and of forwards that were replaced on a module: wrappers do not run them.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"prepare takes a Policy such as Policy.preset('w8a8'), got {policy!r}")
@@ -43,6 +45,7 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     q = build(fp, policy)
     policy.check_used(list(q.all_sites()))
     _scan(q)
+    _check_finite(q, "prepare")
     return q.eval()
 
 
@@ -131,6 +134,7 @@ def _convert(tree: QModule, unused: Sequence[str]) -> None:
     tree.state.require_intact("convert")
     tree.refresh_all()
     _scan(tree)  # only what was edited since prepare
+    _check_finite(tree, "convert")
     grids: dict[Site, QParams] = {}
     problems: list[str] = []
     total = 0
@@ -156,6 +160,7 @@ def finalize(q: QModule) -> None:
     for module in q.all_qmodules():
         module.compute_bias_scales()
         module.sources = Sources()
+    q.checked.clear()
     q.state.converted = True
     wrap.set_phase(q, Phase.QUANTIZED)
 
@@ -164,6 +169,15 @@ def _scan(q: QModule) -> None:
     for module in q.all_qmodules():
         for name, value in module.constants().items():
             module.site(name).scan(value)
+
+
+def _check_finite(q: QModule, verb: str) -> None:
+    if bad := non_finite(q):
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise CalibrationError(
+            f"{verb}: {len(bad)} tensor(s) without a quantized site hold NaN or Inf, which would go into the file as "
+            "they are; repair the model or its checkpoint\n" + "\n".join(f"  {line}" for line in bad[:20]) + more
+        )
 
 
 def _tree(q: Any, verb: str) -> QModule:

@@ -90,6 +90,8 @@ class Site(Phased):
         self._cache = TensorCache()
         self._scanned = TensorStamp()
         self._taps: tuple[TapHandle, ...] = ()
+        self.register_state_dict_post_hook(_record_format)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_follow_scale)  # type: ignore[no-untyped-call]
 
     @property
     def qparams(self) -> QParams | None:
@@ -234,9 +236,12 @@ class Site(Phased):
         assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
         self.scale, self.zero_point, self.observer = qparams.scale.clone(), qparams.zero_point.clone(), None
         self._scanned = TensorStamp()
-        if qparams.scale.dim() == 0:
-            step, zero_point = float(qparams.scale), int(qparams.zero_point)
-            self._ends = ((qparams.spec.qmin - zero_point) * step, (qparams.spec.qmax - zero_point) * step)
+        self._compute_ends()
+
+    def _compute_ends(self) -> None:
+        if self.scale is not None and self.zero_point is not None and self.scale.dim() == 0:
+            spec, step, zero_point = self._spec(), float(self.scale), int(self.zero_point)
+            self._ends = ((spec.qmin - zero_point) * step, (spec.qmax - zero_point) * step)
 
     def _beyond(self, clip: Clip | None) -> Clip | None:
         """The bounds of `clip` that lie inside the grid by more than a step, so that saturation does not reach them."""
@@ -328,6 +333,15 @@ class TensorCache:
 
     def __reduce__(self) -> tuple[type[TensorCache], tuple[()]]:
         return TensorCache, ()
+
+
+def _record_format(site: Any, state_dict: Any, prefix: str, metadata: dict[str, Any]) -> None:
+    """In a state dict's metadata, for the tree that loads it (wrap/state_dict.py)."""
+    metadata["format"] = str(site.spec)
+
+
+def _follow_scale(site: Any, _: Any) -> None:
+    site._compute_ends()
 
 
 def _clamp(x: Tensor, clip: Clip | None) -> Tensor:

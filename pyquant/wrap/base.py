@@ -19,13 +19,14 @@ from pyquant.block_site import BlockSite
 from pyquant.errors import PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
-from pyquant.site import Clip, Phase, Role, Site, TensorCache, TreeState
+from pyquant.site import Clip, Phase, Role, Site, TensorCache, TensorStamp, TreeState
 from pyquant.spec import BlockSpec
 from pyquant.tree_state import Phased, phase, set_phase
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import GraphAdapter, plain_graph
 from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
 from pyquant.wrap.sources import Sources
+from pyquant.wrap.state_dict import follow_state_dict
 
 __all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
 
@@ -68,6 +69,7 @@ class QModule(Phased):
     a ModuleDict entry by entry). One that is missing or None is an error, unless it is listed in `OPTIONAL` too; then
     the attribute is None here. `SITES`: site name -> role. `BIASES`: bias attribute -> (site of the input, site of
     the weight) whose scales make the bias' scale, and third, if there is one, the site of the output.
+    `INFINITE`: buffers in which an infinity has a meaning (a bound that is none).
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
@@ -80,6 +82,7 @@ class QModule(Phased):
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SITES: ClassVar[Mapping[str, Role]] = {}
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
+    INFINITE: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__(ctx.state)
@@ -88,6 +91,7 @@ class QModule(Phased):
         self.config: Any = getattr(fp, "config", None)
         self._context = ctx
         self.sources = Sources()
+        self.checked: dict[str, TensorStamp] = {}  # of the whole tree, see finite.py
         self._bias_cache: dict[str, TensorCache] = {}
         self.sites = nn.ModuleDict()
         for name, role in self.site_roles(fp).items():
@@ -96,6 +100,7 @@ class QModule(Phased):
             setattr(self, name, self._wrap_child(fp, name))
         for name in self.BIASES:
             self.register_buffer(f"{name}_scale", None, persistent=False)
+        follow_state_dict(self)
         self.training = False
 
     @classmethod
@@ -179,7 +184,8 @@ class QModule(Phased):
         return problems
 
     def compute_bias_scales(self) -> None:
-        """Compute the scales of this module's own biases; convert and load call it when the sites have theirs."""
+        """Compute the scales of this module's own biases; convert and every way of loading call it when the sites have
+        theirs."""
         for name, (input_site, weight_site, *_) in self.BIASES.items():
             scale = bias_scale(self.site(input_site).qparams, self.site(weight_site).qparams)
             self._buffers[f"{name}_scale"] = scale

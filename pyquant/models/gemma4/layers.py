@@ -43,6 +43,7 @@ class QuantGemma4ClippableLinear(QModule):
 
     CHILDREN = ("linear",)
     BOUNDS = ("input_min", "input_max", "output_min", "output_max")
+    INFINITE = BOUNDS
 
     linear: QModule
 
