@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exporter: from a converted model to Circle graphs and bundles of them.
+"""From a converted model to Circle graphs, and bundles of them.
 
-It reads the graph that torch.export traces, and knows neither wrappers nor models.
+It reads the graph that torch.export traces; it imports neither wrappers nor models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph under construction: tensors, operators, constants and their names, appended in execution order.
 
-It knows nothing of grids or of ATen; what to append is context.py's and lower/'s business.
+It imports neither grids nor ATen. What to append is decided in context.py and lower/.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Builder:
         self._placed: dict[int, tuple[Const, int]] = {}  # id(Const) -> (the Const, kept alive; its tensor)
 
     def unique(self, name: str) -> str:
-        """`name`, or `name_2`, `name_3` ... when it is taken."""
+        """`name`, or `name_2`, `name_3` ... when the name is in use."""
         count = self._names.get(name, 0) + 1
         self._names[name] = count
         return name if count == 1 else self.unique(f"{name}_{count}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""export_bundle(): every graph of a model in one folder, with a manifest that says what each is.
+"""export_bundle(): every graph of a model in one folder, with a manifest that describes each.
 
-It owns the folder and the manifest. One graph is pipeline.py.
+It owns the folder and the manifest. Exporting one graph is pipeline.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
 SUFFIX = ".circle"
-_LONGEST = 200  # bytes of a file name: file systems take 255, and the writer's draft has a longer name
+_LONGEST = 200  # bytes of a file name: file systems allow 255, and the writer's temporary file has a longer name
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\<>:"|?*\ud800-\udfff]')
 
 
@@ -39,20 +39,21 @@ def export_bundle(
 
     `profiles` is one profile, a sequence of them (named by `profile.name`), a mapping name -> profile, or a model
     family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
-    and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written aside before the first
-    file changes its name, the manifest last: a failure leaves the folder as it was. Files of the bundle that stood
-    there and that the new one does not name are removed. On a terminal a bar shows how far it is. Large constants of
-    the programs are mapped from the files, so that memory holds those of one graph at a time.
+    and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written to a temporary folder
+    before the first file is moved to its place, the manifest last: a failure leaves the folder as it was. Files of a
+    former bundle that the new manifest does not name are removed. On a terminal a bar shows the progress. Large
+    constants of the programs are mapped from the files, so that memory holds those of one graph at a time.
+
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
-    parts, said = _parts(q, profiles)
+    parts, entries = _parts(q, profiles)
     folder = Path(out_dir)
     _require_folder(folder, parts)
-    made = (
+    exported = (
         (name, _exported(name, part, profile, target))
         for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None)
     )
-    return _write(folder, {**_provenance(q), "target": target, **said}, list(parts), made)
+    return _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), exported)
 
 
 def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> CircleProgram:
@@ -60,7 +61,7 @@ def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> Circl
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(
-            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing is written:\n{listed}"
+            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing was written:\n{listed}"
         )
     return program
 
@@ -74,7 +75,7 @@ def _parts(q: nn.Module, profiles: Any) -> tuple[dict[str, tuple[nn.Module, Any]
 
 
 def _require_folder(folder: Path, names: Iterable[str]) -> None:
-    """Raise CircleError now, before minutes of exporting, for what could not be written then."""
+    """Raise CircleError before the export for a folder or file that could not be written after it."""
     if not folder.parent.is_dir():
         raise CircleError(
             f"cannot write a bundle to '{folder}': the folder '{folder.parent}' does not exist; create it first"
@@ -87,10 +88,10 @@ def _require_folder(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write(
-    folder: Path, head: dict[str, Any], names: Sequence[str], made: Iterable[tuple[str, CircleProgram]]
+    folder: Path, head: dict[str, Any], names: Sequence[str], exported: Iterable[tuple[str, CircleProgram]]
 ) -> dict[str, CircleProgram]:
-    """All files into a folder aside, each as soon as it is made, then under their names; then the files of the old
-    bundle that are left over."""
+    """Write all files into a temporary folder, each as soon as it is exported, then move them to their places; then
+    remove files of the old bundle that the new one does not have."""
     fresh, first = not folder.exists(), not (folder / MANIFEST).exists()
     old, new, placed = _files_of(folder / MANIFEST), [_file(name) for name in names], list[Path]()
     programs: dict[str, CircleProgram] = {}
@@ -98,20 +99,20 @@ def _write(
     try:
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as draft:
-            aside = Path(draft)
-            said = head.get("graphs", {})
-            for name, program in made:
-                graphs[name] = _save(program, aside / _file(name), said.get(name, {}))
-                programs[name] = program.mapped(aside / _file(name))
-            _write_manifest(aside / MANIFEST, {**head, "graphs": graphs})
+            temporary = Path(draft)
+            entries = head.get("graphs", {})
+            for name, program in exported:
+                graphs[name] = _save(program, temporary / _file(name), entries.get(name, {}))
+                programs[name] = program.mapped(temporary / _file(name))
+            _write_manifest(temporary / MANIFEST, {**head, "graphs": graphs})
             for file in [*new, MANIFEST]:
-                placed.append((aside / file).replace(folder / file))
+                placed.append((temporary / file).replace(folder / file))
     except OSError as error:
         raise CircleError(
             f"cannot write a bundle to '{folder}': {error.strerror or error}; free the disk or name another folder"
         ) from error
     finally:
-        if first and len(placed) <= len(new):  # not whole, and no manifest names what is there
+        if first and len(placed) <= len(new):  # incomplete, and no manifest names the files
             for path in placed:
                 path.unlink(missing_ok=True)
             if fresh and folder.is_dir():
@@ -123,11 +124,11 @@ def _write(
     return programs
 
 
-def _save(program: CircleProgram, path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one graph; its entry of the manifest, with what a family says of it and of its tensors."""
-    meaning, ranges = said.get("meaning", {}), said.get("range", {})
+def _save(program: CircleProgram, path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one graph, and return its manifest entry, with the family's descriptions of the graph and its tensors."""
+    meaning, ranges = entry.get("meaning", {}), entry.get("range", {})
     return {
-        **{key: value for key, value in said.items() if key not in ("meaning", "range")},
+        **{key: value for key, value in entry.items() if key not in ("meaning", "range")},
         "file": path.name,
         "bytes": program.save(path),
         "sha256": files.sha256(path),
@@ -138,7 +139,7 @@ def _save(program: CircleProgram, path: Path, said: Mapping[str, Any]) -> dict[s
 
 
 def _describe(tensor: Tensor, meaning: Mapping[str, str], ranges: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, form and grid of a graph's input or output; `meaning` is by name or, for several alike, by pattern."""
+    """Name, form and grid of a graph's input or output; `meaning` is keyed by name, or by a glob for several."""
     out = tensor.describe()
     if tensor.name in ranges:
         out["range"] = ranges[tensor.name]
@@ -147,12 +148,12 @@ def _describe(tensor: Tensor, meaning: Mapping[str, str], ranges: Mapping[str, A
 
 
 def _files_of(manifest: Path) -> list[str]:
-    """The .circle files beside a manifest that it names; none when it is no manifest of a bundle."""
+    """The .circle files that a manifest names; none when it is not the manifest of a bundle."""
     try:
-        said = json.loads(manifest.read_text(encoding="utf-8"))
-        if said["format"] != "pyquant-bundle":
+        old = json.loads(manifest.read_text(encoding="utf-8"))
+        if old["format"] != "pyquant-bundle":
             return []
-        files = [str(entry["file"]) for entry in said["graphs"].values()]
+        files = [str(entry["file"]) for entry in old["graphs"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return [file for file in files if Path(file).name == file and file.endswith(SUFFIX)]
@@ -175,9 +176,9 @@ def _named(profiles: Any) -> dict[str, Any]:
                 f"the graph name {name[:20]!r}... becomes a file name and has {len(name)} characters; shorten it"
             )
         if (other := seen.setdefault(name.casefold(), name)) != name or [n for n, _ in pairs].count(name) > 1:
-            both = f"{[name]} is used twice" if other == name else f"{other!r} and {name!r} differ in case alone"
+            both = f"{[name]} is used twice" if other == name else f"{other!r} and {name!r} differ only in case"
             raise ProfileError(
-                f"each graph of a bundle has a name of its own, but {both}; pass a mapping with one string for each"
+                f"each graph of a bundle needs its own name, but {both}; pass a mapping with one string for each"
             )
     return dict(pairs)
 
@@ -187,7 +188,8 @@ def _file(name: str) -> str:
 
 
 def _provenance(q: nn.Module) -> dict[str, Any]:
-    """What made the bundle; no date, so that the same input gives the same manifest."""
+    """The versions and the policy that the bundle was made with; no date, so that the same input gives the same
+    manifest."""
     out: dict[str, Any] = {
         "format": "pyquant-bundle",
         "version": 1,

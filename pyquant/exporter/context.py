@@ -37,13 +37,13 @@ class Context:
         self.values: dict[Node, Any] = dict(folded)
         self.node: Node
         self.where = Where()
-        self._shared: dict[Any, Any] = {}  # scalars, shape vectors, QUANTIZE and DEQUANTIZE results by what they are
+        self._shared: dict[Any, Any] = {}  # scalars, shapes, QUANTIZE and DEQUANTIZE results, by kind and contents
 
     def at(self, node: Node) -> None:
-        """Turn to a node."""
+        """Make `node` the one that is lowered."""
         self.node, self.where = node, where(node)
 
-    # ---- what is known about values
+    # ---- what is known of values
 
     @property
     def want(self) -> Quant | None:
@@ -109,11 +109,11 @@ class Context:
         return self._shared[key]  # type: ignore[no-any-return]
 
     def exact(self, value: Value, like: Quant) -> Ref | Const:
-        """A number or one-element float constant on a grid that holds it exactly; anything else as it is."""
+        """A number or one-element float constant on a grid that holds it exactly; anything else unchanged."""
         if isinstance(value, int | float):
             return self.number(value, grid=like)
         assert value is not None
-        if is_lone_float(value):
+        if is_one_float(value):
             assert isinstance(value, Const)
             quant, const = exact_grid(value.item(), like), value
             return Const(value.name, value.shape, value.dtype, const.value, value.where, quant)
@@ -123,7 +123,7 @@ class Context:
 
     def quantize(self, value: Ref | Const, quant: Quant) -> Ref | Const:
         """`value` on `quant`: itself, a quantized constant, or a QUANTIZE."""
-        if (held := self.quant(value)) is not None and _covers(quant, held):
+        if (current := self.quant(value)) is not None and _covers(quant, current):
             return value
         if isinstance(value, Const):
             const = value
@@ -157,8 +157,8 @@ class Context:
         return self._shared[key]  # type: ignore[no-any-return]
 
     def floats(self, values: Sequence[Value]) -> list[Ref | Const]:
-        """All as float. A number or one-element constant takes the type of the tensors beside it, as in eager."""
-        tensors = [value for value in values if isinstance(value, Ref | Const) and not is_lone_float(value)]
+        """All as float. A number or one-element constant gets the type of the other operands, as in eager."""
+        tensors = [value for value in values if isinstance(value, Ref | Const) and not is_one_float(value)]
         typed = {self.dtype(self.dequantize(value)) for value in tensors}
         if len(typed) != 1 or not typed <= FLOATS:
             return [self.dequantize(value) for value in values]
@@ -168,7 +168,7 @@ class Context:
     def _float_like(self, value: Value, dtype: torch.dtype) -> Ref | Const:
         if isinstance(value, int | float):
             return self.number(value, dtype)
-        if isinstance(value, Const) and is_lone_float(value) and value.dtype != dtype:
+        if isinstance(value, Const) and is_one_float(value) and value.dtype != dtype:
             const = value
             return Const(value.name, value.shape, dtype, lambda: const.value().to(dtype), value.where)
         return self.dequantize(value)
@@ -187,7 +187,7 @@ class Context:
         name: str | None = None,
         note: str = "",
     ) -> Ref:
-        """One operator as it is said, without any rule."""
+        """One operator with exactly these inputs, no grid rule applied."""
         shape = self.out_shape if shape is None else shape
         dtype = (quant.dtype if quant else self.out_dtype) if dtype is None else dtype
         name = self.name() if name is None else name
@@ -213,19 +213,19 @@ class Context:
     ) -> Ref:
         """An arithmetic operator. Its last `weights` operands may have an integer type of their own; `tail` are axes.
 
-        With `inherit`, a result without a grid of its own takes that of the operands, if they share one.
+        With `inherit`, a result without a grid of its own gets the grid of the operands, if they share one.
         """
         if not self.fake.dtype.is_floating_point:
             return self.emit(op, [*(self._typed(v, self.fake.dtype) for v in operands), *tail], options, shape=shape)
-        held = [quant for value in operands if (quant := self.quant(value)) is not None]
+        grids = [quant for value in operands if (quant := self.quant(value)) is not None]
         grid = self.want or (self._shared_grid(operands) if inherit else None)
         missing = [value for value in operands if not self._quantizable(value)]
-        if grid is not None and held and not missing:
+        if grid is not None and grids and not missing:
             data = len(operands) - weights
             dtype = widest(
                 [grid.dtype, *(quant.dtype for v in operands[:data] if (quant := self.quant(v)) is not None)]
             )
-            on_grid = [self.exact(value, widened(held[0], dtype)) for value in operands]
+            on_grid = [self.exact(value, widened(grids[0], dtype)) for value in operands]
             wide = [self.widen(value, dtype) for value in on_grid[:data]]
             return self.result(op, [*wide, *on_grid[data:], *tail], options, grid, dtype, shape=shape)
         return self.emit(op, [*self.floats(operands), *tail], options, shape=shape, note=self.note(missing))
@@ -242,7 +242,8 @@ class Context:
     ) -> Ref:
         """A quantized operator that computes in `dtype`, its result on `grid`.
 
-        In a wider type than the grid's the result takes the same steps there, and a QUANTIZE saturates it.
+        When `dtype` is wider than the grid's type, the operator's result has the same scale in `dtype`, and a QUANTIZE
+        saturates it to the grid.
         """
         out = self.emit(op, inputs, options, shape=shape, quant=widened(grid, dtype))
         if dtype == grid.dtype:
@@ -253,7 +254,7 @@ class Context:
         return narrow
 
     def widen(self, value: Ref | Const, dtype: str) -> Ref | Const:
-        """A quantized value in a wider integer type, its numbers unchanged."""
+        """A quantized value in a wider integer type, its real values unchanged."""
         quant = self.quant(value)
         assert quant is not None
         return self.quantize(value, widened(quant, dtype))
@@ -291,7 +292,7 @@ class Context:
     ) -> Ref:
         """An operator whose result holds values of `parts`, which need one grid.
 
-        That is their own when they share one, else the wanted one, by a QUANTIZE for each part elsewhere.
+        That is their own grid when they share one, else the wanted one, with a QUANTIZE for each part on another grid.
         """
         fake = self.fake
         if not fake.dtype.is_floating_point:
@@ -311,14 +312,14 @@ class Context:
             )
         return self.emit(op, [*lead, *self.floats(parts), *tail], options, shape=shape, note=note)
 
-    def alike(self, operands: Sequence[Value]) -> list[Ref | Const]:
+    def same_kind(self, operands: Sequence[Value]) -> list[Ref | Const]:
         """Operands of a comparison: all quantized when they can be, else all float, else all of one integer type."""
-        held = next((quant for value in operands if (quant := self.quant(value)) is not None), None)
-        if held is not None and all(self._quantizable(value) for value in operands):
-            exact = [self.exact(value, held) for value in operands]
+        grid = next((quant for value in operands if (quant := self.quant(value)) is not None), None)
+        if grid is not None and all(self._quantizable(value) for value in operands):
+            exact = [self.exact(value, grid) for value in operands]
             dtype = widest(quant.dtype for value in exact if (quant := self.quant(value)) is not None)
             return [self.widen(value, dtype) for value in exact]
-        if held is not None:
+        if grid is not None:
             return self.floats(operands)
         dtype = next(self.dtype(value) for value in operands if isinstance(value, Ref | Const))
         return [self._typed(value, next(t for t, name in DTYPES.items() if name == dtype)) for value in operands]
@@ -326,7 +327,7 @@ class Context:
     # ---- the rule
 
     def _quantizable(self, value: Value) -> bool:
-        return self.quant(value) is not None or isinstance(value, int | float) or is_lone_float(value)
+        return self.quant(value) is not None or isinstance(value, int | float) or is_one_float(value)
 
     def _shared_grid(self, parts: Sequence[Value]) -> Quant | None:
         """The grid of all quantized parts, when it is one and holds every other part exactly."""
@@ -352,7 +353,7 @@ class Context:
         return self.number(value, dtype) if isinstance(value, int | float) else self._as_const(value)
 
     def note(self, missing: Sequence[Value]) -> str:
-        """Why the result of the node at hand is float."""
+        """Why the result of the current node is float."""
         names = [
             self.build.tensors[v.index].name if isinstance(v, Ref) else v.name
             for v in missing
@@ -363,12 +364,12 @@ class Context:
         return self.grids.notes.get(self.node, "")
 
 
-def is_lone_float(value: Value) -> bool:
+def is_one_float(value: Value) -> bool:
     return isinstance(value, Const) and value.quant is None and value.floating and value.numel == 1
 
 
 def _covers(wide: Quant, narrow: Quant) -> bool:
-    """True when every value on `narrow` is on `wide` already, so that going there changes nothing."""
+    """True when every value on `narrow` is also on `wide`, so that requantizing changes nothing."""
     same = (wide.dtype, wide.scale, wide.zero_point, wide.axis) == (
         narrow.dtype,
         narrow.scale,

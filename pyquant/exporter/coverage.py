@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coverage contract: under a fully quantized policy no tensor of the graph is float.
 
-It finds float tensors and says where each comes from and why. Whether a policy is fully
-quantized is export.py's question.
+It finds float tensors and reports where each comes from and why. Whether a policy is fully quantized is pipeline.py.
 """
 
 from __future__ import annotations
@@ -37,6 +36,6 @@ def require_quantized(graph: Graph) -> None:
     more = len(lines) - _SHOWN
     text = "\n".join(lines[:_SHOWN]) + (f"\n  ... and {more} more" if more > 0 else "")
     raise ExportError(
-        f"{len(lines)} float tensor(s) are left in the fully quantized graph '{graph.name}':\n{text}\n"
-        "Give each a site in its wrapper, or say in the policy that it stays float."
+        f"{len(lines)} float tensor(s) remain in the fully quantized graph '{graph.name}':\n{text}\n"
+        "Give each a site in its wrapper, or declare in the policy that it stays float."
     )

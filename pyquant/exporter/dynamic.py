@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph whose inputs have one open length: which dimensions of which tensors follow it.
+"""A graph whose inputs have one open length: which dimensions of which tensors depend on it.
 
-It owns the rule of each operator that does not care how long its input is. The graph was traced at one length; an
-operator that has no rule here is refused, since its numbers may hold for that length alone.
+It owns one rule for each operator that works at any length. The graph was traced at one length; an operator without a
+rule is an error, since its shapes and constants may be valid for that length only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pyquant.errors import ExportError
 from pyquant.exporter.plan import Graph, Op, Tensor
 
 Axes = frozenset[int]
-#: Each element of the result is made of the elements at its place (broadcast), whatever the shape.
+#: Each element of the result depends on the elements at its own index (broadcast), for any shape.
 _ELEMENTWISE = (
     *("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "POW", "NEG", "ABS", "EXP", "SQRT", "RSQRT", "SQUARE"),
     *("GELU", "LOGISTIC", "TANH", "RELU", "RELU6", "CAST", "QUANTIZE", "DEQUANTIZE"),
@@ -23,32 +23,32 @@ _BY_ROWS = ("SOFTMAX", "RMS_NORM")
 
 
 def open_lengths(graph: Graph, axes: Mapping[str, int]) -> Graph:
-    """`graph` with a shape signature: -1, and 1 in the shape, along `axes[input]` and all that follows it.
+    """`graph` with a shape signature: -1, and 1 in the shape, along `axes[input]` and all that depends on them.
 
-    Every open axis is of one and the same length. Raises ExportError for an operator without a rule, and for one that
+    All open axes have one length. Raises ExportError for an operator without a rule, and for one that
     joins an open axis with one of a fixed size.
     """
     if not axes:
         return graph
-    held: list[Axes] = [frozenset() for _ in graph.tensors]
+    open_axes: list[Axes] = [frozenset() for _ in graph.tensors]
     for index in graph.inputs:
         tensor = graph.tensors[index]
         if tensor.name in axes:
-            held[index] = frozenset({axes[tensor.name]})
+            open_axes[index] = frozenset({axes[tensor.name]})
     for op in graph.operators:
-        if not any(held[index] for index in op.inputs if index >= 0):
+        if not any(open_axes[index] for index in op.inputs if index >= 0):
             continue
         rule = _RULES.get(op.op)
         if rule is None:
             raise ExportError(
-                f"{op.op} -> '{graph.tensors[op.outputs[0]].name}' ({op.where}) follows an input of open length, and "
-                f"there is no rule for that; {', '.join(sorted(_RULES))} have one. Export fixed lengths instead"
+                f"{op.op} -> '{graph.tensors[op.outputs[0]].name}' ({op.where}) depends on an input of open length, "
+                f"and there is no rule for that; {', '.join(sorted(_RULES))} have one. Export fixed lengths instead"
             )
         tensors = [None if index < 0 else graph.tensors[index] for index in op.inputs]
-        given = [frozenset() if index < 0 else held[index] for index in op.inputs]
-        held[op.outputs[0]] = rule(op, tensors, given, graph.tensors[op.outputs[0]])
+        given = [frozenset() if index < 0 else open_axes[index] for index in op.inputs]
+        open_axes[op.outputs[0]] = rule(op, tensors, given, graph.tensors[op.outputs[0]])
     return graph.replace(
-        tensors=tuple(_opened(tensor, own) for tensor, own in zip(graph.tensors, held, strict=True)),
+        tensors=tuple(_opened(tensor, own) for tensor, own in zip(graph.tensors, open_axes, strict=True)),
     )
 
 
@@ -77,7 +77,7 @@ def _elementwise(op: Op, tensors: list[Tensor | None], given: list[Axes], out: T
             if axis >= shift and axis - shift not in axes and tensor.shape[axis - shift] != 1:
                 raise ExportError(
                     f"{op.op} -> '{out.name}' ({op.where}): axis {axis} is of open length, but '{tensor.name}' has "
-                    f"the fixed size {tensor.shape[axis - shift]} there; make it an input of open length too"
+                    f"the fixed size {tensor.shape[axis - shift]} there; give that input an open length too"
                 )
     return found
 
@@ -90,7 +90,7 @@ def _fully_connected(op: Op, tensors: list[Tensor | None], given: list[Axes], ou
     x = tensors[0]
     assert x is not None
     if any(given[1:]) or not op.options.get("keep_num_dims"):
-        raise ExportError(f"{op.op} -> '{out.name}' ({op.where}) takes an open length in the rows of its input only")
+        raise ExportError(f"{op.op} -> '{out.name}' ({op.where}) accepts an open length only in the rows of its input")
     return _no_last(op, given[0], len(x.shape), out)
 
 

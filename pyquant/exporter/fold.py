@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constant folding: every node that depends on parameters, buffers and numbers alone becomes a lazy Const.
+"""Constant folding: every node that depends only on parameters, buffers and numbers becomes a lazy Const.
 
 A moved quantized constant keeps its integers and its qparams. What a Const becomes in the file is context.py.
 """
@@ -46,9 +46,9 @@ def fold(traced: Traced) -> Folded:
             path, tensor = traced.lifted[node.name]
             folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
-            made = _fold_call(node, folded)
-            if made is not None:
-                folded[node] = made
+            constant = _fold_call(node, folded)
+            if constant is not None:
+                folded[node] = constant
     return folded
 
 
@@ -117,7 +117,10 @@ def _run(node: Node, folded: Folded, part: int | None, instead: dict[Any, Tensor
 
 
 def _moved_quant(node: Node, data: Const, part: int | None) -> Quant:
-    """The qparams of a moved constant. Per channel, the move is watched on the channel numbers themselves."""
+    """The qparams of a moved constant.
+
+    Per channel, the move is applied to the channel indices to find where each channel goes.
+    """
     quant = data.quant
     assert quant is not None
     if quant.axis is None:
@@ -182,9 +185,9 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
 
 
 def site_of(scale: Any, node: Node, folded: Folded) -> str:
-    """Who owns a grid, for messages: the site whose scale it is ("site 'layers.0.fc:weight'"), else the module."""
-    held = folded.get(scale)
-    if isinstance(held, Const) and (owner := _SITE_SCALE.fullmatch(held.name)):
+    """The owner of a grid, for messages: the site whose scale it is ("site 'layers.0.fc:weight'"), else the module."""
+    constant = folded.get(scale)
+    if isinstance(constant, Const) and (owner := _SITE_SCALE.fullmatch(constant.name)):
         return f"site '{owner[1] or ''}:{owner[2]}'"
     module = where(node).module
     source = folded.get(node.args[0]) if isinstance(node.args[0], Node) else None

@@ -84,12 +84,12 @@ def exact_grid(number: float, like: Quant) -> Quant:
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The type of `dtypes` that can hold the grids of all: the one of most bits, signed when both signs have those."""
+    """The type of `dtypes` that can represent all grids: the one with the most bits, the signed one among equals."""
     return max(set(dtypes), key=lambda dtype: (int(dtype.lstrip("uint")), not dtype.startswith("u")))
 
 
 def widened(quant: Quant, dtype: str) -> Quant:
-    """The grid with the same steps in a wider type: every value of `quant` is on it, at the same scale."""
+    """The grid of the same scale in a wider type; every value of `quant` is on it."""
     if quant.dtype == dtype:
         return quant
     shift = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """export(): from a converted model and a profile to a CircleProgram.
 
-It owns the questions asked before and after: is the model converted, is every tensor quantized that should be. The work
-is tracing.py, lower/, passes/ and legalize/.
+It owns the order of the steps and the checks before and after: the model is converted, every tensor that must be
+quantized is. The steps are tracing.py, lower/, passes/ and legalize/.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def export(
 
     `profile` goes to `q.as_export_module(profile)`. The graph may hold float tensors only when the policy left sites
     float, or with `allow_float`, which also exports a tree in its float phase. `q` and the profile stay unchanged.
-    Warns with LowPrecisionWarning when the model computes in bfloat16 or float16. Threads take turns.
-    Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no Circle
-    form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
+    Warns with LowPrecisionWarning when the model computes in bfloat16 or float16. Concurrent calls run one after the
+    other. Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no
+    Circle form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
     """
     if target not in TARGETS:
         raise ExportError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")

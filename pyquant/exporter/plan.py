@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Circle graph as small frozen values, and the plan text that the native writer reads.
 
-It mirrors csrc/circle/ir.h and says nothing about how a graph came to be; that is tracing.py and lower/.
+It mirrors csrc/circle/ir.h. Building a graph is tracing.py and lower/.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Where:
 class Tensor:
     """One Circle tensor. `constant` indexes Graph.constants.
 
-    `origin` is the fx node whose value (on this tensor's grid) it holds; None for a tensor that lowering made up.
+    `origin` is the fx node whose value (on this tensor's grid) it has; None for a tensor that lowering added.
     `note` says why a float tensor has no qparams. `signature` is `shape` with -1 along an axis of open length, where
     `shape` has 1; None when every size is fixed.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models in bfloat16 or float16: what eager simulates more coarsely than the file computes, and the words that say so.
+"""Models in bfloat16 or float16: eager computes more coarsely than the file, and the warning about it.
 
-It owns the warning. Which type a tensor of the file has is lower/'s business.
+It owns the warning. Which type a tensor of the file has is decided in lower/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADVICE = "q32 = copy.deepcopy(q).float()"
 
 
 class LowPrecisionWarning(UserWarning):
-    """The exported model computes in bfloat16 or float16, so eager is not what the file computes."""
+    """The exported model computes in bfloat16 or float16, so eager differs from what the file computes."""
 
 
 def eager_dtype(traced: Traced) -> str:
@@ -44,9 +44,9 @@ def warn_low_precision(graph: Graph, traced: Traced, stacklevel: int = 3) -> Non
     dtype = eager_dtype(traced)
     if dtype == "float32":
         return
-    if held := low_floats(graph):
+    if low := low_floats(graph):
         text = (
-            f"the graph '{graph.name}' has {' and '.join(held)} tensors, which the runtimes do not compute; cast to "
+            f"the graph '{graph.name}' has {' and '.join(low)} tensors, which the runtimes do not compute; cast to "
             f"float32 first: {ADVICE}, then export q32 (a profile that names dtypes names float32)"
         )
     else:

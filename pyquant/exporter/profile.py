@@ -21,7 +21,7 @@ class TensorSpec:
     """Shape and type of one graph input: `TensorSpec((1, 64, 768), torch.float32)`. Every size is known.
 
     `dynamic` names one axis whose size the file leaves open (shape signature -1); its size here is the one that the
-    graph is traced at, at least 2. All open axes of a graph are of one length, and its operators must not care.
+    graph is traced at, at least 2. All open axes of a graph have one length, and its operators must work at any.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class TensorSpec:
         )
 
     def example(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Zeros of this shape and type: what tracing needs to know about an input."""
+        """Zeros of this shape and type: an example input for tracing."""
         return torch.zeros(self.shape, dtype=self.dtype, device=device)
 
     def __str__(self) -> str:
@@ -94,6 +94,6 @@ def check_interface(inputs: Mapping[str, TensorSpec], outputs: tuple[str, ...]) 
             )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ProfileError(f"a name stands for one input or output, but {', '.join(map(repr, twice))} is used twice")
+        raise ProfileError(f"each input and output needs its own name, but {', '.join(map(repr, twice))} is used twice")
     if not outputs:
         raise ProfileError("a graph needs at least one output name")

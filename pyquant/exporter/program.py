@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CircleProgram: one graph with its constants, ready to be checked and written.
 
-It owns the file. How the graph came to be is export.py, what it computes is verify/.
+It owns writing the file. Building the graph is pipeline.py, checking what it computes is verify/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyquant.exporter.coverage import float_tensors
 from pyquant.exporter.plan import Graph, Tensor
 from pyquant.exporter.tracing import Traced
 
-_LARGE = 1 << 16  # bytes of a constant that is worth a page of a file
+_LARGE = 1 << 16  # bytes from which a constant is mapped from the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +80,14 @@ class CircleProgram:
         constants = list(self.graph.constants)
         for tensor in self.graph.tensors:
             if tensor.constant is not None and constants[tensor.constant].nbytes >= _LARGE:
-                held = constants[tensor.constant]
+                old = constants[tensor.constant]
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a mapped file cannot be written to, and nobody does
-                    constants[tensor.constant] = torch.frombuffer(data[tensor.name], dtype=held.dtype).view(held.shape)
+                    warnings.simplefilter("ignore")  # a mapped file is read-only, and nothing writes to it
+                    constants[tensor.constant] = torch.frombuffer(data[tensor.name], dtype=old.dtype).view(old.shape)
         return replace(self, graph=self.graph.replace(constants=tuple(constants)))
 
     def to_bytes(self) -> bytes:
-        """The file's bytes, by way of a temporary file."""
+        """The bytes of the file, written to a temporary file first."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "program.circle"
             self.save(path)

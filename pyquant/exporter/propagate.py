@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which grid each float value of the graph must have, read backward from the fake_quantize nodes in one pass.
 
-A value has a grid when every use of it, through any moves, ends in a fake_quantize on that grid. It decides nothing
-about operators; that is context.py.
+A value has a grid when every use of it, through any moves, ends in a fake_quantize on that grid. What operators do
+with grids is context.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyquant.exporter.tracing import where
 
 @dataclass(frozen=True)
 class Grids:
-    """`of[node]`: the grid that a fake_quantize node names. `wanted[node]`: the one all uses of a value agree on."""
+    """`of[node]`: the grid that a fake_quantize node names. `wanted[node]`: the grid that all uses of a value share."""
 
     of: dict[Node, Quant] = field(default_factory=dict)
     wanted: dict[Node, Quant] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table from ATen operator to lowering function, and the list of operators that have none.
 
-It owns the names. Each function lives with its family in lower/.
+It owns the names. Each function stands with its family in lower/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Kind(enum.Enum):
     """What an operator does to grids. Quantizing before a MOVE or a JOIN gives what quantizing after it gives."""
 
     COMPUTE = "compute"  # the result needs a grid of its own
-    MOVE = "move"  # the values of the first argument, elsewhere
+    MOVE = "move"  # the values of the first argument, at other indices
     JOIN = "join"  # values chosen from several (cat, where) or by order (relu, maximum): they need one grid
 
 

@@ -43,7 +43,7 @@ class Traced:
 
 
 def trace(adapter: nn.Module, name: str | None = None) -> Traced:
-    """Export `adapter` (which says its `input_specs` and `output_names`) as it stands, without decompositions.
+    """Export `adapter` (which has `input_specs` and `output_names`) without decompositions.
 
     Raises ProfileError when the adapter's interface contradicts itself, ExportError when it has no static graph.
     """
@@ -52,7 +52,7 @@ def trace(adapter: nn.Module, name: str | None = None) -> Traced:
     examples = tuple(spec.example(device) for spec in specs.values())
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own internals; nothing a caller could act on
+            warnings.simplefilter("ignore")  # about torch's internals; a caller cannot act on it
             program = torch.export.export(adapter, examples, strict=False)
     except Exception as error:  # torch.export raises whatever the model's forward raises, and types of its own
         signature = ", ".join(f"{key}: {spec}" for key, spec in specs.items())
@@ -83,13 +83,13 @@ def _named(
     for spec in signature.input_specs:
         node, path = str(getattr(spec.arg, "name", "")), str(spec.target)
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            held = program.state_dict.get(path, program.constants.get(path))
-            assert isinstance(held, torch.Tensor), f"torch.export lost {path}"
-            lifted[node] = (path, held.detach())
+            tensor = program.state_dict.get(path, program.constants.get(path))
+            assert isinstance(tensor, torch.Tensor), f"torch.export lost {path}"
+            lifted[node] = (path, tensor.detach())
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            held = program.constants[path]
-            assert isinstance(held, torch.Tensor), f"torch.export lost {path}"
-            lifted[node] = (path, held.detach())
+            tensor = program.constants[path]
+            assert isinstance(tensor, torch.Tensor), f"torch.export lost {path}"
+            lifted[node] = (path, tensor.detach())
         elif spec.kind is InputKind.USER_INPUT:
             user.append(node)
         else:
@@ -104,7 +104,7 @@ def _named(
 
 
 def where(node: Node) -> Where:
-    """Module path and source line of a node: the innermost frame outside torch and our own plumbing."""
+    """Module path and source line of a node: the innermost frame outside torch and pyquant's own modules."""
     stack = node.meta.get("nn_module_stack") or {}
     module = readable(str(list(stack.values())[-1][0])) if stack else ""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
@@ -116,7 +116,7 @@ def where(node: Node) -> Where:
 
 
 def readable(path: str) -> str:
-    """A module path as the user knows it: without adapters' own level `module`, and with the items of a sliced list
+    """A module path of the user's model: without the adapters' own level `module`, and with the items of a sliced list
     (`layers.slice(1, None, None).0`) at their place in the list (`layers.1`)."""
     parts: list[str] = []
     step: tuple[int, int] | None = None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an fx node stands for while it is lowered: a tensor of the graph (Ref), or a constant (Const).
 
-It owns the laziness of constants. When one becomes a tensor of the file is context.py.
+It owns when a constant is computed. When it becomes a tensor of the file is decided in context.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyquant import ops
 from pyquant.exporter.grid import STORAGE, scales
 from pyquant.exporter.plan import Quant, Where
 
-_KEEP = 1 << 16  # elements up to which a computed value is kept rather than computed again
+_KEEP = 1 << 16  # elements up to which a computed value is cached
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Const:
     """A value known at export time.
 
     `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
-    quantized; with `block`, a plan type of grid.BLOCKS, the file holds the value's blocks. All is computed when asked
-    for, so that a float copy of a large weight never outlives its use.
+    quantized; with `block`, a plan type of grid.BLOCKS, the file holds the value's blocks. Values are computed on
+    access, so that no float copy of a large weight stays in memory after its use.
     """
 
     name: str
@@ -73,10 +73,10 @@ class Const:
     def _keep(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         if key in self._kept:
             return self._kept[key]
-        made = make()
-        if made.numel() <= _KEEP:
-            self._kept[key] = made
-        return made
+        value = make()
+        if value.numel() <= _KEEP:
+            self._kept[key] = value
+        return value
 
 
 Value = Ref | Const | float | int | bool | None

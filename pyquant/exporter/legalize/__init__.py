@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewrites of a finished graph into forms that a target's runtime computes correctly, one idea a file.
 
-It owns which target needs which. None changes what a graph computes; a form that no rewrite here reaches stays, and the
-checker of the target (csrc/circle/check) refuses it.
+It owns which target needs which rewrite. None changes what a graph computes; a form that no rewrite covers stays, and
+the checker of the target (csrc/circle/check) reports it.
 """
 
 from __future__ import annotations

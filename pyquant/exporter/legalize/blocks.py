@@ -14,7 +14,7 @@ from pyquant.exporter.plan import Graph, Op
 
 
 def decode_tables(graph: Graph) -> Graph:
-    """A Q8_0 table becomes the float table that it stands for; indices of a Q4_0 table one row of int32."""
+    """A Q8_0 table becomes the float table of its values; indices of a Q4_0 table one row of int32."""
     edit = Editor(graph)
     for op in graph.operators:
         table = edit.tensors[op.inputs[0]].dtype if op.op == "GATHER" else ""
@@ -45,7 +45,7 @@ def _one_row(edit: Editor, op: Op) -> None:
 
 
 def _decoded(edit: Editor, op: Op) -> int:
-    held = edit.tensors[op.inputs[0]]
+    table = edit.tensors[op.inputs[0]]
     packed = edit.value(op.inputs[0])
-    value = ops.dequantize_blocks(packed.reshape(*held.shape[:-1], -1), 8)
-    return edit.constant(value, f"{held.name}.f", op)
+    value = ops.dequantize_blocks(packed.reshape(*table.shape[:-1], -1), 8)
+    return edit.constant(value, f"{table.name}.f", op)

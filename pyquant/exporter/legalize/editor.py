@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph that is rewritten operator by operator: new operators, tensors and constants beside the old ones.
+"""Rewrites a graph operator by operator: new operators, tensors and constants are added to the old ones.
 
-It knows no target. Operators that are kept are appended as they are, so order of execution is kept too.
+It is independent of targets. Kept operators are appended in order, so the order of execution stays.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Editor:
         dtype: str | None = None,
         out: int | None = None,
     ) -> int:
-        """Append `op`, which stands for a part of `at`. It writes `out`, or a new tensor like `like`."""
+        """Append `op`, which computes a part of `at`. It writes `out`, or a new tensor like `like`."""
         if out is None:
             out = self.new(like, dtype, shape)
         self.operators.append(Op(op, tuple(inputs), (out,), dict(options), at.where))
         return out
 
     def new(self, like: int, dtype: str | None = None, shape: tuple[int, ...] | None = None) -> int:
-        """A tensor like another one, that no operator makes yet."""
+        """A tensor like another one, which no operator writes yet."""
         old = self.tensors[like]
         changes: dict[str, Any] = {} if dtype in (None, old.dtype) else {"dtype": dtype, "quant": None}
         new = replace(old, name=self._unique(old.name), constant=None, origin=None, **changes)
@@ -82,9 +82,9 @@ class Editor:
 
     def value(self, index: int) -> torch.Tensor:
         """The data of a constant tensor."""
-        held = self.tensors[index].constant
-        assert held is not None, f"{self.tensors[index].name} is no constant"
-        return self.constants[held]
+        number = self.tensors[index].constant
+        assert number is not None, f"{self.tensors[index].name} is no constant"
+        return self.constants[number]
 
     def graph(self) -> Graph:
         """The new graph, with the old one's inputs and outputs."""
@@ -93,8 +93,8 @@ class Editor:
         )
 
     def _unique(self, name: str) -> str:
-        number, made = 2, name
-        while made in self._names:
-            made, number = f"{name}_{number}", number + 1
-        self._names.add(made)
-        return made
+        number, unique = 2, name
+        while unique in self._names:
+            unique, number = f"{name}_{number}", number + 1
+        self._names.add(unique)
+        return unique

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FULLY_CONNECTED on matrices only: rows flattened before, their dimensions put back after.
+"""FULLY_CONNECTED on matrices only: leading dimensions are flattened before and restored after.
 
-onert 0.1.0 gives a result of rank 2 whatever keep_num_dims says, aborts on GGML weights unless the data has rank 2, and
-takes no bias with them: that becomes an ADD.
+onert 0.1.0 gives a result of rank 2 for any keep_num_dims, aborts on GGML weights unless the data has rank 2, and
+accepts no bias with them: the bias becomes an ADD.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _flatten(edit: Editor, op: Op) -> None:
     last = out if shape == flat else None
     options = {**op.options, "keep_num_dims": False}
     inputs = (rows, weight, -1 if apart else bias)
-    made = edit.emit(op.op, inputs, options, op, like=out, shape=flat, out=None if apart else last)
+    result = edit.emit(op.op, inputs, options, op, like=out, shape=flat, out=None if apart else last)
     if apart:
-        made = edit.emit("ADD", [made, bias], SUM, op, like=out, shape=flat, out=last)
+        result = edit.emit("ADD", [result, bias], SUM, op, like=out, shape=flat, out=last)
     if last is None:
-        edit.reshape(made, shape, op, out=out)
+        edit.reshape(result, shape, op, out=out)

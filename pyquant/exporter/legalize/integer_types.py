@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators on int64 and bool that onert has no kernel for, as the same operators on int32 between CASTs.
 
-Which types an operator runs with is the table's (ops.def). A graph computes indices in int64, and every index of a
+Which types an operator runs with is in the table (ops.def). A graph computes indices in int64, and every index of a
 Circle tensor fits int32. Operators that int32 does not help are integer_forms.py.
 """
 
@@ -20,7 +20,7 @@ _ROUTED: Mapping[str, str] = {"int64": "int32", "bool": "int32"}
 
 
 def route_integers(graph: Graph) -> Graph:
-    """CAST the data, run the operator on int32, CAST its result back, where that is what makes it run."""
+    """CAST the data, run the operator on int32, CAST its result back, where only that makes it run."""
     edit = Editor(graph)
     for op in graph.operators:
         row = circle.operators()[op.op]

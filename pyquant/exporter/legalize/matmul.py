@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BATCH_MATMUL of rank 4 at most, and without a constant on the left: onert refuses both.
+"""BATCH_MATMUL of rank 4 at most, and without a constant on the left: onert supports neither.
 
-The constant comes out of a RESHAPE, which onert does not see through. Leading dimensions that are more than two become
-one, after a BROADCAST_TO where the two sides differ in them.
+The constant becomes the result of a RESHAPE, which onert does not treat as a constant. Leading dimensions that are
+more than two become one, after a BROADCAST_TO where the two sides differ in them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST = 4
 
 
 def simplify_matmuls(graph: Graph) -> Graph:
-    """Every BATCH_MATMUL in a form that onert takes."""
+    """Every BATCH_MATMUL in a form that onert runs."""
     edit = Editor(graph)
     for op in graph.operators:
         if op.op == "BATCH_MATMUL":
@@ -45,13 +45,13 @@ def _simplify(edit: Editor, op: Op) -> None:
 
 def _computed(edit: Editor, index: int, op: Op) -> int:
     """A constant as the result of an operator: stored flat, then reshaped."""
-    held = edit.tensors[index]
-    flat = edit.constant(edit.value(index).reshape(-1), held.name, op)
-    return edit.reshape(flat, held.shape, op) if len(held.shape) > 1 else flat
+    tensor = edit.tensors[index]
+    flat = edit.constant(edit.value(index).reshape(-1), tensor.name, op)
+    return edit.reshape(flat, tensor.shape, op) if len(tensor.shape) > 1 else flat
 
 
 def _one_lead(edit: Editor, index: int, lead: tuple[int, ...], op: Op) -> int:
-    """An operand as one batch of matrices, as many as `lead` says."""
+    """An operand as one batch of `lead` matrices."""
     shape = edit.tensors[index].shape
     wide = (*lead, *shape[-2:])
     if shape != wide:

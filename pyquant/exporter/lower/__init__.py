@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lowering: a traced program, node by node, into a plan.Graph. One file per family of operators.
 
-It owns the order of the walk, graph inputs and graph outputs. What each operator becomes is its family's business.
+It owns the order of nodes, graph inputs and graph outputs. What each operator becomes is its family's file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activation functions: softmax, gelu, sigmoid, tanh, relu, silu.
 
-A quantized silu is the wrapper's to decompose: its inner sigmoid needs a site, which no lowering can invent.
+A wrapper decomposes a quantized silu: the inner sigmoid needs a site, which lowering cannot add.
 """
 
 from __future__ import annotations

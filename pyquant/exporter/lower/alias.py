@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that do nothing to values in a static graph: clone, contiguous, detach, dropout in eval, idle casts.
+"""Operators that change no value in a static graph: clone, contiguous, detach, dropout in eval, casts to the same type.
 
 Casts that do change the type become CAST, except between floats of a quantized value, whose type is its grid's.
 """
@@ -36,7 +36,7 @@ def dropout(cx: Context, x: Value, p: float, train: bool) -> Value:
 
 @lowers("aten._assert_tensor_metadata.default")
 def nothing(cx: Context, *_: Any, **__: Any) -> None:
-    """A check that tracing has made already."""
+    """A check that tracing has already done."""
     return
 
 

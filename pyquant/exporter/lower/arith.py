@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Elementwise arithmetic: add, sub, mul, div, powers and roots, neg, abs, exp, and the integer forms of the same.
 
-Functions with a curve of their own (softmax, gelu ...) are activation.py; comparisons are comparison.py.
+Activation functions (softmax, gelu ...) are activation.py; comparisons are comparison.py.
 """
 
 from __future__ import annotations

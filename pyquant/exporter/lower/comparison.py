@@ -23,7 +23,7 @@ _COMPARISONS = {
 @lowers(*(f"aten.{name}.{overload}" for name in _COMPARISONS for overload in ("Tensor", "Scalar")))
 def compare(cx: Context, x: Value, y: Value) -> Ref:
     op = _COMPARISONS[str(cx.node.target).split(".")[1]]
-    return cx.emit(op, cx.alike([x, y]))
+    return cx.emit(op, cx.same_kind([x, y]))
 
 
 @lowers("aten.logical_and.default", "aten.bitwise_and.Tensor", "aten.__and__.Tensor")

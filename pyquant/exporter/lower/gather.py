@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look-ups by index: embedding, index_select, and indexing with one integer tensor. All are GATHER.
 
-The result stands on the table's grid; a table with a scale per row cannot give one, and one in blocks gives floats.
+The result has the table's grid; a table with a scale per row has no such grid, and one in blocks gives floats.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def gather(cx: Context, table: Ref | Const, indices: Ref | Const, axis: int) -> 
     options = {"axis": axis % len(cx.shape(table)), "batch_dims": 0}
     if isinstance(table, Const) and table.block is not None:  # the operator decodes the rows that it gathers
         return cx.emit("GATHER", [table, indices], options, dtype="float32", note="its table is in blocks")
-    held = cx.quant(table)
-    if held is None or held.per_tensor:
+    quant = cx.quant(table)
+    if quant is None or quant.per_tensor:
         return cx.move("GATHER", table, [indices], options)
     note = "its table has a scale per channel, which a gathered value cannot keep; use PerTensor() for embeddings"
     return cx.emit("GATHER", [table, indices], options, dtype="float32", note=note)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that join several values into one: cat, stack, where, masked_fill. All parts stand on one grid.
+"""Operators that join several values into one: cat, stack, where, masked_fill. All parts have one grid.
 
 The rule for unequal grids (QUANTIZE each part, or an error) is Context.join.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers and matrix products: FULLY_CONNECTED and BATCH_MATMUL.
 
-It owns the check that a bias stands on the grid of input x weight. Folding transposes into BATCH_MATMUL is a pass.
+It owns the check that a bias is on the grid of input x weight. Folding transposes into BATCH_MATMUL is a pass.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def linear(cx: Context, x: Value, weight: Ref | Const, bias: Value = None) -> Re
     """x (..., I), weight (O, I), bias (O,) or None. A quantized weight under a float input stays quantized (hybrid)."""
     assert isinstance(x, Ref | Const)
     assert bias is None or isinstance(bias, Ref | Const)
-    held = cx.quant(weight)
-    if held is not None and held.axis not in (None, 0):
+    quant = cx.quant(weight)
+    if quant is not None and quant.axis not in (None, 0):
         raise cx.error(
-            f"the weight has one scale per input channel (axis {held.axis}), and FULLY_CONNECTED has one per output "
+            f"the weight has one scale per input channel (axis {quant.axis}), and FULLY_CONNECTED has one per output "
             "channel; use PerAxis(0)"
         )
     operands = [value for value in (x, weight, bias) if value is not None]

@@ -145,7 +145,7 @@ def select(cx: Context, x: Ref | Const, dim: int, index: int) -> Ref | Const:
 
 @lowers("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int", kind=Kind.MOVE)
 def split(cx: Context, x: Ref | Const, *args: Any, dim: int = 0) -> list[Value]:
-    """The parts, whatever rule cut them: their sizes are those of the traced values."""
+    """The parts, for every form of split; their sizes are those of the traced values."""
     unbind = str(cx.node.target) == "aten.unbind.int"
     position = 0 if unbind else 1
     dim = (args[position] if len(args) > position else dim) % len(cx.shape(x))

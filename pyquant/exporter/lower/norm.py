@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Normalization: RMS_NORM, and layer_norm as elementary float operators.
 
-A quantized layer_norm is the wrapper's to decompose, with a site on each step.
+A wrapper decomposes a quantized layer_norm, with a site on each step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyquant.exporter.values import Const, Ref, Value
 def rms_norm(
     cx: Context, x: Value, normalized_shape: Sequence[int], weight: Value = None, eps: float | None = None
 ) -> Ref | Const:
-    """RMS_NORM over the last dimension. The runtimes take rank 3 and 4, so other ranks pass through rank 3."""
+    """RMS_NORM over the last dimension. The runtimes take rank 3 and 4, so other ranks are reshaped to rank 3."""
     assert isinstance(x, Ref | Const)
     _last_only(cx, normalized_shape)
     epsilon = torch.finfo(cx.fake.dtype).eps if eps is None else eps
@@ -62,7 +62,7 @@ def layer_norm(
 
 
 def _ones(cx: Context) -> Const:
-    """A gamma of one element, which every grid holds exactly."""
+    """A gamma of ones, which every grid represents exactly."""
     return Const("ones", (1,), torch.float32, lambda: torch.ones(1), cx.where)
 
 

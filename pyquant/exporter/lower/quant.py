@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fake_quantize nodes themselves, where all qparams of a file come from.
+"""The fake_quantize nodes, the source of all qparams of a file.
 
-Most disappear into the tensor that their operand became; QUANTIZE is written when that one stands elsewhere.
+Most become the qparams of their operand's tensor; QUANTIZE is written when that tensor has another grid.
 """
 
 from __future__ import annotations

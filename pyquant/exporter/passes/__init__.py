@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small edits of a finished graph, one a file. None changes a value, a calibrated grid, or a graph input or output.
 
-It owns their order; what each does is its own file's business.
+It owns their order; each pass is described in its file.
 """
 
 from __future__ import annotations

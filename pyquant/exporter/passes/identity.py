@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves that move nothing: RESHAPE to the same shape, TRANSPOSE by the identity.
+"""Moves without effect: RESHAPE to the same shape, TRANSPOSE by the identity.
 
 One that makes a graph output stays: it gives the output a tensor of its own.
 """

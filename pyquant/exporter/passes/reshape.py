@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RESHAPE of a RESHAPE: the last shape alone counts.
+"""RESHAPE of a RESHAPE: only the last shape matters.
 
-The first one goes by dead.py when nothing else reads it.
+dead.py removes the first one when nothing else reads it.
 """
 
 from __future__ import annotations

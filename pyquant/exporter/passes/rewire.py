@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What passes share: reading an integer constant, and making operators read another tensor.
 
-Tensors and operators that nothing reads any more are dead.py's.
+dead.py removes tensors and operators that nothing reads any more.
 """
 
 from __future__ import annotations

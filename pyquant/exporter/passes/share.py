@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constants with the same bytes share one buffer; constants that are the same in all but name become one tensor.
+"""Constants with equal bytes share one buffer; constants that differ only in name become one tensor.
 
-It runs last, when every constant left is read. Tied weights meet here.
+It runs last, when every remaining constant is read. Tied weights are merged here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TRANSPOSE of a TRANSPOSE: one permutation.
 
-A permutation that turns out to be the identity is identity.py's.
+identity.py removes a permutation that is the identity.
 """
 
 from __future__ import annotations

@@ -78,7 +78,10 @@ def break_something(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
 FAILURES: dict[str, tuple[type[Exception], str]] = {
     "profile": (ProfileError, "this profile does not fit"),
-    "check": (ExportError, r"graph 'decode' breaks 1 rule\(s\) of target 'circle', nothing is written:\n  E1: a fault"),
+    "check": (
+        ExportError,
+        r"graph 'decode' breaks 1 rule\(s\) of target 'circle', nothing was written:\n  E1: a fault",
+    ),
     "disk": (CircleError, "no space left on device"),
     "manifest": (CircleError, "cannot write a bundle to '.*out': No space left on device; free the disk"),
 }
@@ -143,7 +146,7 @@ def test_a_strange_manifest_removes_nothing(bundle: Path, manifest: str) -> None
     ("names", "message"),
     [
         ([1, "1"], "['1'] is used twice; pass a mapping with one string for each"),
-        (["Decode", "decode"], "'Decode' and 'decode' differ in case alone"),
+        (["Decode", "decode"], "'Decode' and 'decode' differ only in case"),
         (["a/b"], "'a/b' becomes a file name; use letters, digits, '_', '-' and '.'"),
         (["a\\b"], "becomes a file name; use letters"),
         (["a\0b"], "becomes a file name; use letters"),

@@ -87,7 +87,7 @@ def test_random_graph(seed: int, share: float) -> None:
     program = export(graph, allow_float=True)
     if program.missing_qparams():
         assert share < 1.0
-        with pytest.raises(ExportError, match=r"float tensor\(s\) are left in the fully quantized graph"):
+        with pytest.raises(ExportError, match=r"float tensor\(s\) remain in the fully quantized graph"):
             export(graph)
     assert program.check() == []
     report = compare(program, graph, inputs_of(graph))
