@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pyquant: quantize Hugging Face vision-language models after training and write .circle files that run as simulated.
 
-Only names live here; each is loaded on first use, so that `import pyquant` and the command line start at once.
+It owns the public names. Each is loaded on first use, so that `import pyquant` and the command line start fast.
 """
 
 from __future__ import annotations

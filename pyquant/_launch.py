@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the native program `pyquant-circle` that the wheel carries in pyquant/bin/.
 
-It only finds the file and becomes it; the program itself is csrc/cli and needs neither Python nor torch.
+It only finds the file and executes it; the program itself is csrc/cli and needs neither Python nor torch.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """The exceptions that a user of pyquant can cause.
 
 Each also derives from the built-in that fits (ValueError, TypeError, KeyError), so callers may catch either.
-Mistakes of our own are assertions, never one of these.
+Errors of pyquant itself are assertions, never one of these.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ProfileError(PyquantError, ValueError):
 
 
 class ExportError(PyquantError, ValueError):
-    """A graph that cannot be lowered as it stands: unknown operator, tensor without qparams."""
+    """A graph that cannot be lowered: unknown operator, tensor without qparams."""
 
 
 class CircleError(PyquantError, ValueError):
@@ -52,7 +52,7 @@ class CircleError(PyquantError, ValueError):
 
 
 class VerifyError(PyquantError, RuntimeError):
-    """A runtime that refuses a file, crashes on it, or gives another form of result than the file declares."""
+    """A runtime that rejects a file, crashes on it, or returns results of another shape than the file declares."""
 
 
 class ModelError(PyquantError, ValueError):
@@ -68,4 +68,4 @@ class OpArgumentError(PyquantError, ValueError):
 
 
 class UsageError(PyquantError, ValueError):
-    """A command line whose options contradict each other, or ask for what is not there."""
+    """A command line whose options contradict each other, or name something that does not exist."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all: built beside their place, synced to disk, then moved there.
+"""Files that appear whole or not at all: written to a temporary name, synced to disk, then moved to their place.
 
-It owns the order of writes and renames. What the files hold is their writer's business; .circle files are native.
+It owns the order of writes and renames. The contents are the writer's; .circle files are written natively.
 The process's umask applies because the kernel applies it when a file or folder is created: nothing here reads or sets
 it, since `os.umask` changes it for all threads of the process.
 """
@@ -20,7 +20,8 @@ from pathlib import Path
 
 @contextmanager
 def folder(target: Path, *, last: str) -> Iterator[Path]:
-    """A new empty folder to fill, which becomes `target` when the block ends well, and vanishes when it raises.
+    """A new empty folder to fill, which becomes `target` when the block ends without an error, and is removed when it
+    raises.
 
     Where `target` exists, the files take their places in it one by one, `last` at the end, so that a reader who checks
     them against `last` notices a crash in between; other files in it stay. Raises OSError, with `target` untouched.
@@ -102,7 +103,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if target.exists():  # else it is all that is left
+        if target.exists():  # else `old` is the only copy
             shutil.rmtree(old, ignore_errors=True)
 
 

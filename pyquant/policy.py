@@ -42,7 +42,10 @@ def literal(path: str) -> str:
 
 @dataclass(frozen=True)
 class ObserverSpec:
-    """How a range is found: `ObserverSpec("percentile", {"upper": 99.9})`. Raises SpecError for what does not exist."""
+    """How a range is found: `ObserverSpec("percentile", {"upper": 99.9})`.
+
+    Raises SpecError for an unknown kind or parameter.
+    """
 
     kind: str = "minmax"
     params: Mapping[str, float] = field(default_factory=dict)
@@ -125,7 +128,7 @@ class Rule:
                 )
 
     def matches(self, path: str, role: Role) -> bool:
-        """True when the site `path` of `role` falls under this rule."""
+        """True when this rule matches the site `path` of `role`."""
         if self.role is not None and not self.role.covers(role):
             return False
         if fnmatchcase(path, self.match):
@@ -181,7 +184,7 @@ class HasSites(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """One line of an explanation: a site, and the rule (with its index) that decides it; None: no rule, float."""
+    """One line of an explanation: a site, and the rule (with its index) that applies to it; None: no rule, float."""
 
     path: str
     role: Role
@@ -214,7 +217,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Policy:
-    """An ordered list of rules: the last one that matches a site decides; a site that none matches stays float."""
+    """An ordered list of rules: the last one that matches a site applies; a site that none matches stays float."""
 
     rules: tuple[Rule, ...] = ()
     name: str = "custom"
@@ -223,7 +226,7 @@ class Policy:
         object.__setattr__(self, "rules", tuple(self.rules))
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                raise SpecError(f"a policy holds Rules, got {rule!r}")
+                raise SpecError(f"a policy consists of Rules, got {rule!r}")
 
     @classmethod
     def preset(cls, name: str) -> Policy:
@@ -233,7 +236,7 @@ class Policy:
         return cls.from_dict(recipes.read(name))
 
     def with_rule(self, *rules: Rule) -> Policy:
-        """A policy with `rules` after these, so that they win over them."""
+        """A policy with `rules` after these; where both match, `rules` apply."""
         return Policy((*self.rules, *rules), self.name)
 
     def __add__(self, other: Policy | Rule | Iterable[Rule]) -> Policy:

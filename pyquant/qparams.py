@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QParams: the scale and zero point that a calibrated site ends with, checked once, frozen.
+"""QParams: the scale and zero point of a calibrated site, validated once, frozen.
 
-It is all that `convert` stores and all that export reads. How the numbers were found is observe/.
+`convert` stores these and export reads them. Computing the numbers is observe/ and ops/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyquant.spec import PerAxis, PerGroup, PerTensor, QuantSpec
 
 @dataclass(frozen=True, eq=False)
 class QParams:
-    """A number format with its numbers.
+    """A number format with its scale and zero point.
 
     `scale` is float32, `zero_point` int32, both of one shape: () per tensor, (C,) per channel, and for groups the
     tensor's shape with `axis` divided by the group size. Raises SpecError unless every scale is finite and positive
@@ -62,7 +62,7 @@ class QParams:
         return self.spec.granularity.size if isinstance(self.spec.granularity, PerGroup) else 0
 
     def same_grid(self, other: QParams) -> bool:
-        """True when both put every value on the same grid, so that going from one to the other changes nothing."""
+        """True when both have the same grid, so that requantizing from one to the other changes nothing."""
         return (
             self.spec == other.spec
             and torch.equal(self.scale, other.scale)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Roles and phases: what a quantization site stands for, and which of its three lives a tree is in.
+"""Roles and phases: what kind of tensor a quantization site has, and which of three phases a tree is in.
 
-It owns these words and the ranges that are known without data. Sites are site.py; rules that pick roles are policy.py.
+It owns these two enums and the ranges that are known without data. Sites are site.py; rules that pick roles are
+policy.py.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Role(str, enum.Enum):
 
     @property
     def is_kernel(self) -> bool:
-        """True for what is stored row by row and read as a whole: the roles that block formats are for."""
+        """True for tensors that are stored row by row and read completely: the roles that block formats are for."""
         return self in (Role.WEIGHT, Role.EMBEDDING)
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number formats: integer types, granularity, the two joined with symmetry in a QuantSpec, and ggml's blocks.
+"""Number formats: integer types, granularity, a QuantSpec of both and symmetry, and ggml's blocks.
 
 It owns what a format is and which combinations exist. How a range is found is observe/, where a format applies is
 policy.py.
@@ -163,8 +163,8 @@ BLOCKS = {"q4_0": INT4, "q8_0": INT8}
 class BlockSpec(QuantSpec):
     """A block format of ggml, for weights and lookup tables: `BlockSpec("q4_0")`.
 
-    32 consecutive values of a row share a scale in half precision that stands among the data, found by ggml's own rule
-    from these 32 values alone (`pyquant.ops.quantize_blocks`): there is nothing to observe, and no QParams.
+    32 consecutive values of a row share a half-precision scale stored in the data, computed by ggml's rule from these
+    32 values (`pyquant.ops.quantize_blocks`): there is nothing to observe, and no QParams.
     """
 
     dtype: IntType = field(init=False)

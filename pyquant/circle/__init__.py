@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Circle files in Python: read, check, inspect, compare, write.
 
-Parsing and judging are native (`pyquant._circle`); only `write` needs torch, and loads it when called. What a plan says
-is left to pyquant.exporter.
+Parsing and checking are native (`pyquant._circle`); only `write` needs torch, and imports it when called. The contents
+of a plan are pyquant.exporter.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the native module `pyquant._circle`, or says how to build it.
+"""Loads the native module `pyquant._circle`; the error says how to build it.
 
 Nothing else imports that module by name.
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one does with Circle files and plans: read, check, inspect, diff, write.
+"""The functions on Circle files and plans: read, check, inspect, diff, write.
 
-The work is native; here are paths, types and the one error, CircleError, whose text starts with the fault's code.
+The work is native. This module owns paths, types and the one error, CircleError, whose text starts with the fault's
+code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Target: TypeAlias = Literal["circle", "luci", "onert"]
 def read(source: Source) -> Model:
     """Reads a file (mapped, constants are not copied) or bytes. Raises CircleError when it is no Circle flatbuffer.
 
-    What it holds may still be wrong; `check` says so. A file must not be changed while its Model lives.
+    The contents may still be wrong; `check` finds that. Do not change a file while its Model is in use.
     """
     if isinstance(source, Model):
         return source
@@ -41,7 +42,7 @@ def check(source: Source, target: Target = "circle") -> list[Fault]:
     """Everything that is wrong with a file for `target`; empty when nothing is.
 
     circle: the format, and what TICO's reference runtime runs. luci: also ONE's rules for quantized models.
-    onert: also what onert 0.1.0 refuses, crashes on, or silently gets wrong.
+    onert: also what onert 0.1.0 rejects, crashes on, or computes wrongly without an error.
     Raises CircleError when the file cannot be read.
     """
     return _faults(read(source).check(target))
@@ -53,14 +54,14 @@ def check_plan(plan: str, sizes: Sequence[int], target: Target = "circle") -> li
 
 
 def inspect(source: Source, *, json: bool = False, title: str | None = None) -> str:
-    """What a file holds, as text for people or as JSON."""
+    """The contents of a file, as text or as JSON."""
     if title is None:
         title = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "model"
     return read(source).inspect(title, json)
 
 
 def diff(a: Source, b: Source) -> list[str]:
-    """One line for each difference between two files; empty when they say the same."""
+    """One line for each difference between two files; empty when they are equal."""
     return read(a).diff(read(b))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of Circle operators, csrc/circle/ops.def, as Python data: the one source of arity, roles and options.
 
-The lowering reads it; nothing here judges a model.
+The lowering reads it; checking a model is native.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class OperatorInfo:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     dtypes: tuple[str, ...]  # families of x: float, quantized, index, bool
-    onert: tuple[str, ...]  # dtypes of x with which onert 0.1.0 is right
+    onert: tuple[str, ...]  # dtypes of x that onert 0.1.0 computes correctly
 
     @property
     def value_preserving(self) -> bool:
@@ -65,7 +65,7 @@ class OperatorInfo:
         return None if self.inputs[-1].repeats else len(self.inputs)
 
     def input(self, index: int) -> Operand:
-        """The operand that input `index` is; the last answers for all that repeat."""
+        """The operand of input `index`; the last operand repeats."""
         return self.inputs[min(index, len(self.inputs) - 1)]
 
     def option(self, name: str) -> Option:

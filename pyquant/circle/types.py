@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns of Circle files: Fault, and the native Model, Tensor and Operator under their public names.
+"""The types of Circle files: Fault, and the native Model, Tensor and Operator under their public names.
 
 Functions on them are in files.py; the table of operators is in operators.py.
 """
@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from pyquant.circle._native import native
 
-_OWN = re.compile(r"'[^']*'|\[[^\]]*\]|[0-9.-]")  # what differs between faults that are alike
-_NAMED = 3  # other places that a line names
+_OWN = re.compile(r"'[^']*'|\[[^\]]*\]|[0-9.-]")  # what differs between faults of one kind
+_NAMED = 3  # how many other places a line names
 
 Model = native.Model
 Tensor = native.Tensor
@@ -34,7 +34,7 @@ class Fault:
 
 
 def listed(faults: Iterable[Fault]) -> list[str]:
-    """One line for all faults that are alike but for names, shapes and numbers: the first, and where the others are.
+    """One line for all faults that differ only in names, shapes and numbers: the first, and where the others are.
 
     As `pyquant-circle check` prints them.
     """

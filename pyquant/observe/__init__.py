@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observers: statistics that become a range. `make` builds one by kind.
 
-It owns how a range is found; the counting is done by native operators, and what the range is for is site.py's business.
+It owns how a range is found. Counting is done by native operators, and using the range is site.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def kinds() -> tuple[str, ...]:
 def make(kind: str, params: Mapping[str, Any], spec: QuantSpec, *, constant: bool = False) -> Observer:
     """The observer of one site.
 
-    A `constant` is seen once and whole, so `ema` is the plain range there, and `mse` searches the values themselves
+    A `constant` is observed once and completely, so `ema` is the plain range there, and `mse` searches the values
     (per channel and per group too) instead of a histogram. Raises SpecError for a combination that does not exist.
     """
     if kind not in _KINDS:

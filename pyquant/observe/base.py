@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all observers: tensors that native calls update in place, and the counts that tell whether to trust them.
+"""The base of all observers: tensors that native calls update in place, and counts of elements, finite and not.
 
-It owns counting, placement on a device, and how a tensor is viewed so that per-group becomes per-channel.
-What is measured is in the subclasses.
+It owns counting, placement on a device, and the view of a tensor that makes per-group per-channel. What is measured is
+in the subclasses.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Observer(abc.ABC):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Back to the state before any data."""
         self.batches = 0
         self.count = torch.zeros(2, dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take `x` into the statistics. Never changes `x`."""
+        """Add `x` to the statistics. Does not change `x`."""
         x = x.detach()
         if self.count.device != x.device:
             self.to(x.device)
@@ -53,7 +53,7 @@ class Observer(abc.ABC):
 
     @abc.abstractmethod
     def range(self) -> tuple[Tensor, Tensor]:
-        """(lo, hi), float32, of the shape that the spec's scale has. Call it only after data was seen."""
+        """(lo, hi), float32, of the shape that the spec's scale has. Call it only after data was observed."""
 
     def qparams(self) -> QParams:
         """Scale and zero point of the range. Raises SpecError when the range gives none."""
@@ -68,7 +68,10 @@ class Observer(abc.ABC):
         return scale.float() < torch.finfo(torch.float32).tiny
 
     def merge(self, other: Observer) -> None:
-        """Take over what `other` saw, as if this observer had seen it too. Raises SpecError if the two do not fit."""
+        """Add the statistics of `other`, as if this observer had observed its data too.
+
+        Raises SpecError when the two do not fit.
+        """
         if type(other) is not type(self) or other.spec != self.spec:
             raise SpecError(
                 f"cannot merge {type(other).__name__} of {other.spec} into {type(self).__name__} of {self.spec}; "
@@ -113,7 +116,7 @@ class Observer(abc.ABC):
 
 
 def channels_of(x: Tensor, spec: QuantSpec) -> tuple[Tensor, int | None, Sequence[int]]:
-    """(view, axis, scale shape): `x` seen so that one range per index of `axis` is one range per scale of `spec`.
+    """(view, axis, scale shape): `x` viewed so that one range per index of `axis` is one range per scale of `spec`.
 
     Raises SpecError when the axis is out of range or the group does not divide it.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The moving range: an exponential average of each batch's min and max, so that one odd batch fades.
+"""The moving range: an exponential average of each batch's min and max, so that an outlier batch loses weight.
 
-It owns the averaging; everything else is the plain range of minmax.py.
+It owns the averaging; everything else is minmax.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class EmaObserver(MinMaxObserver):
         ops.observe_ema_(self.lo, self.hi, self.count, view, axis, self.momentum)
 
     def _merge(self, other: dict[str, Tensor], batches: int) -> None:
-        """An average remembers no order: the merged range is the mean of both, weighted by their batches."""
+        """The merged range is the mean of both, weighted by their batches; an average does not keep their order."""
         share = batches / (self.batches + batches)
         self.lo = self.lo + (other["lo"] - self.lo) * share
         self.hi = self.hi + (other["hi"] - self.hi) * share

@@ -18,7 +18,7 @@ from pyquant.spec import PerTensor, QuantSpec
 
 
 class FixedObserver(Observer):
-    """[lo, hi] whatever the data; `grid` is (scale, zero_point) where the runtimes prescribe the numbers themselves."""
+    """[lo, hi] for any data; `grid` is (scale, zero_point) where the runtimes prescribe them."""
 
     KIND = "fixed"
 
@@ -31,7 +31,7 @@ class FixedObserver(Observer):
         super().__init__(spec)
 
     def _update(self, x: Tensor) -> None:
-        """Nothing to learn; values outside the range saturate."""
+        """No statistics: values outside the range saturate."""
 
     def range(self) -> tuple[Tensor, Tensor]:
         device = self.count.device
@@ -49,7 +49,7 @@ class FixedObserver(Observer):
         )
 
     def _merge(self, other: dict[str, Tensor], batches: int) -> None:
-        """Two of the same site know the same."""
+        """Nothing to merge: both have the same range."""
 
     @property
     def needs_data(self) -> bool:

@@ -39,7 +39,7 @@ class HistogramObserver(Observer):
         ops.observe_histogram_(self.counts, self.edges, self.count, x)
 
     def _merge(self, other: dict[str, Tensor], batches: int) -> None:
-        """Exact: bins nest, so the result is the histogram of all the data in any order."""
+        """Exact: bins of both nest, so the result is the histogram of all the data in any order."""
         ops.merge_histogram_(self.counts, self.edges, other["counts"], other["edges"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain range: smallest and largest finite value, per tensor, channel or group; and its search for constants.
+"""The min/max range: smallest and largest finite value, per tensor, channel or group; the MSE search for constants.
 
 It owns running min and max. Ranges that leave outliers out of an activation are histogram.py.
 """
@@ -56,7 +56,8 @@ class MinMaxObserver(Observer):
 
 
 class MseConstantObserver(MinMaxObserver):
-    """For a constant, seen whole and once: the range whose grid loses least in mean square, searched per scale."""
+    """For a constant, observed once and completely: the range whose grid has the least mean square error, searched per
+    scale."""
 
     KIND = "mse"
 

@@ -90,7 +90,10 @@ def check_state(op: str, name: str, tensor: Tensor, dtype: torch.dtype, numel: i
 def check_values(
     op: str, scale: Tensor, zero_point: Tensor | None = None, qmin: int = -32768, qmax: int = 65535
 ) -> None:
-    """Raises unless scales are finite and positive and zero points on the grid. Only on CPU, where reading is free."""
+    """Raises unless scales are finite and positive and zero points on the grid.
+
+    Only on CPU, where reading does not wait for a device.
+    """
     if scale.device.type != "cpu":
         return
     for index, value in enumerate(scale.flatten().tolist()):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the native operators, or says how to build them; there is no fallback on CPU.
+"""Loads the native operators; the error says how to build them. There is no fallback on CPU.
 
-It owns the way from an operator's name to its callable, and from a native error to OpArgumentError. What each operator
+It owns finding an operator's callable by name, and turning a native error into OpArgumentError. What each operator
 does is in its own module.
 """
 
@@ -56,11 +56,11 @@ def meta(name: str) -> Callable[[Function], Function]:
 
 
 def observed(x: Tensor) -> Tensor:
-    """x without its gradient: what is read off a tensor is a statistic, and state must not hold on to x's graph."""
+    """x without its gradient: statistics need none, and state must not keep x's autograd graph alive."""
     return x.detach() if x.requires_grad else x
 
 
 def op_error(error: RuntimeError) -> Exception:
-    """What a kernel raised, as an OpArgumentError with the kernel's words; any other error unchanged."""
+    """The error of a kernel as an OpArgumentError with the same message; any other error unchanged."""
     _, mark, text = str(error).partition(_MARK)
     return OpArgumentError(text.split("\n")[0]) if mark else error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ggml's block formats Q4_0 (4 bits) and Q8_0 (8 bits): 32 values of a row, and a half-precision scale of their own.
+"""ggml's block formats Q4_0 (4 bits) and Q8_0 (8 bits): 32 values of a row with their own half-precision scale.
 
 It owns the typed functions and their Meta kernels; in bytes, a block is its scale and then its integers. Formats with
-scales beside the data are quantize.py.
+separate scales are quantize.py.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def dequantize_blocks(packed: Tensor, bits: int) -> Tensor:
 
 
 def fake_quantize_blocks(x: Tensor, bits: int) -> Tensor:
-    """`dequantize_blocks(quantize_blocks(x))` in x's type, contiguous. The gradient passes as it is: no value clips."""
+    """`dequantize_blocks(quantize_blocks(x))` in x's type, contiguous.
+
+    The gradient passes unchanged: no value is clipped.
+    """
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _StraightThrough.apply(x, bits)  # type: ignore[no-untyped-call]
         return out

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """circle_write: a plan and its constants to a .circle file, streamed from the tensors' own memory.
 
-It owns the typed function and the Meta kernel; what a plan says is the exporter's, how a file is checked and laid out
-is csrc/circle.
+It owns the typed function and the Meta kernel. The contents of a plan are exporter/, checking and writing the file are
+csrc/circle.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _MARK = "[pyquant] "
 def circle_write(plan: str, constants: Sequence[Tensor], path: str | os.PathLike[str]) -> int:
     """Checks `plan` (JSON text), writes the file whole or not at all, and returns its size in bytes.
 
-    `constants[k]` is the tensor that the plan calls constant k, its bytes as they stand in the file (4-bit integers
+    `constants[k]` is the tensor that the plan calls constant k, its bytes as they are in the file (4-bit integers
     packed, as uint8). Tensors are not copied when they are contiguous and on the CPU.
-    Raises CircleError, whose text starts with the code of the fault; what stood at `path` before is then intact.
+    Raises CircleError, whose text starts with the code of the fault; a file that was at `path` is then unchanged.
     """
     for i, tensor in enumerate(constants):
         if not isinstance(tensor, Tensor):
             raise OpArgumentError(f"circle_write: constants[{i}] is {type(tensor).__name__}; expected a torch.Tensor")
     target = os.fspath(path)
-    if "\0" in target:  # torch hands strings on up to the first NUL: that would be another file
+    if "\0" in target:  # torch passes strings up to the first NUL, which would name another file
         raise CircleError(f"E_CREATE: {target!r}: the path has a NUL byte; name a file")
     with torch.no_grad():
         dense = [tensor.detach().cpu().contiguous() for tensor in constants]

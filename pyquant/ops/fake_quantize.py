@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fake_quantize: a float tensor on the grid that integers would give it, with a straight-through gradient.
+"""fake_quantize: a float tensor rounded to the values of an integer grid, with a straight-through gradient.
 
-It owns the differentiable face of the operator and its Meta kernel; integers themselves are in quantize.py.
+It owns the differentiable function of the operator and its Meta kernel; integers are quantize.py.
 """
 
 from __future__ import annotations

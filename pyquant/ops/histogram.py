@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A histogram that grows with the data, and the ranges that are read off it.
+"""A histogram that grows with the data, and the ranges computed from it.
 
-It owns the typed functions and their Meta kernels; when to use which range is observe/.
+It owns the typed functions and their Meta kernels; choosing which range to use is observe/.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) 
 
     counts: int64 (bins,), all 0 at first. range: float32 (2,), first and last edge of the bins, [inf, -inf] at first.
     count: int64 (2,), elements seen and non-finite elements seen. The width of a bin is a power of two and edges are
-    multiples of it, so bins merge exactly: counts and range depend on the data alone, not on its order or batches.
+    multiples of it, so bins merge exactly: counts and range depend only on the data, not on its order or batches.
     At least half of the bins lie between min(0, smallest) and max(0, largest). Values beyond 2^120 count as 2^120.
     """
     try:
@@ -38,7 +38,7 @@ def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) 
 
 
 def merge_histogram_(counts: Tensor, range: Tensor, other_counts: Tensor, other_range: Tensor) -> None:
-    """Adds another histogram of as many bins. Exactly what observing the other's data too would have given."""
+    """Adds another histogram of as many bins. The result is exactly that of observing the other's data too."""
     try:
         _merge(counts, range, other_counts, other_range)
     except RuntimeError as error:
@@ -59,7 +59,7 @@ def histogram_percentile(counts: Tensor, range: Tensor, lower: float, upper: flo
 def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(lo, hi), float32 (): the range whose grid has the least square error over the middles of the bins.
 
-    Tried are hundredths of the occupied range and then thousandths around the best: both ends together, then
+    The candidates are hundredths of the occupied range and then thousandths around the best: both ends together, then
     (asymmetric) hi alone, then lo alone. NaN when nothing was counted.
     """
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The smallest and largest value of a tensor: at once (minmax) or kept over batches (observe_minmax_, observe_ema_).
 
-It owns the typed functions and their Meta kernels; what becomes of a range is qparams.py.
+It owns the typed functions and their Meta kernels; turning a range into qparams is qparams.py.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def minmax(x: Tensor, axis: int | None = None, group: int = 0) -> tuple[Tensor, 
 
 
 def check_observer(op: str, lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | None) -> None:
-    """What observe_minmax_ and observe_ema_ ask of their arguments."""
+    """Check the arguments of observe_minmax_ and observe_ema_."""
     _checks.check_dtype(op, "x", x, *_checks.FLOATS)
     scales = 1
     for n in _checks.scale_shape(op, x, axis, 0):

@@ -27,7 +27,7 @@ def choose_qparams(lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool
     Asymmetric: the range is widened to contain 0, `scale = (hi - lo) / (qmax - qmin)`,
     `zero_point = clamp(round_half_away(qmin - lo / scale))`. Symmetric: `scale = max(|lo|, |hi|) / qmax`, zero_point 0.
     Computed in float64. All zeros, or a range too small for a normal float32 scale, gives scale 1. NaN, Inf or lo > hi
-    (an observer without data) gives scale NaN, which QParams refuses.
+    (an observer without data) gives scale NaN, which QParams rejects.
     """
     try:
         return _choose_qparams(lo, hi, qmin, qmax, symmetric)

@@ -32,8 +32,8 @@ def quantize(
 ) -> Tensor:
     """`clamp(round_half_away(x / scale) + zero_point, qmin, qmax)` as int8, uint8 or int16.
 
-    4-bit integers come one per element. NaN becomes qmin. Arguments and errors as in `fake_quantize`; `dtype` must
-    hold the grid.
+    4-bit integers are one per element (not packed). NaN becomes qmin. Arguments and errors as in `fake_quantize`;
+    `dtype` must hold the grid.
     """
     try:
         return _quantize(observed(x), scale, zero_point, axis, group, qmin, qmax, dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_range: for each scale of a weight, the range whose grid loses least, searched over the values themselves.
+"""mse_range: for each scale of a weight, the range whose grid has the least square error, searched over the values.
 
 It owns the typed function and its Meta kernel; the same over a histogram, for activations, is histogram.py.
 """
@@ -20,8 +20,8 @@ _mse_range: Callable[..., tuple[Tensor, Tensor]] = native("mse_range")
 def mse_range(x: Tensor, axis: int | None, group: int, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(lo, hi), float32, in the shape of the scales: the range whose grid has the least square error over x.
 
-    Tried are 100 % down to 21 % of the range of the finite values, both ends together; the widest of equals wins.
-    Where x holds NaN or Inf it is the full range of the rest; (+inf, -inf) where nothing is finite.
+    The candidates are 100 % down to 21 % of the range of the finite values, both ends together; of equal ones the
+    widest is taken. Where x holds NaN or Inf it is the full range of the rest; (+inf, -inf) where nothing is finite.
     """
     try:
         return _mse_range(observed(x), axis, group, qmin, qmax, symmetric)

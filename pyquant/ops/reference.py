@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators in plain torch operations, for any device: what tests compare with, and the kernels of GPUs.
+"""The operators in plain torch operations, for any device: the reference of the tests, and the kernels of GPUs.
 
-It owns arithmetic that equals the CPU kernels bit for bit. Histograms and searches are in reference_search.py; which
+It equals the CPU kernels bit for bit. Histograms and searches are in reference_search.py; which
 backends run these is in backends.py.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The histogram and the range searches in plain torch operations; see reference.py.
 
-It owns sums in the order that the CPU kernels define, so that both choose the same candidate. What is small is computed
-on the CPU.
+It owns sums in the order that the CPU kernels define, so that both choose the same candidate. Small tensors are
+computed on the CPU.
 """
 
 from __future__ import annotations

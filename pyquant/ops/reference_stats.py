@@ -58,13 +58,13 @@ def _block_stats(values: Tensor, there: Tensor) -> Parts:
     rest = sums / n
     mean, squares = center.double() + rest, (squares - sums * rest).clamp(min=0.0)
 
-    count, odd_mean, odd_squares = _odd_block_stats(values, there)
+    count, odd_mean, odd_squares = _non_finite_block_stats(values, there)
     mean = torch.where(constant, lo.double() + 0.0, torch.where(ordinary, mean, odd_mean))
     squares = torch.where(constant, 0.0, torch.where(ordinary, squares, odd_squares))
     return torch.where(whole, n.double(), count), mean, squares
 
 
-def _odd_block_stats(values: Tensor, there: Tensor) -> Parts:
+def _non_finite_block_stats(values: Tensor, there: Tensor) -> Parts:
     """Only the finite values, in double."""
     finite = values.isfinite() & there
     wide = torch.where(finite, values, 0.0).double()
@@ -91,7 +91,7 @@ def _pairs(sums: Tensor) -> Tensor:
 
 
 def _merged(parts: Parts) -> Parts:
-    """Neighbouring blocks as one; the last of an odd number alone."""
+    """Neighbouring blocks as one; the last of an odd number stays alone."""
     if len(parts[0]) % 2:
         parts = tuple(torch.nn.functional.pad(part, (0, 1)) for part in parts)  # type: ignore[assignment]
     (n_a, mean_a, squares_a), (n_b, mean_b, squares_b) = ([part[side::2] for part in parts] for side in (0, 1))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean, smallest, largest, standard deviation and the number of non-finite values of a tensor, read in one pass.
 
-It owns the typed function and its Meta kernel; who shows the numbers to whom is pyquant.trace.
+It owns the typed function and its Meta kernel; showing the numbers is pyquant.trace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def tensor_stats(x: Tensor) -> Tensor:
     """float64 (5,): mean, min, max, population standard deviation, count of NaN and Inf.
 
     The first four are over the finite values, NaN where there is none. x: float32, bfloat16 or float16, any shape.
-    Right to float32 whatever the mean is: squares are of differences from the mean of a block. Raises
+    Exact to float32 for any mean: squares are of differences from the mean of a block. Raises
     OpArgumentError for another dtype.
     """
     try:

@@ -259,7 +259,7 @@ def test_bad_observer_spec(kind: str, params: dict[str, float], message: str) ->
 def test_rule_refuses_what_is_no_spec() -> None:
     with pytest.raises(SpecError, match=r"needs a QuantSpec or None, and an ObserverSpec; got 'int8' and"):
         Rule("*", None, "int8")  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="a policy holds Rules, got 'w8a8'"):
+    with pytest.raises(SpecError, match="a policy consists of Rules, got 'w8a8'"):
         Policy(("w8a8",))  # type: ignore[arg-type]
 
 
