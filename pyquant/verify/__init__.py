@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification: run a written file in an independent runtime and say how far it is from the eager model.
+"""Verification: run a written file in an independent runtime and measure how far it is from the eager model.
 
-It owns the metrics and the tolerances of "Circle = eager". Exporting is the exporter's, the structure of a file is
-pyquant.circle's.
+It owns the comparison and the tolerances of "Circle = eager". Exporting is pyquant.exporter, the structure of a file is
+pyquant.circle.
 """
 
 from __future__ import annotations

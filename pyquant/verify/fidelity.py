@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """compare(): a Circle program against the eager model, end to end and operator by operator.
 
-Each operator is fed the eager model's own tensors, so that its difference is its own. Which differences are good enough
-is tolerance.py.
+Each operator gets the eager model's tensors as inputs, so that errors do not accumulate. Which differences are good
+enough is tolerance.py.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     """Run `prog` in TICO's reference runtime and the eager model on the same inputs.
 
     prog: a CircleProgram. q: the model that it was exported from (None: as it was when exported). inputs: the graph's
-    tensors in order or by name; or, by name, all that the model's own forward takes: then that forward is the eager
-    model, and what the profile fixed (positions, masks) is judged too. Raises InputError for inputs that do not fit,
+    tensors in order or by name; or, by name, all arguments of the model's own forward: then that forward is the eager
+    model, and what the profile fixed (positions, masks) is compared too. Raises InputError for inputs that do not fit,
     ImportError when tico is not installed.
     """
     require_float32(prog)
@@ -49,9 +49,9 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
 
 def require_float32(prog: Any) -> None:
     """Raises InputError for a graph that computes in a smaller float type."""
-    if held := low_floats(prog.graph):
+    if low := low_floats(prog.graph):
         raise InputError(
-            f"the graph '{prog.name}' has {' and '.join(held)} tensors, and TICO's runtime computes in float32 only; "
+            f"the graph '{prog.name}' has {' and '.join(low)} tensors, and TICO's runtime computes in float32 only; "
             f"cast to float32 first: {ADVICE}, export q32 and compare that program with it"
         )
 
@@ -84,7 +84,7 @@ def _shape_of(value: Any) -> str:
 
 
 def exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
-    """What each fx node that a Circle tensor stands for holds, and the program's outputs."""
+    """The value of each fx node that has a Circle tensor, and the program's outputs."""
     wanted = {tensor.origin for tensor in prog.graph.tensors if tensor.origin is not None}
     recorder = _Recorder(prog.exported.graph_module, wanted)
     user = iter(inputs)
@@ -113,30 +113,30 @@ class _Recorder(fx.Interpreter):
 
 def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
     graph = prog.graph
-    held: dict[str, Array] = runtime.constants()
+    known: dict[str, Array] = runtime.constants()
     last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}
     for index in graph.inputs:
-        held[graph.tensors[index].name] = expected_value(graph.tensors[index], values)
+        known[graph.tensors[index].name] = expected_value(graph.tensors[index], values)
     diffs: list[OpDiff] = []
     unchecked = 0
     for number, op in enumerate(graph.operators):
         out = graph.tensors[op.outputs[0]]
-        fed = [None if index < 0 else held[graph.tensors[index].name] for index in op.inputs]
-        result = runtime.run_operator(number, fed)[0]
+        operands = [None if index < 0 else known[graph.tensors[index].name] for index in op.inputs]
+        result = runtime.run_operator(number, operands)[0]
         if out.origin is None:
             unchecked += 1
-            held[out.name] = result
+            known[out.name] = result
         else:
-            held[out.name] = expected = expected_value(out, values)
+            known[out.name] = expected = expected_value(out, values)
             diffs.append(_op_diff(number, op.op, out, expected, result))
         for index in op.inputs:
             if index >= 0 and last[index] == number:
-                held.pop(graph.tensors[index].name, None)
+                known.pop(graph.tensors[index].name, None)
     return diffs, unchecked
 
 
 def expected_value(tensor: Tensor, values: Mapping[str, Array]) -> Array:
-    """The eager value of a tensor, on its grid (which changes nothing where the eager model put it there already)."""
+    """The eager value of a tensor, on its grid (a no-op where the eager model quantized it to that grid)."""
     assert tensor.origin is not None
     value = values[tensor.origin]
     if tensor.quant is None:

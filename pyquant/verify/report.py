@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a comparison: plain numbers per output and per operator, printable and as JSON data.
 
-It owns how they are shown. How they are measured is fidelity.py, which are good enough is tolerance.py.
+It owns how results are shown. Measuring is fidelity.py, the tolerances are tolerance.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class OutputDiff:
 
 @dataclass(frozen=True)
 class OpDiff:
-    """One operator, fed the eager model's own tensors. `relative`: max |difference| / max |expected|."""
+    """One operator, with the eager model's tensors as inputs. `relative`: max |difference| / max |expected|."""
 
     index: int
     op: str
@@ -49,7 +49,7 @@ class OpDiff:
 
 @dataclass(frozen=True)
 class Report:
-    """What compare() found. `unchecked` operators make tensors that no value of the eager model stands for.
+    """The result of compare(). `unchecked` operators write tensors that have no value in the eager model.
 
     `dtype` is the float type that eager computes in; below float32 its own rounding is most of the difference.
     """

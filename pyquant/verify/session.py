@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session: a bundle's graphs, run in one runtime, with the host side that its manifest asks for.
+"""Session: a bundle's graphs, run in one runtime, with the host code that its manifest names.
 
 It owns reading the manifest, the checksums, and each graph's runtime. What a family's host does between the graphs is
 `pyquant.models.<family>.host`, found by the manifest's `family`; nothing else of a model is needed.
@@ -80,10 +80,10 @@ class Session:
         return out
 
     def close(self) -> None:
-        """Let the runtimes go; the next run starts them again."""
-        for held in self._runtimes.values():
-            if hasattr(held, "close"):
-                held.close()
+        """Close the runtimes; the next run starts them again."""
+        for each in self._runtimes.values():
+            if hasattr(each, "close"):
+                each.close()
         self._runtimes.clear()
 
     def __enter__(self) -> Session:
@@ -103,15 +103,15 @@ def _module(runtime: str) -> Any:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CircleError(f"'{folder}' is no bundle: {path.name} cannot be read ({error}); export one with "
                           "pyquant.export_bundle(q, folder, profile)") from error  # fmt: skip
-    if not isinstance(said, dict) or said.get("format") != "pyquant-bundle" or said.get("version") != 1:
+    if not isinstance(manifest, dict) or manifest.get("format") != "pyquant-bundle" or manifest.get("version") != 1:
         raise CircleError(f"'{path}' is no manifest of a bundle that this pyquant knows (pyquant-bundle, version 1)")
-    if not isinstance(said.get("graphs"), dict):
+    if not isinstance(manifest.get("graphs"), dict):
         raise CircleError(f"'{path}' names no graphs")
-    return said
+    return manifest
 
 
 def _verify(path: Path, name: str, sha256: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tensors(): every tensor of an exported Circle graph, run as a whole, against the eager value that it stands for.
+"""tensors(): every tensor of an exported Circle graph, run end to end, against its eager value.
 
-It owns the level of tensors: errors add up from input to output here, where compare() judges each operator alone.
+Errors accumulate from input to output here; compare() measures each operator alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyquant.verify.runtimes.tico import Runtime
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """One tensor of the file. `node` is the node of the exported program that it stands for, `op` what makes it.
+    """One tensor of the file. `node` is its node in the exported program, `op` the operator that writes it.
 
     scale: per tensor or the least of many, None for a tensor without a grid. max_lsb: largest difference in steps of
     that grid. unequal: elements that differ at all.
@@ -47,8 +47,9 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """The tensors in the order in which the file computes them. `unchecked` stand for no eager value (made by a
-    rewrite of the graph). `constants`: those of a file that are not the exported ones, which are their eager values."""
+    """The tensors in the order in which the file computes them. `unchecked` have no eager value (a rewrite of the
+    graph added them). `constants`: the constants of a file that differ from the exported ones, which are their eager
+    values."""
 
     name: str
     tensors: tuple[TensorDiff, ...]
@@ -60,7 +61,7 @@ class TensorReport:
         return tuple(sorted(self.tensors, key=lambda each: -each.peir)[:count])
 
     def most_steps(self, count: int = 10) -> tuple[TensorDiff, ...]:
-        """The `count` tensors with a grid that are the most steps of it away, the most first."""
+        """The `count` tensors with the largest difference in steps of their grid, the largest first."""
         with_grid = [each for each in self.tensors if each.max_lsb is not None]
         return tuple(sorted(with_grid, key=lambda each: -(each.max_lsb or 0.0))[:count])
 
@@ -76,10 +77,10 @@ class TensorReport:
 
 @torch.no_grad()
 def tensors(prog: Any, inputs: Inputs, file: str | Path | bytes | None = None) -> TensorReport:
-    """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor between.
+    """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor of the two.
 
-    prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file that runs, where that is not `prog`
-    as it would be written: one of the same graph, whose tensors are found by name and whose constants are compared
+    prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file to run instead of `prog`: one of
+    the same graph, whose tensors are found by name and whose constants are compared
     with those of `prog`. Raises InputError for inputs that do not fit and a file of another graph, ImportError when
     tico is not installed.
     """
@@ -134,7 +135,7 @@ def _require_same_graph(prog: Any, runtime: Runtime) -> None:
     theirs = list(zip(runtime.input_names, runtime.input_shapes, strict=True))
     if theirs != ours:
         raise InputError(
-            f"the file's inputs are {_said(theirs)}, those of the graph exported here {_said(ours)}: give a file that "
+            f"the file's inputs are {_text(theirs)}, those of the graph exported here {_text(ours)}: give a file that "
             "was exported from this model for these inputs"
         )
     known = set(runtime.tensor_names)
@@ -146,12 +147,12 @@ def _require_same_graph(prog: Any, runtime: Runtime) -> None:
         )
 
 
-def _said(inputs: list[tuple[str, tuple[int, ...]]]) -> str:
+def _text(inputs: list[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
 
 
 def _changed_constants(prog: Any, runtime: Runtime) -> Iterator[TensorDiff]:
-    """The constants of a file that are not those of `prog`, the first to be read first."""
+    """The constants of a file that differ from those of `prog`, in the order of the graph."""
     ours, theirs = Runtime(prog).constants(), runtime.constants()
     for index, tensor in enumerate(prog.graph.tensors):
         if tensor.name in ours and tensor.name in theirs and not np.array_equal(ours[tensor.name], theirs[tensor.name]):

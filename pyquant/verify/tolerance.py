@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tolerances of "Circle = eager", said once, and the assertion that tests make with them.
+"""The tolerances of "Circle = eager", in one place, and the assertion of the tests.
 
 It owns the numbers of design.md section 5 (Fidelity). Measuring is fidelity.py.
 """
@@ -13,7 +13,7 @@ from pyquant.metrics import peir
 from pyquant.verify.fidelity import compare, eager_outputs
 from pyquant.verify.report import Report
 
-#: A rounding flip: one step of the output grid. Op by op no element is further away.
+#: A rounding flip: one step of the output grid. Op by op no element may differ by more.
 MAX_LSB = 1.0
 #: Share of elements that may differ at all, op by op; and by more than a step, end to end in a single layer.
 EXCEPTIONAL_SHARE = 1e-3
@@ -33,20 +33,20 @@ def fidelity(prog: Any, q: Any, inputs: Any, *, reference: Mapping[str, Any] | N
     faults = op_faults(report)
     faults += layer_faults(report) if reference is None else deep_faults(prog, q, inputs, reference, report)
     if faults:
-        raise AssertionError("the Circle file is not the eager model:\n  " + "\n  ".join(faults) + f"\n{report}")
+        raise AssertionError("the Circle file differs from the eager model:\n  " + "\n  ".join(faults) + f"\n{report}")
     return report
 
 
 def op_faults(report: Report) -> list[str]:
-    """What is wrong op by op; empty when every operator keeps the tolerances."""
+    """What is wrong op by op; empty when every operator is within the tolerances."""
     faults = [] if report.exported_equal else ["the exported program does not equal the eager model bit for bit"]
     for op in report.operators:
         if op.max_lsb is None and op.relative > FLOAT_RELATIVE:
             faults.append(f"operator {op.index} {op.op} -> '{op.tensor}': relative difference {op.relative:.3g}")
         if op.max_lsb is not None and op.max_lsb > MAX_LSB:
             faults.append(f"operator {op.index} {op.op} -> '{op.tensor}': {op.max_lsb:.0f} LSB")
-    graded = [op for op in report.operators if op.max_lsb is not None]
-    unequal, total = sum(op.unequal for op in graded), sum(op.elements for op in graded)
+    quantized = [op for op in report.operators if op.max_lsb is not None]
+    unequal, total = sum(op.unequal for op in quantized), sum(op.elements for op in quantized)
     if unequal > allowed(total):
         faults.append(f"{unequal} of {total} elements differ op by op, allowed {allowed(total)}")
     return faults
@@ -66,7 +66,7 @@ def layer_faults(report: Report) -> list[str]:
 
 
 def deep_faults(prog: Any, q: Any, inputs: Any, reference: Mapping[str, Any], report: Report) -> list[str]:
-    """What is wrong end to end for a deep model, judged by the float outputs `reference`.
+    """What is wrong end to end for a deep model, relative to the error against the float outputs `reference`.
 
     One step of the output grid is always allowed: on 8 bits that step alone is a PEIR of 1/255.
     """
@@ -82,5 +82,5 @@ def deep_faults(prog: Any, q: Any, inputs: Any, reference: Mapping[str, Any], re
 
 
 def allowed(elements: int) -> int:
-    """How many of `elements` may differ by a rounding flip; one at least, so that a small tensor can be judged."""
+    """How many of `elements` may differ by a rounding flip; at least one, so that a small tensor may have a flip."""
     return max(1, int(EXCEPTIONAL_SHARE * elements))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runtimes that execute .circle files, one a file. Each is an optional dependency that says how to install it.
+"""Runtimes that execute .circle files, one a file. Each is an optional dependency, whose error has the install command.
 
-Judging what they compute is fidelity.py.
+Comparing what they compute is fidelity.py.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a caller gives to a runtime: a program as bytes, and the inputs in the order of the graph.
 
-It owns names, counts and whether a shape fits. Types are each runtime's own.
+It owns names, counts and whether a shape fits. Types are checked by each runtime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Inputs = Mapping[str, Any] | Sequence[Any]
 
 
 def ordered(names: Sequence[str], inputs: Inputs) -> list[Any]:
-    """`inputs` by name or in order, as `names` has them. Raises InputError when names or their number are others."""
+    """`inputs` by name or in order, as `names` has them. Raises InputError for other names or another number."""
     if isinstance(inputs, Mapping):
         if set(inputs) != set(names):
             raise InputError(f"the graph's inputs are {list(names)}, got {list(inputs)}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process in which onert runs: its C API by ctypes, one file, any number of runs.
 
-It owns that API's numbers and nothing else: what goes in and out are bytes with an onert type and a shape. It imports
+It owns that API's constants: inputs and outputs are bytes with an onert type and a shape. It imports
 the standard library only, because onert.py starts it by its path, and a model that onert crashes on ends it.
 """
 
@@ -34,7 +34,7 @@ class TensorInfo(ctypes.Structure):
     _fields_ = [("dtype", ctypes.c_int32), ("rank", ctypes.c_int32), ("dims", ctypes.c_int32 * 6)]
 
 
-class RefusedError(Exception):
+class OnertError(Exception):
     """A call that onert answers with an error."""
 
 
@@ -47,7 +47,7 @@ class Session:
         self._call("create_session", ctypes.byref(self._handle))
         try:
             self._load(path, shapes)
-        except RefusedError:
+        except OnertError:
             self.close()
             raise
 
@@ -63,7 +63,7 @@ class Session:
         self.outputs = [self._info("output", index) for index in range(self._count("output"))]
 
     def run(self, data: list[bytes]) -> list[tuple[Info, bytes]]:
-        """Outputs in order: what they are, and their bytes."""
+        """Outputs in order: their type and shape, and their bytes."""
         kept = []
         for index, ((dtype, shape), given) in enumerate(zip(self.inputs, data, strict=True)):
             size = _bytes(dtype, shape)
@@ -103,7 +103,7 @@ class Session:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, f"nnfw_{name}")(*arguments)
         if status:
-            raise RefusedError(f"{name} answered {_STATUS.get(status, f'status {status}')}")
+            raise OnertError(f"{name} answered {_STATUS.get(status, f'status {status}')}")
 
 
 def _info(dtype: int, shape: tuple[int, ...]) -> TensorInfo:
@@ -137,7 +137,7 @@ def _serve(library: ctypes.CDLL, path: str, requests: BinaryIO, answers: BinaryI
                 session, shapes = None, asked
                 session = Session(library, path, asked)
             answer: Any = ("outputs", session.run(data))
-        except RefusedError as error:
+        except OnertError as error:
             answer = ("refused", str(error))
         pickle.dump(answer, answers)
         answers.flush()
@@ -146,7 +146,7 @@ def _serve(library: ctypes.CDLL, path: str, requests: BinaryIO, answers: BinaryI
 def main() -> None:
     """`_onert_child.py LIBRARY FILE`: requests (input shapes, input bytes) on stdin, answers on stdout."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # onert prints: to where its messages are collected, not among the answers
+    os.dup2(2, 1)  # what onert prints goes to its messages, not into the answers
     _serve(ctypes.CDLL(sys.argv[1]), sys.argv[2], sys.stdin.buffer, answers)
 
 

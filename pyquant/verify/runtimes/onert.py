@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real runtime onert, on the CPU backend: whole files, each in a child process of its own.
 
-It owns names, dtypes and what a failure says; a model that onert aborts on ends the child and is one VerifyError here.
-The calls into onert are _onert_child.py.
+It owns names, dtypes and the text of a failure; a model that onert aborts on ends the child process and raises one
+VerifyError here. The calls into onert are _onert_child.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pyquant.verify.runtimes._inputs import Inputs, fits, ordered, program_bytes
 
 _CHILD = Path(__file__).with_name("_onert_child.py")
 _DTYPES = {"float32": 0, "int32": 1, "uint8": 2, "bool": 3, "int64": 5, "int8": 6}  # of NNFW_TYPE
-_SAID = 12  # last lines of onert's messages that an error repeats
+_LAST_LINES = 12  # last lines of onert's messages that an error repeats
 
 
 def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
@@ -43,8 +43,8 @@ class Runtime:
     """One file, loaded once and run any number of times. Float tensors in and out; quantized ones are on their grid.
 
     With `trace`, which takes a CircleProgram, every tensor that an operator computes is an output of the file that
-    onert runs. Raises ImportError with the install command when onert is missing, VerifyError when onert refuses the
-    file, crashes on it, or gives another shape than the file declares.
+    onert runs. Raises ImportError with the install command when onert is missing, VerifyError when onert rejects the
+    file, crashes on it, or returns another shape than the file declares.
     """
 
     def __init__(self, program: Any, *, trace: bool = False) -> None:
@@ -70,18 +70,18 @@ class Runtime:
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
-        """Run the graph. `inputs` are in order, or by name; a dynamic dimension takes the size that is given."""
+        """Run the graph. `inputs` are in order, or by name; a dynamic dimension gets the size of the input."""
         if trace and self._shown is None:
             raise InputError("trace takes Runtime(program, trace=True) with a CircleProgram: a file shows its outputs")
         arrays = [
-            _given(tensor, value) for tensor, value in zip(self._inputs, ordered(self.input_names, inputs), strict=True)
+            _input(tensor, value) for tensor, value in zip(self._inputs, ordered(self.input_names, inputs), strict=True)
         ]
         kind, answer = self._ask([array.shape for array in arrays], [array.tobytes() for array in arrays])
         if kind != "outputs":
             raise self._failure(f"refuses it: {answer}")
         pairs = zip(self._outputs, answer, strict=True)
-        taken = {tensor.name: _taken(tensor, info, data) for tensor, (info, data) in pairs}
-        return taken if trace else {name: taken[name] for name in self.output_names}
+        outputs = {tensor.name: _output(tensor, info, data) for tensor, (info, data) in pairs}
+        return outputs if trace else {name: outputs[name] for name in self.output_names}
 
     def close(self) -> None:
         """End the child process. A Runtime that is no longer referenced does it too."""
@@ -124,10 +124,10 @@ class Runtime:
 
     def _failure(self, what: str) -> VerifyError:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = "\n".join(f"  {line}" for line in lines[-_SAID:] if line.strip()) or "  (nothing)"
+        messages = "\n".join(f"  {line}" for line in lines[-_LAST_LINES:] if line.strip()) or "  (nothing)"
         names = ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in self._inputs)
         return VerifyError(
-            f"onert {what}; the graph takes {names}; onert says\n{said}\n"
+            f"onert {what}; the graph takes {names}; onert says\n{messages}\n"
             "see pyquant.circle.check(file, target='onert'), and export with target='onert'"
         )
 
@@ -172,14 +172,14 @@ def _bytes(program: Any, trace: bool) -> bytes:
 
 
 def _all_shown(graph: Any) -> Any:
-    """The graph with every computed tensor that onert's API can pass as an output, after its own outputs."""
+    """The graph with all computed tensors that onert's API can return as outputs, after its own outputs."""
     computed = [index for op in graph.operators for index in op.outputs if index not in graph.outputs]
     shown = [i for i in computed if graph.tensors[i].dtype in _DTYPES and len(graph.tensors[i].shape) <= 6]
     return graph.replace(outputs=(*graph.outputs, *shown))
 
 
-def _given(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """A value as the file's input holds it."""
+def _input(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """A value with the type of the file's input."""
     plain = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
     declared = tensor.shape_signature or tensor.shape
     if not fits(declared, plain.shape):
@@ -193,8 +193,8 @@ def _given(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return array
 
 
-def _taken(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
-    """What onert gave for an output, as the file declares it."""
+def _output(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
+    """The value of an output, with the type that the file declares."""
     dtype, shape = info
     if not fits(tensor.shape_signature or tensor.shape, shape):
         raise VerifyError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which instructions the onert wheel needs and this CPU lacks.
 
-onert 0.1.0's x86-64 wheel carries ggml compiled for AVX-512 and AVX-VNNI (its `ggml_graph_plan` and
-`ggml_vec_dot_q4_0_q8_0` hold them), without a check at run time: block formats end the process with SIGILL elsewhere.
+onert 0.1.0's x86-64 wheel contains ggml compiled for AVX-512 and AVX-VNNI (its `ggml_graph_plan` and
+`ggml_vec_dot_q4_0_q8_0` use them), without a check at run time: block formats end the process with SIGILL elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx_vnni")  # as /proc/cpuinfo spells them
+NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx_vnni")  # named as in /proc/cpuinfo
 BLOCK_DTYPES = ("ggml_q4_0", "ggml_q8_0")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What onert computes where eager does not say it: linears whose float inputs it rounds to 8 bits as it runs.
+"""What onert computes where eager does not simulate it: linears whose float inputs onert rounds to 8 bits at run time.
 
 It owns that arithmetic, as measured on onert 0.1.0 (x86-64). Running onert itself is onert.py; with float weights its
-graphs equal eager and nothing of this applies.
+graphs equal eager and none of this applies.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def expected(
 ) -> dict[str, Tensor]:
     """Outputs by name of a program with float activations, with onert's own rounding in every quantized linear.
 
-    A linear with an int8 weight sees each row on 127 symmetric steps; one with a weight in blocks sees blocks of Q8_0.
+    A linear with an int8 weight gets each row on 127 symmetric steps; one with a weight in blocks gets blocks of Q8_0.
     One linear agrees with onert to a few units in the last place of float32. In a chain of them a value next to a half
-    step may go the other way in onert, and all that follows differs by that step: with `seen`, what onert itself
+    step may round the other way in onert, and all that follows differs by that step: with `seen`, what onert itself
     computed (`onert.run(program, inputs, trace=True)`), each linear starts from onert's own input. Raises VerifyError
     when such an input is further than 1e-5 of its largest value from what was computed here.
     """
@@ -66,23 +66,23 @@ def blocks_of_int8(x: Tensor) -> Tensor:
 
 
 class _Onert(fx.Interpreter):
-    """Runs a traced program; linears whose weight is quantized go by the functions above."""
+    """Runs a traced program; linears with a quantized weight use the functions above."""
 
     def __init__(self, module: fx.GraphModule, seen: Mapping[str, Tensor]) -> None:
-        super().__init__(module, garbage_collect_values=False)  # the scale of a weight is asked for after its use
+        super().__init__(module, garbage_collect_values=False)  # the scale of a weight is needed after its use
         self.seen = seen
 
     def run_node(self, n: fx.Node) -> Any:
         weight = n.args[1] if n.op == "call_function" and str(n.target) == "aten.linear.default" else None
         if not isinstance(weight, fx.Node) or str(weight.target) not in (FAKE_QUANTIZE, FAKE_QUANTIZE_BLOCKS):
             return super().run_node(n)
-        x, held, bias = (*self.fetch_args_kwargs_from_env(n)[0], None)[:3]
+        x, matrix, bias = (*self.fetch_args_kwargs_from_env(n)[0], None)[:3]
         x = self._as_seen(n.args[0], x)
         if str(weight.target) == FAKE_QUANTIZE_BLOCKS:
-            return _with_bias(F.linear(blocks_of_int8(x), held), bias)
+            return _with_bias(F.linear(blocks_of_int8(x), matrix), bias)
         scale = self.fetch_args_kwargs_from_env(weight)[0][1].reshape(-1)
         integers, steps = rows_of_int8(x)
-        dot = F.linear(integers.double(), (held.double() / scale.double()[:, None]).round())  # exact, as in int32
+        dot = F.linear(integers.double(), (matrix.double() / scale.double()[:, None]).round())  # exact, as in int32
         return _with_bias(dot.float() * (steps * scale), bias)
 
     def _as_seen(self, source: Any, x: Tensor) -> Tensor:

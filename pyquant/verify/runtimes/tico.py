@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TICO's reference runtime: whole files, or one operator at a time.
 
-It owns the choice of the mode and the conversion of inputs. FAKE_QUANTIZE is float arithmetic, every quantized result
-put on its grid; value-preserving operators pass values through, whatever their qparams say.
+It owns the choice of the mode and the conversion of inputs. FAKE_QUANTIZE is float arithmetic, with every quantized
+result rounded to its grid; value-preserving operators pass values unchanged, for any qparams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Te
 
 
 def structure_faults(path: str | os.PathLike[str]) -> list[str]:
-    """What TICO's own verifier finds in a file: indices, dataflow, signatures. It knows nothing of qparams.
+    """What TICO's own verifier finds in a file: indices, dataflow, signatures. It does not check qparams.
 
     Raises ImportError with the install command when tico is missing.
     """
