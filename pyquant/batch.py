@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from pyquant.errors import InputError
 
-#: A mapping is keyword arguments, a tuple or list positional ones, a tensor the one argument.
-Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
-
 
 def is_batch(value: object) -> bool:
-    """Whether `call` takes it."""
+    """Whether `call` takes it: a mapping (keyword arguments), a tuple or list (positional ones), or one tensor."""
     return isinstance(value, Mapping | tuple | list | Tensor)
 
 

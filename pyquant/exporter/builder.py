@@ -15,7 +15,7 @@ import torch
 from pyquant import circle, ops
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import BLOCKS
-from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Op, Quant, Tensor, Where
+from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Location, Op, Quant, Tensor
 from pyquant.exporter.values import Const, Ref
 
 _NO_SITE = "it is a constant without a site; declare one (const(name, value)) in its wrapper"
@@ -54,7 +54,7 @@ class Builder:
         name: str,
         shape: tuple[int, ...],
         dtype: str,
-        where: Where,
+        where: Location,
         quant: Quant | None = None,
         note: str = "",
     ) -> Ref:

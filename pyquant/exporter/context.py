@@ -19,10 +19,10 @@ from pyquant.errors import ExportError
 from pyquant.exporter.builder import Builder
 from pyquant.exporter.fold import Folded
 from pyquant.exporter.grid import exact_grid, widened, widest
-from pyquant.exporter.plan import DTYPES, FLOATS, Quant, Where
+from pyquant.exporter.plan import DTYPES, FLOATS, Location, Quant
 from pyquant.exporter.propagate import Grids
 from pyquant.exporter.registry import target_of
-from pyquant.exporter.tracing import Traced, static_shape, where
+from pyquant.exporter.tracing import Traced, location_of, static_shape
 from pyquant.exporter.values import Const, Ref, Value, dequantize_from, quantize_to
 
 
@@ -36,12 +36,12 @@ class Context:
         self.traced, self.grids, self.build = traced, grids, builder
         self.values: dict[Node, Any] = dict(folded)
         self.node: Node
-        self.where = Where()
+        self.where = Location()
         self._shared: dict[Any, Any] = {}  # scalars, shapes, QUANTIZE and DEQUANTIZE results, by kind and contents
 
     def at(self, node: Node) -> None:
         """Make `node` the one that is lowered."""
-        self.node, self.where = node, where(node)
+        self.node, self.where = node, location_of(node)
 
     # ---- what is known of values
 

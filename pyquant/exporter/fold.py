@@ -7,6 +7,7 @@ A moved quantized constant keeps its integers and its qparams. What a Const beco
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from pyquant.exporter.grid import (
 )
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, is_move, target_of
-from pyquant.exporter.tracing import Traced, readable, static_shape, where
+from pyquant.exporter.tracing import Traced, location_of, readable, static_shape
 from pyquant.exporter.values import Const, dequantize_from
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them
@@ -44,12 +45,17 @@ def fold(traced: Traced) -> Folded:
     for node in traced.nodes:
         if node.op == "placeholder" and node.name in traced.lifted:
             path, tensor = traced.lifted[node.name]
-            folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, lambda t=tensor: t, where(node))  # type: ignore[misc]
+            make = partial(_same, tensor)
+            folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, make, location_of(node))
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
             constant = _fold_call(node, folded)
             if constant is not None:
                 folded[node] = constant
     return folded
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _fold_call(node: Node, folded: Folded) -> Any:
@@ -80,7 +86,7 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
     fake = node.meta["val"] if part is None else node.meta["val"][part]
     target = target_of(node)
     data = folded[_node(node.args[0])] if is_move(target) else None
-    shape, here = static_shape(fake, node), where(node)
+    shape, here = static_shape(fake, node), location_of(node)
     name = f"{here.module}.{node.name}" if here.module else node.name
 
     def real() -> Tensor:
@@ -139,7 +145,7 @@ def _moved_quant(node: Node, data: Const, part: int | None) -> Quant:
             return Quant(quant.dtype, scale, zero_point, axis, quant.qmin, quant.qmax)
     raise ExportError(
         f"{node.target} mixes the channels of '{data.name}', which is quantized per channel (axis {quant.axis}), at "
-        f"{where(node)}; reshape it before its site, or quantize it per tensor"
+        f"{location_of(node)}; reshape it before its site, or quantize it per tensor"
     )
 
 
@@ -151,7 +157,9 @@ def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
     )
     if data.quant == quant:
         return data  # type: ignore[no-any-return]
-    const = Const(data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), where(node), quant)
+    const = Const(
+        data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), location_of(node), quant
+    )
     const.make_ints = lambda: _quantize(data.value(), quant, folded[scale].value(), folded[zero_point].value())
     return const
 
@@ -169,7 +177,7 @@ def _fold_bias(node: Node, folded: Folded) -> Const:
         data.shape,
         data.dtype,
         lambda: ops.fake_quantize_bias(data.value(), scale_value, bits),
-        where(node),
+        location_of(node),
         quant,
         lambda: ops.quantize_bias(data.value(), scale_value, bits).to(STORAGE[quant.dtype]),
     )
@@ -181,7 +189,7 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
     data = folded[source]
     block = next(name for name, width in BLOCKS.items() if width == bits)
     value = lambda: ops.fake_quantize_blocks(data.value(), bits)  # noqa: E731
-    return Const(data.name, data.shape, data.dtype, value, where(node), block=block)
+    return Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
 
 
 def site_of(scale: Any, node: Node, folded: Folded) -> str:
@@ -189,7 +197,7 @@ def site_of(scale: Any, node: Node, folded: Folded) -> str:
     constant = folded.get(scale)
     if isinstance(constant, Const) and (owner := _SITE_SCALE.fullmatch(constant.name)):
         return f"site '{owner[1] or ''}:{owner[2]}'"
-    module = where(node).module
+    module = location_of(node).module
     source = folded.get(node.args[0]) if isinstance(node.args[0], Node) else None
     if isinstance(source, Const):
         return f"constant '{source.name}'"

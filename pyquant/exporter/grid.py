@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from pyquant.errors import ExportError
 from pyquant.exporter.plan import Quant
-from pyquant.exporter.tracing import where
+from pyquant.exporter.tracing import location_of
 
 FAKE_QUANTIZE = "pyquant.fake_quantize.default"
 FAKE_QUANTIZE_BIAS = "pyquant.fake_quantize_bias.default"
@@ -53,13 +53,13 @@ def quant_of(
     if group:
         raise ExportError(
             f"{site} is quantized in groups of {group}, and a Circle tensor has scales per tensor or channel "
-            f"only (node '{node.name}', {where(node)}); give this weight PerAxis(0) in the policy"
+            f"only (node '{node.name}', {location_of(node)}); give this weight PerAxis(0) in the policy"
         )
     dtype = _TYPE_OF_RANGE.get((qmin, qmax))
     if dtype is None:
         known = ", ".join(f"[{low}, {high}] {name}" for (low, high), name in _TYPE_OF_RANGE.items())
         raise ExportError(
-            f"no Circle type is [{qmin}, {qmax}] of {site} (node '{node.name}', {where(node)}); known: {known}"
+            f"no Circle type is [{qmin}, {qmax}] of {site} (node '{node.name}', {location_of(node)}); known: {known}"
         )
     if axis is not None:
         axis %= len(node.meta["val"].shape)

@@ -65,8 +65,8 @@ class Quant:
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where in the user's model something came from, for messages."""
+class Location:
+    """The place in the user's model that something came from, for messages."""
 
     module: str = ""
     line: str = ""
@@ -91,7 +91,7 @@ class Tensor:
     quant: Quant | None = None
     constant: int | None = None
     origin: str | None = None
-    where: Where = field(default_factory=Where)
+    where: Location = field(default_factory=Location)
     note: str = ""
     signature: tuple[int, ...] | None = None
 
@@ -120,7 +120,7 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: Where = field(default_factory=Where)
+    where: Location = field(default_factory=Location)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pyquant.exporter.fold import Folded, schema_args, site_of
 from pyquant.exporter.grid import quant_of
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import Kind, is_fake_quantize, kind_of
-from pyquant.exporter.tracing import where
+from pyquant.exporter.tracing import location_of
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ def _grid(node: Node, folded: Folded) -> Quant:
         if source not in folded:
             raise ExportError(
                 f"{site_of(scale, node, folded)} has a scale or zero_point that is computed from the graph's inputs "
-                f"(node '{node.name}', {where(node)}); "
+                f"(node '{node.name}', {location_of(node)}); "
                 "Circle qparams are constants: convert() the model before export"
             )
     site = site_of(scale, node, folded)
     quant = quant_of(folded[scale].value(), folded[zero_point].value(), axis, group, qmin, qmax, node, site)
     if quant.axis is not None:
         raise ExportError(
-            f"{site} quantizes an activation per channel (axis {quant.axis}) at {where(node)} (node '{node.name}'); "
-            "activations have one scale: give this site PerTensor() in the policy"
+            f"{site} quantizes an activation per channel (axis {quant.axis}) at {location_of(node)} "
+            f"(node '{node.name}'); activations have one scale: give this site PerTensor() in the policy"
         )
     return quant
 

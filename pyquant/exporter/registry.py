@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import FAKE_QUANTIZE
-from pyquant.exporter.tracing import where
+from pyquant.exporter.tracing import location_of
 
 
 class Kind(enum.Enum):
@@ -28,13 +28,13 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class Lowering:
     target: str
     lower: Callable[..., Any]
     kind: Kind
 
 
-RULES: dict[str, Rule] = {}
+LOWERINGS: dict[str, Lowering] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 GETITEM = "getitem"
 CASTS = ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default", "aten.type_as.default")
@@ -56,8 +56,8 @@ def lowers(*targets: str, kind: Kind = Kind.COMPUTE) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         for target in targets:
-            assert target not in RULES, f"{target} has a lowering already: {RULES[target].lower.__name__}"
-            RULES[target] = Rule(target, function, kind)
+            assert target not in LOWERINGS, f"{target} has a lowering already: {LOWERINGS[target].lower.__name__}"
+            LOWERINGS[target] = Lowering(target, function, kind)
         return function
 
     return register
@@ -70,16 +70,16 @@ def target_of(node: Node) -> str:
 
 def names() -> list[str]:
     """Every operator that can be lowered, sorted."""
-    return sorted(RULES)
+    return sorted(LOWERINGS)
 
 
 def is_move(target: str) -> bool:
     """True for operators whose result holds the values of their first argument and no others."""
-    return target in RULES and RULES[target].kind is Kind.MOVE
+    return target in LOWERINGS and LOWERINGS[target].kind is Kind.MOVE
 
 
 def kind_of(node: Node) -> Kind:
-    rule = RULES.get(target_of(node))
+    rule = LOWERINGS.get(target_of(node))
     return rule.kind if rule else Kind.COMPUTE
 
 
@@ -91,9 +91,9 @@ def refuse_unknown(nodes: Iterable[Node], known: Collection[Node]) -> None:
         if node.op in ("placeholder", "output") or node in known:
             continue
         target = target_of(node)
-        if node.op == "call_function" and target in RULES:
+        if node.op == "call_function" and target in LOWERINGS:
             continue
-        lines[f"  {target} in {where(node)}"] = None
+        lines[f"  {target} in {location_of(node)}"] = None
         if target in _ADVICE:
             advice[f"  {target}: {_ADVICE[target]}"] = None
         elif getattr(getattr(node.target, "_schema", None), "is_mutable", False):

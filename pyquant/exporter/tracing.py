@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from pyquant.errors import ExportError, ProfileError
-from pyquant.exporter.plan import Where
+from pyquant.exporter.plan import Location
 from pyquant.exporter.profile import TensorSpec, check_interface
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n?\s*([^\n]*)')
@@ -103,16 +103,16 @@ def _named(
     return Traced(name, program, dict(zip(user, specs, strict=True)), outputs, lifted)
 
 
-def where(node: Node) -> Where:
+def location_of(node: Node) -> Location:
     """Module path and source line of a node: the innermost frame outside torch and pyquant's own modules."""
     stack = node.meta.get("nn_module_stack") or {}
     module = readable(str(list(stack.values())[-1][0])) if stack else ""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not any(part in frame[0] for part in _PLUMBING)] or frames
     if not own:
-        return Where(module)
+        return Location(module)
     path, number, _, code = own[-1]
-    return Where(module, f"{path}:{number}: {code.strip()}")
+    return Location(module, f"{path}:{number}: {code.strip()}")
 
 
 def readable(path: str) -> str:
@@ -136,7 +136,7 @@ def static_shape(value: Any, node: Node) -> tuple[int, ...]:
     """The integer shape of a fake tensor; ExportError when a size depends on data."""
     if not all(isinstance(size, int) for size in value.shape):
         raise ExportError(
-            f"node '{node.name}' ({node.target}) has the data-dependent shape {tuple(value.shape)} at {where(node)}; "
-            "a Circle graph is static: take the size from the profile"
+            f"node '{node.name}' ({node.target}) has the data-dependent shape {tuple(value.shape)} at "
+            f"{location_of(node)}; a Circle graph is static: take the size from the profile"
         )
     return tuple(value.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyquant import ops
 from pyquant.exporter.grid import STORAGE, scales
-from pyquant.exporter.plan import Quant, Where
+from pyquant.exporter.plan import Location, Quant
 
 _KEEP = 1 << 16  # elements up to which a computed value is cached
 
@@ -39,7 +39,7 @@ class Const:
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
-    where: Where
+    where: Location
     quant: Quant | None = None
     make_ints: Callable[[], Tensor] | None = None
     block: str | None = None

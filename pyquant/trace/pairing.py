@@ -14,7 +14,7 @@ from typing import Any
 
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.record import PARTS, Call, Trace, TraceError, parse
-from pyquant.trace.values import Leaf, TensorValue, Tree, Value
+from pyquant.trace.values import Leaf, Recorded, TensorValue, Tree
 
 FORMAT = "pyquant-comparison-1"
 Names = Mapping[str, str] | Callable[[str], str]
@@ -164,16 +164,16 @@ class _Pair:
     repeat: int
     loose_shapes: bool
 
-    def values(self, path: str, x: Value, y: Value) -> Iterator[Entry]:
+    def values(self, path: str, x: Recorded, y: Recorded) -> Iterator[Entry]:
         """One entry for each pair of tensors and for each problem; for values without either, one in all."""
         found = list(self._walk(path, x, y))
         yield from found or [self._entry(path, x, y)]
 
-    def _entry(self, path: str, x: Value | None, y: Value | None, problem: str | None = None) -> Entry:
+    def _entry(self, path: str, x: Recorded | None, y: Recorded | None, problem: str | None = None) -> Entry:
         tensors = isinstance(x, TensorValue) and isinstance(y, TensorValue)
         return Entry(self.module, self.repeat, path, _short(x), _short(y), tensors, problem=problem)
 
-    def _walk(self, path: str, x: Value, y: Value) -> Iterator[Entry]:
+    def _walk(self, path: str, x: Recorded, y: Recorded) -> Iterator[Entry]:
         if isinstance(x, TensorValue) and isinstance(y, TensorValue):
             yield self._tensors(path, x, y)
         elif isinstance(x, Tree) and isinstance(y, Tree):
@@ -218,7 +218,7 @@ class _Pair:
         return dataclasses.replace(self._entry(path, x, y, problem), difference=found)
 
 
-def _short(value: Value | None) -> str:
+def _short(value: Recorded | None) -> str:
     """A value in a few words, for tables and messages."""
     if value is None:
         return "nothing"
@@ -234,7 +234,7 @@ def _sides(value: TensorValue) -> tuple[int, ...]:
     return tuple(side for side in value.shape if side != 1)
 
 
-def _is_none(value: Value | None) -> bool:
+def _is_none(value: Recorded | None) -> bool:
     return isinstance(value, Leaf) and value.type == "NoneType"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyquant import files
 from pyquant.errors import PyquantError
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
-from pyquant.trace.values import TensorValue, Tree, Value, from_data, tensors_of, to_data
+from pyquant.trace.values import Recorded, TensorValue, Tree, from_data, tensors_of, to_data
 
 FORMAT = "pyquant-trace-1"
 PARTS = ("inputs", "kwargs", "output")
@@ -40,7 +40,7 @@ class Call:
     repeat: int
     inputs: Tree
     kwargs: Tree
-    output: Value
+    output: Recorded
 
     @property
     def title(self) -> str:

@@ -17,7 +17,7 @@ from pyquant.trace.losses import Loss
 from pyquant.trace.pairing import Comparison, Entry
 from pyquant.trace.record import PARTS, Call, Trace
 from pyquant.trace.sites import SiteRecord, SiteTrace
-from pyquant.trace.values import Leaf, TensorValue, Tree, Value
+from pyquant.trace.values import Leaf, Recorded, TensorValue, Tree
 
 WIDE = 400
 
@@ -132,7 +132,7 @@ def _summary(comparison: Comparison, shown: list[Entry]) -> Iterator[str]:
             yield f"only in {side}: {', '.join(name or '(model)' for name in names)}"
 
 
-def _lines(name: str, value: Value, indent: str) -> Iterator[str]:
+def _lines(name: str, value: Recorded, indent: str) -> Iterator[str]:
     if isinstance(value, Tree):
         yield f"{indent}{name}: {value.type}" + (f" of {len(value)}" if value.kind == "sequence" else "")
         for key, item in value.items:

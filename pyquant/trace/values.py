@@ -72,13 +72,13 @@ class Tree:
 
     type: str
     kind: Kind
-    items: tuple[tuple[str, Value], ...]
+    items: tuple[tuple[str, Recorded], ...]
 
     def __len__(self) -> int:
         return len(self.items)
 
 
-Value = TensorValue | Leaf | Tree
+Recorded = TensorValue | Leaf | Tree
 Keep = Callable[[Tensor], TensorValue]
 
 _NONE = Leaf("NoneType")
@@ -86,7 +86,7 @@ _PLACES = tuple(map(str, range(64)))
 _NO_NAMES = Tree("dict", "mapping", ())
 
 
-def tensors_of(value: Value, path: str = "") -> Iterator[tuple[str, TensorValue]]:
+def tensors_of(value: Recorded, path: str = "") -> Iterator[tuple[str, TensorValue]]:
     """Each tensor of a value, depth first, with its path, such as `past_key_values.layers.0.keys`."""
     if isinstance(value, TensorValue):
         yield path, value
@@ -176,7 +176,7 @@ def describe_tensor(x: Tensor) -> TensorValue:
 # --- nested values ---------------------------------------------------------------------------------------------------
 
 
-def describe(value: object, keep: Keep = describe_tensor) -> Value:
+def describe(value: object, keep: Keep = describe_tensor) -> Recorded:
     """Any argument or output of a module as data.
 
     Tensors go through `keep`. Tuples, lists, mappings and dataclasses become trees; so does any other object whose
@@ -186,7 +186,7 @@ def describe(value: object, keep: Keep = describe_tensor) -> Value:
     return _describe(value, keep, ())
 
 
-def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Value:
+def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Recorded:
     # What most calls hold comes first: this runs for each argument of each module.
     if isinstance(value, Tensor):
         return keep(value)
@@ -247,7 +247,7 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def to_data(value: Value) -> dict[str, Any]:
+def to_data(value: Recorded) -> dict[str, Any]:
     """A value as what JSON can say; NaN and infinities of leaves as text."""
     if isinstance(value, TensorValue):
         data: dict[str, Any] = {"tensor": value.type, "dtype": value.dtype, "shape": list(value.shape)}
@@ -262,7 +262,7 @@ def to_data(value: Value) -> dict[str, Any]:
     return {"tree": value.type, "kind": value.kind, "items": [[name, to_data(item)] for name, item in value.items]}
 
 
-def from_data(data: Mapping[str, Any]) -> Value:
+def from_data(data: Mapping[str, Any]) -> Recorded:
     """The value that `to_data` said."""
     if "tensor" in data:
         found = data.get("statistics")

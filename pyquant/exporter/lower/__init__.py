@@ -19,8 +19,8 @@ from pyquant.exporter.fold import fold
 from pyquant.exporter.lower import activation, alias, arith, comparison, gather, join, linear, move, norm, quant, reduce
 from pyquant.exporter.plan import DTYPES, Graph, Tensor
 from pyquant.exporter.propagate import propagate
-from pyquant.exporter.registry import RULES, refuse_unknown, target_of
-from pyquant.exporter.tracing import Traced, static_shape, where
+from pyquant.exporter.registry import LOWERINGS, refuse_unknown, target_of
+from pyquant.exporter.tracing import Traced, location_of, static_shape
 from pyquant.exporter.values import Const, Ref
 
 FAMILIES = (activation, alias, arith, comparison, gather, join, linear, move, norm, quant, reduce)
@@ -61,7 +61,7 @@ def _input(cx: Context, name: str) -> Ref:
             static_shape(fake, node),
             want,
             origin=node.name,
-            where=where(node),
+            where=location_of(node),
             note=note,
         )
     )
@@ -69,7 +69,7 @@ def _input(cx: Context, name: str) -> Ref:
 
 def _call(cx: Context, node: Node) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: cx.values[source])
-    value = RULES[target_of(node)].lower(cx, *args, **kwargs)
+    value = LOWERINGS[target_of(node)].lower(cx, *args, **kwargs)
     if isinstance(value, Ref) and cx.build.tensors[value.index].origin is None:
         cx.build.update(value, origin=node.name)
     return value

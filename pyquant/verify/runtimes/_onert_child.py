@@ -38,7 +38,7 @@ class OnertError(Exception):
     """A call that onert answers with an error."""
 
 
-class Session:
+class LoadedFile:
     """One loaded and prepared file, for inputs of given shapes."""
 
     def __init__(self, library: ctypes.CDLL, path: str, shapes: list[tuple[int, ...]]) -> None:
@@ -124,19 +124,19 @@ def _aligned(size: int) -> tuple[Any, int]:
 
 
 def _serve(library: ctypes.CDLL, path: str, requests: BinaryIO, answers: BinaryIO) -> None:
-    session, shapes = None, None
+    loaded, shapes = None, None
     while True:
         try:
             asked, data = pickle.load(requests)
         except EOFError:
             return
         try:
-            if session is None or asked != shapes:
-                if session is not None:
-                    session.close()
-                session, shapes = None, asked
-                session = Session(library, path, asked)
-            answer: Any = ("outputs", session.run(data))
+            if loaded is None or asked != shapes:
+                if loaded is not None:
+                    loaded.close()
+                loaded, shapes = None, asked
+                loaded = LoadedFile(library, path, asked)
+            answer: Any = ("outputs", loaded.run(data))
         except OnertError as error:
             answer = ("refused", str(error))
         pickle.dump(answer, answers)
