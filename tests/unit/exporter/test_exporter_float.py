@@ -13,7 +13,7 @@ from exporter_cases import Graph, inputs_of, operators
 from torch import nn
 
 from pyquant.exporter import TensorSpec, export
-from pyquant.exporter.registry import RULES
+from pyquant.exporter.registry import LOWERINGS
 from pyquant.verify.runtimes import tico
 
 INDEX = TensorSpec((2, 3), torch.int32)
@@ -148,6 +148,6 @@ def test_float_graph_equals_eager(name: str) -> None:
 
 def test_every_lowering_is_exercised_or_listed() -> None:
     """Overloads that other tests reach, or that share their function with one that is tested here."""
-    functions = {rule.lower for rule in RULES.values()}
+    functions = {rule.lower for rule in LOWERINGS.values()}
     assert len(functions) >= 55
-    assert {rule.target.split(".")[0] for rule in RULES.values()} == {"aten", "pyquant", "getitem"}
+    assert {rule.target.split(".")[0] for rule in LOWERINGS.values()} == {"aten", "pyquant", "getitem"}

@@ -24,7 +24,7 @@ from pyquant.exporter.passes import run_passes
 from pyquant.exporter.passes.dead import remove_dead
 from pyquant.exporter.plan import Graph as Plan
 from pyquant.exporter.plan import Op, Quant, Tensor
-from pyquant.exporter.registry import RULES, lowers, names
+from pyquant.exporter.registry import LOWERINGS, lowers, names
 from pyquant.exporter.tracing import readable
 from pyquant.verify.runtimes import tico
 
@@ -125,7 +125,7 @@ def test_scale_text_is_the_shortest_that_reads_back(scale: float) -> None:
 
 
 def test_registry_refuses_duplicates() -> None:
-    assert names() == sorted(RULES)
+    assert names() == sorted(LOWERINGS)
     with pytest.raises(AssertionError, match=r"aten.linear.default has a lowering already: linear"):
         lowers("aten.linear.default")(lambda cx: None)
 
