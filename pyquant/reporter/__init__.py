@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report about one quantized model: `pyquant.report(q, batches, "report.html")`.
 
-It owns measuring and showing. The room is `reporter`, because `pyquant.report` is the function.
+It owns measuring and showing. The package is `reporter`, because `pyquant.report` is the function.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def report(
 
     batches: as calibrate takes them, a few; the model runs on each float and quantized. program: a CircleProgram or the
     path of its file, whose tensors are listed. accuracies: what you measured, by name, in [0, 1].
-    `pyquant.reporter.summary(data)` is the same as text. Raises PhaseError before convert, InputError for no batches,
-    CircleError for an unreadable file, ImportError (with the install command) when plotly is missing.
+    `pyquant.reporter.summary(data)` is the same content as text. Raises PhaseError before convert, InputError for no
+    batches, CircleError for an unreadable file, ImportError (with the install command) when plotly is missing.
     """
     data = collect(q, batches, program=program, accuracies=accuracies, title=title)
     files.whole_text(Path(path), page(data))

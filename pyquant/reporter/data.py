@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says, as plain numbers: summary, layers, sites, bytes, outputs, tensors of the file.
+"""The contents of a report, as plain numbers: summary, layers, sites, bytes, outputs, tensors of the file.
 
 It owns collecting them by running the model twice. Drawing them is figures.py and terminal.py, the page page.py.
 """
@@ -32,7 +32,7 @@ PACKAGES = ("pyquant-circle", "torch", "transformers", "numpy", "tico")
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of one wrapper, float against quantized; of several output tensors the one of lowest SQNR.
+    """One call of one wrapper, float against quantized; of several output tensors the one with the lowest SQNR.
 
     `leaf`: it has no wrapper below it that was called. `block`: it is an entry of a list of layers.
     """
@@ -56,7 +56,7 @@ class LayerBytes:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of the Circle file. `kind`: constant, input, output, or the operator that makes it."""
+    """One tensor of the Circle file. `kind`: constant, input, output, or the operator that writes it."""
 
     index: int
     name: str
@@ -96,15 +96,15 @@ class ReportData:
 
     @property
     def after(self) -> int:
-        """The same on their grids."""
+        """Bytes of the same in their quantized formats."""
         return sum(layer.after for layer in self.bytes)
 
     def worst(self, count: int = 10) -> tuple[SiteReport, ...]:
-        """The sites of lowest SQNR of their own."""
+        """The sites with the lowest SQNR."""
         return tuple(sorted(self.sites, key=lambda site: site.sqnr)[:count])
 
     def rows(self) -> list[tuple[str, str]]:
-        """The summary as (what, value)."""
+        """The summary as (name, value) pairs."""
         found: list[tuple[str, str]] = [
             ("model", self.model),
             ("recipe", self.recipe),

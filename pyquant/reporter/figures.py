@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The charts of a report as plotly figures: layers, histograms of sites, scatter of outputs, bytes.
 
-It owns what is drawn and how; the numbers are data.py, where a chart stands on the page is page.py.
+It owns the charts; the numbers are data.py, the place of a chart on the page is page.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyquant.reporter.data import Layer, ReportData
 from pyquant.reporter.sites import SiteReport
 
 BLUE, ORANGE, GREY, RED = "#2563eb", "#d97706", "#94a3b8", "#dc2626"
-CEILING = 120.0  # dB; what is exact is drawn here
+CEILING = 120.0  # dB; exact layers are drawn here
 
 
 def plotly(part: str = "graph_objects") -> Any:
@@ -34,7 +34,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
         "height": height,
         "margin": {"l": 56, "r": 16, "t": 28, "b": 40},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1e293b"},
-        # in the margin, where no chart can lie under it
+        # in the margin, so that it covers no chart
         "legend": {"orientation": "h", "xref": "container", "yref": "container", "x": 0, "y": 1, "yanchor": "top"},
         "hoverlabel": {"align": "left"},
     }
@@ -88,7 +88,7 @@ def _hover(layer: Layer) -> str:
 
 
 def _ticks(found: tuple[Layer, ...]) -> list[tuple[int, str]]:
-    """At most a dozen places on the axis: layers, else every so many calls."""
+    """At most a dozen ticks: layers, else calls at equal distances."""
     places = [(i, layer.name) for i, layer in enumerate(found) if layer.block and not layer.leaf]
     places = places or [(i, layer.name or "(model)") for i, layer in enumerate(found)]
     step = max(1, math.ceil(len(places) / 12))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report as one HTML file that needs no network: style, script, plotly and the data are inside.
 
-It owns the page's structure; charts are figures.py, how it looks and behaves page.css and page.js.
+It owns the page's structure; charts are figures.py, layout and behaviour are page.css and page.js.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyquant.reporter import figures
 from pyquant.reporter.data import ReportData
 from pyquant.reporter.sites import SiteReport
 
-# Nothing may be fetched, whatever a library tries.
+# Forbids every network request, also those of the libraries.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
@@ -31,7 +31,7 @@ def page(data: ReportData) -> str:
     charts |= {f"chart-site-{number}": figures.histogram(site) for number, site in enumerate(worst) if site.counts}
     tables = {"table-sites": _site_table(data.sites)}
     tables |= {"table-tensors": _tensor_table(data)} if data.tensors else {}
-    said = {"figures": {key: json.loads(chart.to_json()) for key, chart in charts.items()}, "tables": tables}
+    contents = {"figures": {key: json.loads(chart.to_json()) for key, chart in charts.items()}, "tables": tables}
     sections = [
         f"<h1>{escape(data.title)}</h1><p>Float against quantized, module by module and site by site.</p>",
         _numbers(data),
@@ -52,8 +52,8 @@ def page(data: ReportData) -> str:
         policy=escape(POLICY, quote=True),
         style=_text("page.css"),
         body="\n".join(sections),
-        # inside a script element only "</" could end it
-        data=json.dumps(said, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
+        # only "</" could end a script element
+        data=json.dumps(contents, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
         library=library,
         script=_text("page.js"),
     )
@@ -98,8 +98,8 @@ def _text(name: str) -> str:
 
 
 def _section(title: str, about: str, content: str) -> str:
-    said = f"<p>{escape(about)}</p>" if about else ""
-    return f"<section><h2>{escape(title)}</h2>{said}{content}</section>"
+    intro = f"<p>{escape(about)}</p>" if about else ""
+    return f"<section><h2>{escape(title)}</h2>{intro}{content}</section>"
 
 
 def _chart(name: str) -> str:

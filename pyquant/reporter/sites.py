@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site of a report: what trace.sites measured on the float model's own values, in the words of a page.
+"""A site of a report: what trace.sites measured on the float model's values, as the page shows it.
 
-It owns the words alone. Which sites are worth showing is data.py, drawing is figures.py.
+It owns this text. Which sites are worth showing is data.py, drawing is figures.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pyquant.trace import SiteRecord
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site against the float values that reached it.
+    """One site, measured on the float values that reached it.
 
-    low, high: of the values. grid_low, grid_high: ends of the grid (the outermost of all channels; blocks cover what
-    they hold). scales: how many; scale, zero_point: as text, the least and the largest of several. clipped: share of
+    low, high: of the values. grid_low, grid_high: ends of the grid (the outermost of all channels; blocks cover all
+    their values). scales: how many; scale, zero_point: as text, the least and the largest of several. clipped: share of
     the values beyond their grid by more than half a step. sqnr: of this site alone, in dB. edges, counts: a histogram
     of the finite values.
     """
@@ -39,7 +39,7 @@ class SiteReport:
 
     @classmethod
     def of(cls, record: SiteRecord) -> SiteReport | None:
-        """None for a float site and one that no finite value reached."""
+        """None for a float site, and for one without a finite value."""
         if record.sqnr is None or record.low is None or record.high is None or record.spec == "float":
             return None
         ends = record.grid or (record.low, record.high)

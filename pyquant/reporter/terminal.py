@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 def summary(data: ReportData, width: int = WIDTH, count: int = 10) -> str:
-    """Text of `width` columns. The plot is left out, with a line that says why, where plotext is not installed."""
+    """Text of `width` columns. Without plotext a line replaces the plot."""
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, legacy_windows=False)
     table = Table(box=None, show_header=False, title=data.title, title_justify="left", pad_edge=False)

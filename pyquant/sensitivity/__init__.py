@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensitivity: which sites of a converted tree hurt the output most, and the mixed-precision policy that follows.
+"""Sensitivity: which sites of a converted tree damage the output most, and the mixed-precision policy that follows.
 
 It owns the measurement and its result; `pyquant.trace.sensitivity` is the same function.
 """

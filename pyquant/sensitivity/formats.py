@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands at the sites in numbers of bits, and the rules that make some of them wide.
+"""The bit widths of sites, and the policy rules that make some of them wider.
 
-It owns the mean bit width and the wide formats. Which sites are worth it is result.py.
+It owns the mean bit width and the wide formats. Choosing the sites is result.py.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Bits:
 
 
 def mean_bits(parts: Iterable[tuple[Part, int]]) -> Bits:
-    """Of parts, each with the width that it has at least."""
+    """The means over parts, each at least as wide as its number says."""
     elements, bits = {True: 0, False: 0}, {True: 0, False: 0}
     for part, width in parts:
         elements[part.constant] += part.elements
@@ -78,7 +78,7 @@ def widened(policy: Policy, widths: Iterable[tuple[SiteFormat, int]]) -> Policy:
     """`policy` and, after its rules, one for each site that gets wider: symmetric, granularity as before.
 
     A range that the policy fixed or takes from a percentile stays so; a searched one (mse) becomes minmax, because a
-    wide grid gains nothing by cutting its range.
+    wide grid gains nothing from a smaller range.
     """
     rules = []
     for site, width in widths:

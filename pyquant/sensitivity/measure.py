@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sensitivity(): the output with one group of sites quantized at a time, against the output with none.
 
-It owns the runs and what is measured of them. Switching is switch.py, grouping groups.py, the result result.py.
+It owns the runs and the measurements. Switching is switch.py, grouping groups.py, the result result.py.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def sensitivity(
     loss: Loss | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Quantize one group of the sites of a converted tree at a time, and see what it does to the output.
+    """Quantize one group of the sites of a converted tree at a time, and measure the damage to the output.
 
     batches: as calibrate takes them (dicts, tuples, tensors); all are kept, so give a few small ones. One run for each
-    group and batch; weights are quantized once, and `q` is afterwards as it was.
-    groups: `tensor` (sites that see one and the same tensor, which is what a wider format must cover to help), `site`,
+    group and batch; weights are quantized once, and `q` is restored afterwards.
+    groups: `tensor` (sites of one tensor, which must all get a wider format for it to help), `site`,
     `module` (each wrapper's own sites), globs of site paths, or name -> glob or globs.
-    output: what of the model's output counts (default: every floating tensor in it). loss: `loss(output, batch)` -> a
-    number, the mean over the batches counts. progress: None shows a bar on a terminal, True always, False never.
+    output: the part of the model's output that counts (default: every floating tensor in it). loss: `loss(output,
+    batch)` -> a number, the mean over the batches counts. progress: None shows a bar on a terminal, True always, False
+    never.
 
     Raises PhaseError before convert, InputError for no batches or an output without floating tensors, PolicyError for
     groups that match nothing or overlap.
@@ -83,7 +84,7 @@ def _format(site: Site) -> SiteFormat:
 
 
 class _Run:
-    """The model on all batches, and its outputs when no site was on."""
+    """Runs the model on all batches; keeps its outputs with no site quantized."""
 
     def __init__(self, q: QModule, batches: Sequence[Any], output: Callable[[Any], Any] | None, loss: Loss | None):
         self._q, self._batches, self._output, self._loss = q, batches, output, loss
@@ -102,14 +103,14 @@ class _Run:
         return tensors, whole
 
     def remember(self, first: tuple[list[Tensor], Any]) -> None:
-        """The reference; `first` is what the first batch gave."""
+        """Store the reference; `first` is the result of the first batch."""
         results = [first, *(self.outputs(batch) for batch in self._batches[1:])]
         # Copies: a model may return a tensor that it writes to again (a cache).
         self._reference = [[tensor.detach().clone() for tensor in tensors] for tensors, _ in results]
         self._base_loss = self._mean_loss([whole for _, whole in results])
 
     def damage(self) -> Damage:
-        """How far the outputs are from the reference with the sites that are on now."""
+        """How far the outputs are from the reference with the sites that are quantized now."""
         results = [self.outputs(batch) for batch in self._batches]
         tensors = [tensors for tensors, _ in results]
         columns = [Errors() for _ in self._reference[0]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensitivity: what each group of sites does to the output when it alone is quantized; ranked, as JSON, as a table.
+"""Sensitivity: the damage of each group of sites when only it is quantized; ranked, as JSON, as a table.
 
-It owns the numbers, their order, and which groups are worth more bits. How they are measured is measure.py, how a
-policy says it is formats.py.
+It owns the numbers, their order, and the choice of groups that get more bits. Measuring is measure.py, policy rules
+are formats.py.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ORDERS = ("sqnr", "peir", "loss")
 
 @dataclass(frozen=True)
 class Damage:
-    """How far the output moves, against all sites passing values. The worst output tensor counts.
+    """How far the output is from that of the float tree. The worst output tensor counts.
 
-    peir: max|difference| / (max - min of the reference). sqnr: in dB, infinite when nothing moved. loss: by how much
+    peir: max|difference| / (max - min of the reference). sqnr: in dB, infinite when nothing changed. loss: by how much
     the caller's loss rises, None without one.
     """
 
@@ -37,7 +37,7 @@ class Damage:
     loss: float | None = None
 
     def harm(self, by: str) -> float:
-        """What is added up and compared: the share of noise power, PEIR, or the rise of the loss."""
+        """The quantity that is added up and compared: the share of noise power, PEIR, or the rise of the loss."""
         if by == "sqnr":
             return 10 ** (-self.sqnr / 10) if self.sqnr > -math.inf else math.inf
         return self.peir if by == "peir" else self.loss or 0.0
@@ -45,7 +45,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class GroupDamage:
-    """One group: its sites, what stands there, and what it does alone."""
+    """One group: its sites, their tensors, and the damage of quantizing only this group."""
 
     name: str
     sites: tuple[SiteFormat, ...]
@@ -62,7 +62,7 @@ class GroupDamage:
         return self.damage.harm(by) * (2.0 if by == "peir" else 4.0) ** -max(width - self.bits, 0)
 
     def total(self, width: int = 0) -> int:
-        """Bits of all that stands here when it is at least `width` wide."""
+        """Bits of all its tensors when each is at least `width` wide."""
         return sum(part.total(width) for part in self.parts)
 
 
@@ -70,7 +70,7 @@ class GroupDamage:
 class Sensitivity:
     """The groups in tree order, the damage of all sites together, and the policy that they were quantized by.
 
-    `rest`: weights and activations in no group; they count in mean bit widths. `unused`: paths that saw no data.
+    `rest`: weights and activations in no group; they count in mean bit widths. `unused`: paths of sites without data.
     """
 
     model: str
@@ -88,7 +88,7 @@ class Sensitivity:
         return tuple(sorted(self.groups, key=lambda group: -group.damage.harm(by)))
 
     def bits(self, widths: Mapping[str, int] | None = None) -> Bits:
-        """Mean bit widths as they are, or with some groups (name -> bits) made wider.
+        """Mean bit widths of the policy, or with some groups (name -> bits) made wider.
 
         Weights and constants are counted by parameter, activations by element of the first batch.
         """
@@ -105,13 +105,13 @@ class Sensitivity:
         by: str = "sqnr",
         among: Iterable[str] | None = None,
     ) -> dict[str, int]:
-        """Which groups should get more bits, and how many: name -> width, the most urgent first.
+        """Which groups should get more bits, and how many: name -> width, the most harmful first.
 
         worst: that many of the most harmful groups get the largest of `widths`. budget: the mean bit width (that of
-        `bits`) that all together may have; then those steps come first that take away most harm for their bits, one of
-        `widths` after the other, and a step that no longer fits is passed over. among: names of groups that may be
-        chosen; None: all. Raises PolicyError for both or neither of `worst` and `budget`, for a budget below the mean
-        bit width as it is, and for widths other than 8 and 16.
+        `bits`) of the result; steps are taken in the order of harm removed per bit, one of `widths` after the other,
+        and a step that no longer fits is skipped. among: names of groups that may be
+        chosen; None: all. Raises PolicyError for both or neither of `worst` and `budget`, for a budget below the
+        present mean bit width, and for widths other than 8 and 16.
         """
         if not widths or not set(widths) <= set(WIDTHS):
             raise PolicyError(f"widths={tuple(widths)}: sites are made {' or '.join(map(str, WIDTHS))} bits wide")
@@ -175,7 +175,7 @@ class Sensitivity:
             raise PolicyError(f"no group is named {unknown[0]!r}; names look like {sorted(known)[:3]}")
         return widths
 
-    # --- for files and people ---
+    # --- files and text ---
 
     def to_json(self) -> str:
         """All of it, infinities as text. Equal results give equal text."""
@@ -201,7 +201,7 @@ class Sensitivity:
 
     @classmethod
     def from_json(cls, text: str) -> Sensitivity:
-        """What `to_json` wrote. Raises PolicyError for another text."""
+        """The inverse of `to_json`. Raises PolicyError for another text."""
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:

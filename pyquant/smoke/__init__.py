@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoke: every registered wrapper from prepare to a .circle file that TICO's runtime runs, each judged alone.
+"""Smoke tests: every registered wrapper from prepare to a .circle file that TICO's runtime runs, one case each.
 
-It owns the generated cases and their verdicts; `pyquant smoke` shows them.
+It owns the generated cases and their results; `pyquant smoke` shows them.
 """
 
 from __future__ import annotations

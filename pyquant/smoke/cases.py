@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smoke cases: every registered module class with the arguments of a real call, none of them written by hand.
+"""The smoke cases: every registered module class with the arguments of a real call, generated, not written by hand.
 
 It owns generating them: a family's tiny model runs once with hooks, and the first call of each class is its case; a
-leaf class that no family calls is built from its own signature. Running them is run.py.
+leaf class that no family calls is built from its signature. Running them is run.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from pyquant.models import example
 from pyquant.wrap import registry
 
-SIZE = 8  # of everything that a leaf's constructor asks for
+SIZE = 8  # of every required argument of a leaf's constructor
 
 
 @dataclass(frozen=True)
 class Case:
-    """A float module and the arguments of one call of it; `batch` are those of the whole model in that run.
+    """A float module and the arguments of one call of it; `batch` are the arguments of the whole model in that run.
 
-    `positional`: it was called without names, as `call` gives them. `reason`: why there is no call, where there is
-    none; then `module` is None.
+    `positional`: it was called without names, in the order of `call`. `reason`: why there is no call; then `module` is
+    None.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def call(self) -> Any:
-        """One batch as calibrate takes it: a tuple, or a dict of keyword arguments."""
+        """One batch, as for calibrate: a tuple, or a dict of keyword arguments."""
         return tuple(self.arguments.values()) if self.positional else dict(self.arguments)
 
 
@@ -72,7 +72,7 @@ def family_cases(family: str) -> dict[type[nn.Module], Case]:
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cls = type(module)
         if cls in known and cls not in found:
-            # A copy: the model goes on to change what it passed along.
+            # A copy: the model changes its arguments later.
             arguments = copy.deepcopy(_by_name(module, args, kwargs))
             own = family if _family_of(cls) == family else None
             plain = not kwargs and len(arguments) == len(args)
@@ -89,7 +89,7 @@ def family_cases(family: str) -> dict[type[nn.Module], Case]:
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of forward's parameters; what is None or a default is left out."""
+    """The arguments of a call by the names of forward's parameters; without None and defaults."""
     signature = inspect.signature(module.forward)
     bound = signature.bind(*args, **kwargs)
     found: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def _without_cache(model: nn.Module) -> None:
 
 
 def _leaf(cls: type[nn.Module]) -> Case:
-    """A class built from its signature: what must be given is SIZE, and its input is random, (2, 4, SIZE)."""
+    """A class built from its signature: required arguments are SIZE, and its input is random, (2, 4, SIZE)."""
     name = _name(cls, None)
     given: dict[str, Any] = {}
     for key, parameter in inspect.signature(cls).parameters.items():
@@ -126,7 +126,7 @@ def _leaf(cls: type[nn.Module]) -> Case:
     try:
         module = cls(**given).eval()
     except (TypeError, ValueError, RuntimeError) as error:
-        return Case(name, cls, None, reason=f"{cls.__name__}({_said(given)}) cannot be built: {error}")
+        return Case(name, cls, None, reason=f"{cls.__name__}({_arguments_text(given)}) cannot be built: {error}")
     generator = torch.Generator().manual_seed(0)
     first = next(_parameters(module), None)
     if first is None:
@@ -154,5 +154,5 @@ def _name(cls: type[nn.Module], family: str | None) -> str:
     return f"{place}/{cls.__name__}"
 
 
-def _said(given: Mapping[str, Any]) -> str:
+def _arguments_text(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in given.items())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One smoke case from prepare to its .circle file in TICO's runtime, and the verdict.
+"""One smoke case from prepare to its .circle file in TICO's runtime, and its result.
 
-It owns the steps and what counts as a failure. Cases are cases.py, showing results is the command line's.
+It owns the steps and what counts as a failure. Cases are cases.py, showing results is pyquant/cli.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ OK, FAILED, NO_GRAPH = "ok", "FAILED", "no graph"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one case came to. `status`: ok, FAILED, or `no graph` for a module that has none of its own.
+    """The result of one case. `status`: ok, FAILED, or `no graph` for a module without a graph of its own.
 
-    reasons: why it is not ok. mean_abs, max_abs, peir, sqnr: float against quantized, the worst output. dry: sites that
-    the call gave no values (they stay float). missing: tensors of the graph without qparams. op_lsb: the largest
-    difference of any operator of the file, fed eager's tensors, in steps of its grid; output_lsb: of any output, end to
-    end; output_equal: share of its elements that are equal. artifact: the file, where one was kept.
+    reasons: why it is not ok. mean_abs, max_abs, peir, sqnr: float against quantized, the worst output. dry: how many
+    sites got no values from the call (they stay float). missing: tensors of the graph without qparams. op_lsb: the
+    largest difference of any operator of the file, with eager's tensors as inputs, in steps of its grid; output_lsb:
+    of any output, end to end; output_equal: share of its elements that are equal. artifact: the file, where one was
+    kept.
     """
 
     case: str
@@ -63,7 +64,7 @@ class Result:
 
 def run(case: Case, recipe: str = "w8a8", *, export: bool = True, folder: Path | None = None) -> Result:
     """prepare, calibrate, convert, compare; with `export` also the file: written to `folder` (if any), checked, run in
-    TICO's reference runtime. Raises ImportError when TICO is missing; everything else that goes wrong is the result.
+    TICO's reference runtime. Raises ImportError when TICO is missing; every other error is in the result.
     """
     result = Result(case.name, recipe)
     if case.module is None:
@@ -81,11 +82,11 @@ def run(case: Case, recipe: str = "w8a8", *, export: bool = True, folder: Path |
             faults += more
     except ImportError:
         raise
-    except Exception as error:  # a case is judged, whatever it does; the reason is in its line
-        said = str(error) if isinstance(error, PyquantError) else f"{type(error).__name__}: {error}"
+    except Exception as error:  # any error is the result of its case
+        reason = str(error) if isinstance(error, PyquantError) else f"{type(error).__name__}: {error}"
         if isinstance(error, ProfileError) and not faults:
-            return dataclasses.replace(result, status=NO_GRAPH, reasons=(said,))
-        faults.append(said)
+            return dataclasses.replace(result, status=NO_GRAPH, reasons=(reason,))
+        faults.append(reason)
     return dataclasses.replace(result, status=FAILED if faults else OK, reasons=tuple(faults))
 
 
@@ -93,13 +94,13 @@ def _quantized(case: Case, recipe: str) -> tuple[QModule, int]:
     assert case.module is not None, case.reason
     q = lifecycle.prepare(case.module, Policy.preset(recipe))
     lifecycle.calibrate(q, [case.call], progress=False)
-    dry = [site.path for site in q.uncalibrated_sites()]
-    lifecycle.convert(q, unused=[literal(path) for path in dry])
-    return q, len(dry)
+    no_data = [site.path for site in q.uncalibrated_sites()]
+    lifecycle.convert(q, unused=[literal(path) for path in no_data])
+    return q, len(no_data)
 
 
 def _compared(expected: list[Tensor], got: list[Tensor]) -> dict[str, Any]:
-    """What both return; a wrapper may return more (HF leaves attention weights out of some outputs), never less."""
+    """The outputs of both; a wrapper may return more (HF leaves attention weights out of some outputs), never less."""
     pairs = list(zip(expected, got, strict=False))
     match = len(got) >= len(expected) > 0 and all(x.shape == y.shape for x, y in pairs)
     floats = [(x, y) for x, y in pairs if x.shape == y.shape and x.is_floating_point()]
@@ -121,7 +122,7 @@ def _exported(case: Case, q: QModule, outputs: int, result: Result, folder: Path
     missing, data = program.missing_qparams(), program.to_bytes()
     faults = [str(fault) for fault in circle.check(data)]
     specs = [site.spec for site in q.all_sites()]
-    if missing and specs and None not in specs:  # without a site (a reshape), or by the recipe, floats are meant
+    if missing and specs and None not in specs:  # without sites, or by the recipe, floats are intended
         faults.append(f"{len(missing)} tensors without qparams, such as '{missing[0]}'")
     artifact = None
     if folder is not None:

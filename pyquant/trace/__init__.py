@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the module-by-module tracer: what each call of a model took and returned, and how far two runs are apart; and
-what each site of a quantized tree did to its values. Making sites and choosing grids is other rooms' work; the name
-`sensitivity` is a door to such a room, opened on first use.
+"""The module-by-module tracer: inputs and outputs of each call of a model, the difference of two runs, and the error
+of each site of a quantized tree.
+
+It owns recording and comparing. Sites and grids are made in other rooms;
+`sensitivity` is pyquant.sensitivity's function, imported on first use.
 """
 
 from __future__ import annotations

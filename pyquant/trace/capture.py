@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the taking of a trace: one global forward hook that records each call of a model's modules and always goes away.
-Leaves how values are described to `values.py`, and what a trace can do to `record.py`.
+"""Recording a trace: one global forward hook that records each call of a model's modules, and is always removed.
+
+It owns the hook. Describing values is values.py, the trace itself record.py.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def capture(
     values then). Raises TraceError for a glob that matches no module and for a folder that holds a trace already,
     InputError for inputs of another type.
     """
-    # A module that has two paths is recorded under the first: a call does not say by which path it came.
+    # A module that has two paths is recorded under the first: a call does not tell by which path it was made.
     names = {id(module): name for name, module in model.named_modules()}
     recorded = set(names.values()) if modules is None else select(names.values(), modules, "modules")
     kept = select(names.values(), tensors, "tensors")
@@ -62,7 +63,7 @@ def capture(
     trace = Trace(type(model).__name__, store=store)
     describer = _Describer(store)
     repeats: Counter[str] = Counter()
-    # What the hook needs to know of a module, looked up once: it runs for each call of each module of the process.
+    # Computed once, because the hook runs for each call of each module in the process.
     watched = {
         id(module): (name, type(module).__name__, describer.keep if name in kept else describer.summarize)
         for module, name in ((module, names[id(module)]) for module in model.modules())
@@ -74,10 +75,10 @@ def capture(
         if found is None or torch.compiler.is_compiling():
             return
         name, kind, keep = found
-        said, named = describe(args, keep), describe(kwargs, keep)
-        assert isinstance(said, Tree), f"positional arguments are a tuple: {args = }"
+        positional, named = describe(args, keep), describe(kwargs, keep)
+        assert isinstance(positional, Tree), f"positional arguments are a tuple: {args = }"
         assert isinstance(named, Tree), f"keyword arguments are a dict: {kwargs = }"
-        trace.calls.append(Call(name, kind, repeats[name], said, named, describe(output, keep)))
+        trace.calls.append(Call(name, kind, repeats[name], positional, named, describe(output, keep)))
         repeats[name] += 1
 
     handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
@@ -88,7 +89,7 @@ def capture(
         yield trace
     finally:
         handle.remove()
-        # torch 2.13 leaves its mark of "takes keyword arguments" behind, and calls that a global hook from then on
+        # torch 2.13 keeps the entry of "takes keyword arguments" after `remove`, and treats it as a global hook
         marks = getattr(torch_module, "_global_forward_hooks_with_kwargs", None)
         if isinstance(marks, dict):
             marks.pop(handle.id, None)
@@ -114,9 +115,9 @@ def select(names: Iterable[str], patterns: Patterns, argument: str) -> set[str]:
 
 
 class _Describer:
-    """Describes each tensor once: what one module returns, the next one takes.
+    """Describes each tensor once: the output of one module is the input of the next.
 
-    A tensor is known again by identity and version, so that one that was changed in place is described anew.
+    A tensor is identified by id and version, so that one that was changed in place is described again.
     """
 
     def __init__(self, store: TensorStore) -> None:
@@ -137,7 +138,7 @@ class _Describer:
         return value
 
     def _describe(self, x: Tensor) -> TensorValue:
-        if x.is_inference():  # has no version, so it cannot be known again
+        if x.is_inference():  # has no version, so it cannot be identified
             return describe_tensor(x)
         known = self._known.get(id(x))
         if known is not None and known[0]() is x and known[1] == x._version:

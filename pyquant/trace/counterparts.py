@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the answer to which wrapper stands for which module, which `compare` takes as `names`.
-Leaves what is done with the pairs to the caller.
+"""Which wrapper was made of which module, in the form of the `names` of `compare`.
+
+It owns this mapping. Using it is the caller's.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from torch import nn
 
 
 def counterparts(model: nn.Module, wrapped: nn.Module) -> dict[str, str]:
-    """Module name in `wrapped` -> module name in `model`, for each wrapper that stands for one.
+    """Module name in `wrapped` -> module name in `model`, for each wrapper that was made of one.
 
-    A wrapper knows the path of the module that it was made of, so that nothing is guessed from names; pieces of a
-    wrapper that stand for no module (sites, an attention core) are not in it.
+    A wrapper stores the path of the module that it was made of, so that nothing is guessed from names; parts of a
+    wrapper without a module of their own (sites, an attention core) are not in it.
     """
     known = {name for name, _ in model.named_modules()}
     found = {}

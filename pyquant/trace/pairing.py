@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the comparison of two traces: which calls and which values belong together, and what was found for each pair.
-Leaves the arithmetic to `metrics.py`, and showing it to people to `render.py`.
+"""The comparison of two traces: which calls and which values are pairs, and the difference of each pair.
+
+It owns the pairing. The arithmetic is metrics.py, text is render.py.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Names = Mapping[str, str] | Callable[[str], str]
 
 @dataclass(frozen=True)
 class Entry:
-    """What was found for one pair of values.
+    """The result for one pair of values.
 
     module, repeat: the call, by its name in `a`. path: the value in it, such as `output.0`.
-    a, b: the two values in short, such as `float32 (2, 16)`. tensors: whether both are tensors.
-    difference: for two tensors that were both kept. problem: why the two cannot stand for each other, if so.
+    a, b: the two values as short text, such as `float32 (2, 16)`. tensors: whether both are tensors.
+    difference: for two tensors that were both kept. problem: why the two cannot be compared, or None.
     """
 
     module: str
@@ -50,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The entries in the order of the calls of `a`, and the modules that only one of the two traces knows."""
+    """The entries in the order of the calls of `a`, and the modules that only one of the two traces has."""
 
     model_a: str
     model_b: str
@@ -81,7 +82,7 @@ class Comparison:
     def to_json(self) -> str:
         """All of it; infinite metrics as text. Equal comparisons give equal text."""
         data = {"format": FORMAT} | dataclasses.asdict(self)
-        return json.dumps(_speak(data), allow_nan=False, indent=1) + "\n"
+        return json.dumps(_to_json(data), allow_nan=False, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
@@ -102,17 +103,19 @@ def compare(
     *,
     loose_shapes: bool = False,
 ) -> Comparison:
-    """Pairs the calls of two traces and says how far the values of `b` are from those of `a`, the reference.
+    """Pairs the calls of two traces and measures how far the values of `b` are from those of `a`, the reference.
 
     names: module name in `b` -> module name in `a`, as a mapping (a name that is not in it stays) or a function; None
-        when both trees have the same names. Two modules of `b` may not become one.
+        when both trees have the same names. Two modules of `b` must not get one name.
     parts: which of `inputs`, `kwargs`, `output` to compare.
 
-    The k-th call of a module is paired with the k-th of the same name. A module that only one trace knows is listed in
-    `only_a` or `only_b`; a module that both know but that was not called equally often gives an error entry.
-    Containers of different type are compared item by item: by name when both have names, else by place (without their
-    None items if only so the lengths agree, as HF's tuples leave them out). What cannot be paired gives an error entry.
-    loose_shapes: shapes may differ in sides of one, as those of a convolution over one patch and a linear layer do.
+    The k-th call of a module is paired with the k-th of the same name. A module that only one trace has is listed in
+    `only_a` or `only_b`; a module of both that was not called equally often gives an error entry.
+    Containers of different type are compared item by item: by name when both have names, else by position (without
+    their None items if only so the lengths agree, as HF's tuples leave them out). Values that cannot be paired give an
+    error entry.
+    loose_shapes: shapes may differ in dimensions of size 1, as those of a convolution over one patch and
+    a linear layer do.
     """
     parts = tuple(parts)
     if not parts or not set(parts) <= set(PARTS):
@@ -156,7 +159,7 @@ def _renamed(trace: Trace, names: Names | None) -> dict[tuple[str, int], Call]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two calls that belong together, and the walk down their values."""
+    """Two paired calls, and the recursion over their values."""
 
     a: Trace
     b: Trace
@@ -165,7 +168,7 @@ class _Pair:
     loose_shapes: bool
 
     def values(self, path: str, x: Recorded, y: Recorded) -> Iterator[Entry]:
-        """One entry for each pair of tensors and for each problem; for values without either, one in all."""
+        """One entry for each pair of tensors and for each problem; for values without either, one entry in total."""
         found = list(self._walk(path, x, y))
         yield from found or [self._entry(path, x, y)]
 
@@ -219,7 +222,7 @@ class _Pair:
 
 
 def _short(value: Recorded | None) -> str:
-    """A value in a few words, for tables and messages."""
+    """A value as short text, for tables and messages."""
     if value is None:
         return "nothing"
     if isinstance(value, TensorValue):
@@ -230,7 +233,7 @@ def _short(value: Recorded | None) -> str:
 
 
 def _sides(value: TensorValue) -> tuple[int, ...]:
-    """The shape without sides of one."""
+    """The shape without dimensions of size 1."""
     return tuple(side for side in value.shape if side != 1)
 
 
@@ -246,12 +249,12 @@ def _peir(entry: Entry) -> float | None:
     return None if entry.difference is None else entry.difference.peir
 
 
-def _speak(data: Any) -> Any:
-    """Numbers that JSON lacks as text, all the way down."""
+def _to_json(data: Any) -> Any:
+    """Numbers that JSON does not have as text, at every level."""
     if isinstance(data, dict):
-        return {key: _speak(value) for key, value in data.items()}
+        return {key: _to_json(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_speak(value) for value in data]
+        return [_to_json(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 

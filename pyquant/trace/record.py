@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns what a trace is: the calls in the order in which they returned, and its form as JSON and as a folder.
-Leaves the taking of it to `capture.py`.
+"""The trace: calls in the order in which they returned, and its form as JSON and as a folder.
+
+It owns these forms. Recording is capture.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PARTS = ("inputs", "kwargs", "output")
 
 
 class TraceError(PyquantError, ValueError):
-    """A trace that was asked for, read or compared in a way that cannot work."""
+    """A trace that cannot be recorded, read or compared as requested."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Call:
 
     @property
     def title(self) -> str:
-        """The name for people: `(model)` for the model itself, `name #2` for the second call of a module."""
+        """The name to show: `(model)` for the model itself, `name #2` for the second call of a module."""
         return (self.name or "(model)") + (f" #{self.repeat + 1}" if self.repeat else "")
 
     def tensors(self) -> Iterator[tuple[str, TensorValue]]:
@@ -72,7 +73,7 @@ class Trace:
         return [call for call in self.calls if fnmatch.fnmatchcase(call.name, pattern)]
 
     def tensor(self, value: TensorValue) -> Tensor:
-        """The full tensor of a value; a TraceError says so when it was not kept."""
+        """The full tensor of a value; raises TraceError when it was not kept."""
         if value.key is None:
             raise TraceError(
                 f"this {value.dtype} tensor of shape {value.shape} was not kept; capture with tensors='*' or a pattern"
@@ -96,7 +97,7 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """The trace that `to_json` wrote; its full tensors are not there."""
+        """The trace that `to_json` wrote; it has no full tensors."""
         data = parse(text, FORMAT)
         try:
             return cls(data["model"], [_call(item) for item in data["calls"]])
@@ -106,7 +107,7 @@ class Trace:
     def save(self, folder: str | Path) -> None:
         """Writes `trace.json` and the kept tensors (`tensors/*.safetensors`) into a folder, all of them or none.
 
-        Raises TraceError for a folder that holds a trace already, OSError.
+        Raises TraceError for a folder that has a trace already, OSError.
         """
         folder = Path(folder)
         refuse_existing(folder)
@@ -124,11 +125,11 @@ class Trace:
 
     @classmethod
     def load(cls, folder: str | Path) -> Trace:
-        """The trace that `save`, or `capture(folder=...)`, wrote; tensors are read when asked for."""
+        """The trace that `save`, or `capture(folder=...)`, wrote; tensors are read on access."""
         folder = Path(folder)
         path = folder / "trace.json"
         if not path.is_file():
-            raise TraceError(f"{folder} holds no trace: there is no {path.name}")
+            raise TraceError(f"{folder} has no trace: there is no {path.name}")
         trace = cls.from_json(path.read_text(encoding="utf-8"))
         trace.store = DiskStore(folder / "tensors")
         return trace
@@ -137,11 +138,11 @@ class Trace:
 def refuse_existing(folder: Path) -> None:
     """Raises a TraceError when the folder holds a trace already."""
     if (folder / "trace.json").exists() or (folder / "tensors").exists():
-        raise TraceError(f"{folder} already holds a trace; name another folder or remove it")
+        raise TraceError(f"{folder} already has a trace; name another folder or remove it")
 
 
 def parse(text: str, expected: str) -> Mapping[str, Any]:
-    """The JSON object of a text whose `format` is the one expected; a TraceError when it is anything else."""
+    """The JSON object of a text whose `format` is `expected`. Raises TraceError for anything else."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

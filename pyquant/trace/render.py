@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns traces as text for people: an indented record of each call, the side-by-side table, the table of sites.
-Leaves where the text goes to the caller.
+"""Traces as text: an indented record of each call, the side-by-side table, the table of sites.
+
+It owns the text. Printing it is the caller's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def render_trace(trace: Trace, calls: Iterable[Call] | None = None) -> str:
 def render_comparison(comparison: Comparison, entries: Iterable[Entry] | None = None, width: int = WIDE) -> str:
     """The side-by-side table (of all entries, or the ones given), then a summary, the problems, and what is unpaired.
 
-    A cell is never cut: what does not fit in `width` columns is folded onto more lines.
+    A cell is never truncated: text that does not fit in `width` columns continues on more lines.
     """
     shown = list(comparison if entries is None else entries)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -70,14 +71,15 @@ def render_sites(trace: SiteTrace, records: Iterable[SiteRecord] | None = None, 
         cells += [_share(r.clipped), _number(r.max_error), _number(r.sqnr)]
         table.add_row(*(Text(cell) for cell in cells))
     silent = sum(not record.calls for record in trace)
-    said = f"{len(trace)} sites, {trace.batches} batch{'es' if trace.batches != 1 else ''}"
-    said += f", {len(shown)} shown" if len(shown) != len(trace) else ""
-    said += f", {silent} reached by no value" if silent else ""
-    return _text(table, width) + f"\n\n{said}\n"
+    summary = f"{len(trace)} sites, {trace.batches} batch{'es' if trace.batches != 1 else ''}"
+    summary += f", {len(shown)} shown" if len(shown) != len(trace) else ""
+    summary += f", {silent} reached by no value" if silent else ""
+    return _text(table, width) + f"\n\n{summary}\n"
 
 
 def render_losses(found: Iterable[Loss], width: int = WIDE) -> str:
-    """A line for each call: SQNR of its noisiest input and output, and what share of the signal it lost itself."""
+    """A line for each call: SQNR of its noisiest input and output, and the share of the signal that the call itself
+    lost."""
     rows = [
         [loss.title, loss.problem or "", *map(_number, (loss.sqnr_in, loss.sqnr_out)), _share(loss.lost)]
         for loss in found
@@ -86,7 +88,7 @@ def render_losses(found: Iterable[Loss], width: int = WIDE) -> str:
 
 
 def table(words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], width: int = WIDE) -> str:
-    """Columns of words to the left, folded where they do not fit, and columns of numbers to the right."""
+    """Text columns aligned left and wrapped where they do not fit, number columns aligned right."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in words:
         made.add_column(name, overflow="fold")
@@ -119,8 +121,8 @@ def _summary(comparison: Comparison, shown: list[Entry]) -> Iterator[str]:
     counts = dict.fromkeys(("equal", "differs", "same", "not kept", "error"), 0)
     for entry in comparison:
         counts[entry.status] += 1
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    yield f"{len(comparison)} values compared ({said or 'none'})" + (
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    yield f"{len(comparison)} values compared ({summary or 'none'})" + (
         f", {len(shown)} shown" if len(shown) != len(comparison) else ""
     )
     if worst is not None and worst.difference is not None:

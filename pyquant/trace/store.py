@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the full tensors that a trace keeps, in memory or one safetensors file each on disk.
-Leaves which tensors are kept to `capture.py`, and what they mean to `record.py`.
+"""The full tensors of a trace, in memory or one safetensors file each on disk.
+
+It owns storing them. Which tensors are kept is capture.py, which value a tensor is record.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 class TensorStore(Protocol):
-    """Keeps copies of tensors under keys that it gives out."""
+    """Stores copies of tensors, and returns a key for each."""
 
     def put(self, x: Tensor) -> str:
         """Keeps a copy of `x` as it is now; returns its key."""
@@ -26,7 +27,7 @@ class TensorStore(Protocol):
 
 
 def _copy(x: Tensor) -> Tensor:
-    """A dense CPU tensor with memory of its own, so that later in-place changes of `x` do not reach it."""
+    """A dense CPU copy, independent of later in-place changes of `x`."""
     x = x.detach()
     if x.layout != torch.strided:
         x = x.to_dense()
@@ -49,7 +50,7 @@ class MemoryStore:
 
 
 class DiskStore:
-    """Tensors in `folder`, each in a file of its own that is read when asked for, so that RAM holds one at a time."""
+    """Tensors in `folder`, one file each, read on access, so that one at a time is in RAM."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -62,7 +63,7 @@ class DiskStore:
         return key
 
     def write(self, key: str, x: Tensor) -> None:
-        """Keeps a copy of `x` under a key of the caller's."""
+        """Keeps a copy of `x` under a key that the caller chooses."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file({"tensor": _copy(x)}, self._path(key))
 

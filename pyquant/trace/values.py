@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the description of what goes into and comes out of a call: nested values, tensors as dtype, shape, statistics.
-Leaves when to describe to `capture.py`, and the tensors themselves to `store.py`.
+"""The description of a call's inputs and outputs: nested values, tensors as dtype, shape, statistics.
+
+It owns this form. When to describe is capture.py, the tensors themselves are store.py.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Statistics:
 class TensorValue:
     """A tensor: its class, its dtype (such as `float32`), its shape and its statistics.
 
-    Statistics are None where a device holds no data (meta). `key` finds the full tensor in the trace's store, if it
+    Statistics are None where a device has no data (meta). `key` finds the full tensor in the trace's store, if it
     was kept.
     """
 
@@ -60,7 +61,7 @@ class TensorValue:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Anything that holds no tensor: None, a number or a text (to 200 characters) by value, else the type alone."""
+    """Anything without a tensor in it: None, a number or a text (to 200 characters) by value, else only the type."""
 
     type: str
     value: Scalar = None
@@ -68,7 +69,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A container: items in order under their names. A `mapping` has names of its own, a `sequence` is numbered."""
+    """A container: items in order under their names. A `mapping` has its own names, a `sequence` is numbered."""
 
     type: str
     kind: Kind
@@ -99,7 +100,7 @@ def tensors_of(value: Recorded, path: str = "") -> Iterator[tuple[str, TensorVal
 
 
 def as_real(x: Tensor) -> Tensor:
-    """The elements of any tensor as a dense one that does arithmetic: float32 or float64, complex as pairs."""
+    """The elements of any tensor as a dense real one: float32 or float64, complex as pairs."""
     if x.layout != torch.strided:
         x = x.to_dense()
     if x.is_complex():
@@ -110,7 +111,7 @@ def as_real(x: Tensor) -> Tensor:
 
 
 def statistics(x: Tensor) -> Statistics | None:
-    """Statistics of a tensor of any dtype and size; None when its device holds no data (meta)."""
+    """Statistics of a tensor of any dtype and size; None when its device has no data (meta)."""
     if x.is_meta:
         return None
     if x.dtype not in _NATIVE or x.layout != torch.strided:
@@ -127,7 +128,7 @@ def statistics(x: Tensor) -> Statistics | None:
 
 
 def _small(x: Tensor) -> Tensor:
-    """Integers as float32 where that is exact, which the native operator takes; as doubles elsewhere."""
+    """Integers as float32 where that is exact (the native operator's type), else as float64."""
     if x.dtype in _TINY_INTEGERS or x.numel() == 0:
         return x.float()
     low, high = torch.aminmax(x)
@@ -135,7 +136,7 @@ def _small(x: Tensor) -> Tensor:
 
 
 def _statistics_of_doubles(x: Tensor) -> Statistics:
-    """Of a float64 tensor, which the native operator does not take: integers as doubles, mostly."""
+    """Of a float64 tensor, which the native operator does not accept: mostly integers."""
     elements = x.numel()
     if elements == 0:
         return Statistics(elements=0)
@@ -156,7 +157,7 @@ def _statistics_of_doubles(x: Tensor) -> Statistics:
 
 
 def _mean_std(x: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Mean and population standard deviation; a few vectorized passes take a tenth of the time of torch.std_mean."""
+    """Mean and population standard deviation; a few vectorized passes, ten times faster than torch.std_mean."""
     if low == high:
         return low, 0.0
     mean = float(x.sum()) / x.numel()
@@ -164,7 +165,7 @@ def _mean_std(x: Tensor, low: float, high: float) -> tuple[float, float]:
     power = length * length / x.numel()  # not **, which raises on overflow where this gives infinity
     if mean * mean < power / 2:
         return mean, math.sqrt(power - mean * mean)
-    # The difference would cancel: shift first, at the price of a copy.
+    # The difference would cancel: shift first, which costs a copy.
     return mean, float(torch.linalg.vector_norm(x - mean)) / math.sqrt(x.numel())
 
 
@@ -180,14 +181,14 @@ def describe(value: object, keep: Keep = describe_tensor) -> Recorded:
     """Any argument or output of a module as data.
 
     Tensors go through `keep`. Tuples, lists, mappings and dataclasses become trees; so does any other object whose
-    public attributes hold a tensor somewhere (a KV cache). What holds no tensor becomes a leaf; modules, classes and
+    public attributes contain a tensor (a KV cache). Anything without a tensor becomes a leaf; modules, classes and
     functions always do, and iterators are never consumed.
     """
     return _describe(value, keep, ())
 
 
 def _describe(value: object, keep: Keep, parents: tuple[int, ...]) -> Recorded:
-    # What most calls hold comes first: this runs for each argument of each module.
+    # The most frequent types come first: this runs for each argument of each module.
     if isinstance(value, Tensor):
         return keep(value)
     if value is None:
@@ -248,7 +249,7 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
 
 
 def to_data(value: Recorded) -> dict[str, Any]:
-    """A value as what JSON can say; NaN and infinities of leaves as text."""
+    """A value as JSON data; NaN and infinities of leaves as text."""
     if isinstance(value, TensorValue):
         data: dict[str, Any] = {"tensor": value.type, "dtype": value.dtype, "shape": list(value.shape)}
         if value.statistics is not None:
@@ -258,12 +259,12 @@ def to_data(value: Recorded) -> dict[str, Any]:
         return data
     if isinstance(value, Leaf):
         plain = value.value
-        return {"leaf": value.type, "value": str(plain) if _odd(plain) else plain}
+        return {"leaf": value.type, "value": str(plain) if _non_finite(plain) else plain}
     return {"tree": value.type, "kind": value.kind, "items": [[name, to_data(item)] for name, item in value.items]}
 
 
 def from_data(data: Mapping[str, Any]) -> Recorded:
-    """The value that `to_data` said."""
+    """The inverse of `to_data`."""
     if "tensor" in data:
         found = data.get("statistics")
         known = Statistics(**found) if found is not None else None
@@ -276,5 +277,5 @@ def from_data(data: Mapping[str, Any]) -> Recorded:
     raise ValueError(f"not a traced value: it has the keys {sorted(data)}, and none of tensor, leaf, tree")
 
 
-def _odd(value: Scalar) -> bool:
+def _non_finite(value: Scalar) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

@@ -367,9 +367,9 @@ def test_a_trace_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     with capture(model, X, folder=tmp_path) as trace:
         pass
     before = (tmp_path / "trace.json").read_bytes()
-    with pytest.raises(TraceError, match="already holds a trace"), capture(model, X, folder=tmp_path):
+    with pytest.raises(TraceError, match="already has a trace"), capture(model, X, folder=tmp_path):
         pass
-    with pytest.raises(TraceError, match="already holds a trace"):
+    with pytest.raises(TraceError, match="already has a trace"):
         trace.save(tmp_path)
     assert (tmp_path / "trace.json").read_bytes() == before
 
@@ -381,7 +381,7 @@ def test_a_block_that_raises_leaves_no_trace_json(model: Model, tmp_path: Path) 
 
 
 def test_a_folder_without_a_trace_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match=r"holds no trace: there is no trace\.json"):
+    with pytest.raises(TraceError, match=r"has no trace: there is no trace\.json"):
         Trace.load(tmp_path)
 
 
