@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration data from files: prompts with images through a checkpoint's own processor, or batches made elsewhere.
 
-It owns reading and checking them. Running them through a model is lifecycle.calibrate; choosing them is the user's.
+It owns reading and checking them. Running a model on them is lifecycle.calibrate; choosing them is up to the user.
 """
 
 from __future__ import annotations

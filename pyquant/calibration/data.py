@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CalibrationData: batches that are read when their turn comes, with a length for the progress bar.
+"""CalibrationData: batches that are read when they are needed, with a length for the progress bar.
 
 It owns choosing the reader by the file's name, picking some samples, and errors that say which one failed.
 """
@@ -26,7 +26,7 @@ Batch = dict[str, Tensor]
 
 
 class CalibrationData(Sequence[Batch]):
-    """Batches for `pyquant.calibrate`: each is read anew whenever it is asked for, and none is kept."""
+    """Batches for `pyquant.calibrate`: each is read on every access, and none is kept in memory."""
 
     def __init__(self, samples: Sequence[Sample], steps: tuple[Callable[[Batch], Batch], ...] = ()) -> None:
         self._samples, self._steps = tuple(samples), steps
@@ -54,15 +54,16 @@ class CalibrationData(Sequence[Batch]):
         return (self[index] for index in range(len(self)))
 
     def where(self, index: int) -> str:
-        """`calib.jsonl, line 3`: the place in the files of a batch."""
+        """`calib.jsonl, line 3`: the place of a batch in its file."""
         return self._samples[index].where
 
     def map(self, step: Callable[[Batch], Batch]) -> CalibrationData:
-        """The same samples, each put through `step` when it is read; a PyquantError of it names the sample."""
+        """The same samples, with `step` applied to each when it is read; its PyquantErrors name the sample."""
         return CalibrationData(self._samples, (*self._steps, step))
 
     def sample(self, count: int, seed: int = 0) -> CalibrationData:
-        """`count` of the samples, the same ones for the same seed, in the order of the file; all if there are fewer.
+        """`count` of the samples, the same ones for the same seed, in the order of the file; all of them if there are
+        fewer.
 
         Raises CalibrationError for a count below 1.
         """
@@ -78,16 +79,15 @@ def read(path: str | os.PathLike[str], reader: Reader | str | os.PathLike[str] |
     """Calibration data by the name of its file.
 
     .jsonl: lines {"image": file(s), "prompt": text}, see `read_lines`; `reader` is the checkpoint folder whose
-    processor reads them, or what `load_reader` returned. .safetensors, .pt: batches, see `tensors.read_tensors`. A
-    folder: the .safetensors and .pt files in it, in the order of their names. Raises CalibrationError.
+    processor reads them, or the result of `load_reader`. .safetensors, .pt: batches, see `tensors.read_tensors`. A
+    folder: the .safetensors and .pt files in it, ordered by name. Raises CalibrationError.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if not files:
             raise CalibrationError(
-                f"the folder {str(path)!r} holds no {' or '.join(SUFFIXES[:2])} file; lines are in a .jsonl, named "
-                f"itself"
+                f"the folder {str(path)!r} has no {' or '.join(SUFFIXES[:2])} file; for lines name the .jsonl file itself"
             )
         return CalibrationData([sample for file in files for sample in read_tensors(file)])
     if path.suffix in SUFFIXES:
@@ -116,7 +116,7 @@ def forward_arguments(cls: type) -> tuple[str, ...]:
 def only(names: Sequence[str], given: Any, batch: Batch, *, drop: bool) -> Batch:
     """The entries of `batch` that a model's forward takes (`names`).
 
-    A processor makes more than a model takes; a file of batches should not: without `drop` the rest is an error.
+    A processor may return more than a model takes (`drop`); in a file of batches other entries are an error.
     """
     rest = sorted(set(batch) - set(names))
     if rest and not drop:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines of calibration data: a JSON object each, a prompt and the image files that belong to it.
 
-It owns the form of a line. Opening an image and turning a line into tensors is processor.py.
+It owns the form of a line. Opening images and turning a line into tensors is processor.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Line:
 def read_lines(path: str | Path) -> list[Line]:
     """The lines of a .jsonl file: {"prompt": text, "image": file} or {"prompt": text, "images": [file, ...]}.
 
-    File names are relative to the folder of `path`. Empty lines are passed over. Every image file is looked for now,
-    and opened when its turn comes. Raises CalibrationError that names the file and the line.
+    File names are relative to the folder of `path`. Empty lines are skipped. Every image file must exist now, and is
+    opened when its line is read. Raises CalibrationError that names the file and the line.
     """
     path = Path(path)
     try:
@@ -45,7 +45,7 @@ def read_lines(path: str | Path) -> list[Line]:
     ]
     if not lines:
         raise CalibrationError(
-            f'calibration data {str(path)!r} holds no line; write one such as {{"image": "cat.png", "prompt": "What is '
+            f'calibration data {str(path)!r} has no line; write one such as {{"image": "cat.png", "prompt": "What is '
             f'this?"}} for each sample'
         )
     return lines
@@ -65,7 +65,7 @@ def _line(row: str, folder: Path, where: str) -> Line:
         )
     prompt = data.get("prompt")
     if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
-        raise CalibrationError(f"{where}: 'prompt' is a text with something in it, got {_short(prompt)}")
+        raise CalibrationError(f"{where}: 'prompt' is a text that is not empty, got {_short(prompt)}")
     images = _images(data, folder, where)
     if prompt is None and not images:
         raise CalibrationError(f"{where}: a line needs a prompt, an image, or both")
@@ -74,7 +74,7 @@ def _line(row: str, folder: Path, where: str) -> Line:
 
 def _images(data: dict[str, Any], folder: Path, where: str) -> tuple[Path, ...]:
     if data.get("image") is not None and data.get("images") is not None:
-        raise CalibrationError(f"{where}: 'image' and 'images' say the same; keep one of them")
+        raise CalibrationError(f"{where}: 'image' and 'images' mean the same; keep one of them")
     given = data.get("image") if data.get("image") is not None else data.get("images")
     names = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

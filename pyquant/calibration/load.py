@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor of a checkpoint folder, whole or as far as it can be had without the packages that are missing.
+"""The processor of a checkpoint folder, complete, or without the parts whose packages are not installed.
 
-It owns finding the parts and putting them together. What is done with them is processor.py.
+It owns finding the parts and combining them. Using them is processor.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from pyquant.calibration.processor import Reader
 from pyquant.errors import CalibrationError
 
-_NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks at the terminal
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks on the terminal
 
 
 def load_reader(source: str | os.PathLike[str]) -> Reader:
     """The processor, or the parts of one, of a checkpoint folder (or hub name).
 
     Where transformers cannot load the whole processor because a part needs a package that is not installed (its video
-    processors need torchvision), the processor is put together without that part. Raises CalibrationError when there
+    processors need torchvision), the processor is built without that part. Raises CalibrationError when there
     is neither a tokenizer nor an image processor.
     """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -54,12 +54,12 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
 
 
 def _knows_nothing(tokenizer: Any) -> bool:
-    """Whether transformers made a tokenizer up, from the model's type alone: every text would be no tokens at all."""
+    """Whether transformers made a tokenizer from the model's type only: every text would have no tokens."""
     return tokenizer is not None and not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
 
 
 def _attempt(auto: Any, name: str) -> tuple[Any, str]:
-    """What an Auto class makes of the folder; or None, and why."""
+    """What an Auto class loads from the folder; or None, and the reason."""
     try:
         return auto.from_pretrained(name, **_NO_CODE), ""
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,7 +68,7 @@ def _attempt(auto: Any, name: str) -> tuple[Any, str]:
 
 
 def _by_pillow(name: str, why: str) -> tuple[Any, str]:
-    """The image processor in its Pillow form: some releases of transformers have it, and no Auto class that finds it
+    """The image processor in its Pillow form: some releases of transformers have it, but no Auto class that finds it
     without torchvision."""
     import transformers
 
@@ -82,7 +82,7 @@ def _by_pillow(name: str, why: str) -> tuple[Any, str]:
 
 
 def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
-    """The processor of the model's type with the parts at hand, and nothing where a part is missing."""
+    """The processor of the model's type with the parts that exist, None in place of the others."""
     import transformers
     from transformers.models.auto import processing_auto
 
@@ -96,7 +96,7 @@ def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
         return None
 
     class Partial(cls):  # type: ignore[misc]
-        """transformers checks the class of every part, and a part that is missing has none."""
+        """transformers checks the class of every part; a missing part has none."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches that were made elsewhere: .safetensors and .pt files, read one batch at a time.
 
-It owns their layout. Whether a model takes them is for data.py and the model to say.
+It owns their layout. Whether a model takes them is checked by data.py and the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch that is still to be read: where it stands, and how to get its keyword arguments."""
+    """One batch that is not read yet: its place in the file, and how to read its keyword arguments."""
 
     where: str
     load: Callable[[], dict[str, Tensor]]
@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> list[Sample]:
 
     .safetensors: names are those of the model's arguments (`input_ids`: the file is one batch) or have a number before
     a dot (`0.input_ids`, `1.input_ids`: several, in the order of their numbers). .pt: one dict of tensors, or a list
-    of them, loaded without running any code. Raises CalibrationError for anything else.
+    of them, loaded without executing any code. Raises CalibrationError for anything else.
     """
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
@@ -55,7 +55,7 @@ def _safetensors(path: Path) -> list[Sample]:
             raise CalibrationError(f"{path}: {name!r} and {batches[number][key]!r} are the same argument of one batch")
         batches[number][key] = name
     if not batches:
-        raise CalibrationError(f"calibration data {str(path)!r} holds no tensor")
+        raise CalibrationError(f"calibration data {str(path)!r} has no tensor")
     if None in batches and len(batches) > 1:
         raise CalibrationError(
             f"{path}: {next(iter(batches[None].values()))!r} has no number, other tensors do; several batches are "
@@ -96,5 +96,5 @@ def _load(path: Path) -> list[dict[str, Tensor]]:
                 + (f"a {type(batch).__name__}" if bad else f"{ {k: type(v).__name__ for k, v in batch.items()} }")
             )
     if not batches:
-        raise CalibrationError(f"calibration data {str(path)!r} holds no batch")
+        raise CalibrationError(f"calibration data {str(path)!r} has no batch")
     return list(batches)

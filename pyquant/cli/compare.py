@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says how far two saved traces are apart: folders (pyquant trace --save), their JSON, or .safetensors files.
+"""Compares two saved traces: folders (pyquant trace --save), their JSON, or .safetensors files.
 
-Two .circle files are compared too: each difference is a line. It owns the reading of the two; the comparison of
-traces is pyquant.trace's, that of files is native.
+Two .circle files are compared too: each difference is a line. It owns reading the two; comparing traces is
+pyquant.trace, comparing files is native.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def _circle_files(args: argparse.Namespace) -> int:
     if not (args.a.endswith(".circle") and args.b.endswith(".circle")):
         raise UsageError(f"a .circle file is compared with another one, not {args.a} with {args.b}")
     if args.fail_above:
-        raise UsageError("--fail-above judges traces; of .circle files any difference gives exit code 1")
+        raise UsageError("--fail-above is for traces; for .circle files any difference gives exit code 1")
     lines = circle.diff(args.a, args.b)
-    print("".join(f"{line}\n" for line in lines) or "the files say the same\n", end="")
+    print("".join(f"{line}\n" for line in lines) or "the files are equal\n", end="")
     return FOUND if lines else FINE
 
 
 def _read(name: str) -> Trace:
-    """A trace from what its name says it is. Raises UsageError, TraceError or OSError."""
+    """A trace of the form that its name has. Raises UsageError, TraceError or OSError."""
     from pyquant.trace import Trace
 
     path = Path(name)
@@ -82,7 +82,7 @@ def _read(name: str) -> Trace:
 
 
 def _without_tensors(name: str, text: str) -> str:
-    """The JSON of a trace whose tensors are not beside it: none was kept, so that what is compared is the rest.
+    """The JSON of a trace without its tensors: only structure and statistics are compared.
 
     Raises UsageError for what `pyquant trace --json` writes, which holds two traces.
     """
@@ -92,7 +92,7 @@ def _without_tensors(name: str, text: str) -> str:
         raise UsageError(f"{name!r} is no trace: not JSON ({error.msg}, line {error.lineno})") from error
     if isinstance(data, dict) and str(data.get("format", "")).startswith("pyquant-trace-report"):
         raise UsageError(
-            f"{name!r} is a report with both traces and their comparison in it; compare the folders that "
+            f"{name!r} is a report of both traces and their comparison; compare the folders that "
             "`pyquant trace --save DIR` writes, DIR/float and DIR/quantized"
         )
     return json.dumps(data)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `trace` and `compare` both do with a comparison: the thresholds it passes, said in lines, and the exit code.
+"""What `trace` and `compare` share: the thresholds that a comparison passes, as lines, and the exit code.
 
-It owns which metric is which field. How values are compared is pyquant.trace's.
+It owns which metric is which field. Comparing values is pyquant.trace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHOWN = 20  # lines about thresholds
 
 
 def exit_code(comparison: Comparison, thresholds: list[Threshold]) -> int:
-    """Says on stderr which entries are beyond a threshold, and which could not be compared; FOUND if any are.
+    """Prints on stderr which entries are beyond a threshold, and which could not be compared; FOUND if there are any.
 
     Raises UsageError when there is a threshold and nothing was measured.
     """
@@ -34,7 +34,7 @@ def exit_code(comparison: Comparison, thresholds: list[Threshold]) -> int:
             rows[title] = dict(zip(METRICS, (d.peir, d.peak, mean, d.std, d.sqnr, d.cosine), strict=True))
     if thresholds and not rows:
         raise UsageError(
-            "--fail-above has nothing to judge: no value was measured in both; traces keep the tensors when they are "
+            "--fail-above has nothing to compare: no value was measured in both; traces keep the tensors when they are "
             "saved as folders (pyquant trace --save DIR)"
         )
     lines = passed(thresholds, rows) if thresholds else []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what a .circle file holds: tensors with their qparams, operators, sizes by type, the biggest constants.
+"""Shows the contents of a .circle file: tensors with their qparams, operators, sizes by type, the biggest constants.
 
-It owns the tables. Reading is native; the same as data is `--json`, which is the native program's too.
+It owns the tables. Reading is native; `--json` prints the same data, like the native program.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _span(values: tuple[float, ...] | tuple[int, ...]) -> str:
 
 
 def _plain(cells: list[str]) -> list[Text]:
-    """Text as it is: a name in brackets is no markup."""
+    """Text without markup: brackets in a name are kept."""
     from rich.text import Text
 
     return [Text(cell) for cell in cells]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the verb, runs it, and turns what it raises into one line and an exit code.
+"""Finds the verb, runs it, and turns its errors into one line and an exit code.
 
 Exit codes: 0 fine; 1 a threshold was passed or something was found wrong; 2 wrong usage or a file that cannot be used.
-A verb's module is loaded only when it is the verb, and torch only when that verb runs.
+Only the module of the given verb is imported, and torch only when that verb runs.
 """
 
 from __future__ import annotations
@@ -21,43 +21,46 @@ from pyquant.errors import PyquantError
 
 FINE, FOUND, FAILED = 0, 1, 2
 
-# verb -> what it does, in a line. The verb lives in pyquant/cli/<verb>.py, and is offered when that file is there.
+# verb -> what it does, in a line. The verb's module is pyquant/cli/<verb>.py; it is listed when that file exists.
 VERBS = {
     "quantize": "quantize a checkpoint and write .circle files",
     "trace": "record every module of a float and a quantized model, side by side",
-    "compare": "say how far two saved traces are apart, or two .circle files",
+    "compare": "compare two saved traces, or two .circle files",
     "inspect": "show the tensors, operators and sizes of a .circle file",
-    "verify": "say everything that is wrong with a .circle file",
-    "smoke": "run every registered wrapper from prepare to a .circle file and judge each",
+    "verify": "list every fault of a .circle file",
+    "smoke": "run every registered wrapper from prepare to a .circle file and check each",
     "sensitivity": "rank the sites by what quantizing each does to the output",
     "report": "write one HTML page about a quantized model",
 }
 
 
 class Verb(Protocol):
-    """What a verb's module holds."""
+    """The functions of a verb's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the verb's options."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Does it; returns the exit code. Raises PyquantError, OSError or ImportError for what a user can mend."""
+        """Runs the verb; returns the exit code.
+
+        Raises PyquantError, OSError or ImportError for what a user can correct.
+        """
 
 
 def verbs() -> dict[str, str]:
-    """The verbs that are there, and what each does."""
+    """The verbs that exist, and what each does."""
     return {name: said for name, said in VERBS.items() if find_spec(f"pyquant.cli.{name}") is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (None: the process's own); returns its exit code."""
-    # A reader who has seen enough (`| head`) ends the program quietly, and Ctrl-C without a traceback.
+    # A closed pipe (`| head`) ends the program without a message, and Ctrl-C without a traceback.
     try:
         args = _parse(list(sys.argv[1:] if argv is None else argv))
         code = int(args.run(args))
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer has no reader: without this, Python complains once more when it exits.
+        # Without this, Python reports the closed pipe again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -72,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script. SIGTERM and SIGHUP end it as Ctrl-C does: what is half written is taken away first."""
+    """The console script. SIGTERM and SIGHUP end it like Ctrl-C: incomplete files are removed first."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored, and so it stays
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores it, and that is kept
             signal.signal(number, _ended)
     sys.exit(main())
 
@@ -85,7 +88,7 @@ def _ended(number: int, _: object) -> None:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, on one line; a file's name is kept where the system's words are only `No such file`."""
+    """An error's message on one line, with the file's name where the system's message has none."""
     return " ".join(str(error).split()) or "no message"
 
 

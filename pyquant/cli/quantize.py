@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizes a checkpoint on prompts with images; writes .circle files, the quantized model and the recipe to a folder.
 
-It owns the order of the steps. Which graphs there are is the model family's choice (models/*/request.py), what the
-folder holds and what is printed of it is result_folder.py.
+It owns the order of the steps. Which graphs there are is chosen by the model family (models/*/request.py); the folder
+and the printed table are result_folder.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyquant.wrap import QModule
 
 TARGETS = ("circle", "luci", "onert")
-LISTED = 60  # lines of a list that an error shows
+LISTED = 60  # lines of a list that are printed with an error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +104,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Job:
-    """What is known before any weight was read."""
+    """What is known before any weight is read."""
 
     cls: type[nn.Module]
     data: CalibrationData
@@ -114,7 +114,7 @@ class Job:
 
 
 def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
-    """Everything that can be wrong without the weights is found here: class, data line by line, grids, lengths."""
+    """Checks everything that does not need the weights: class, data line by line, grids, lengths."""
     from transformers import AutoConfig
 
     from pyquant import calibration
@@ -139,7 +139,7 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
         everything = everything.map(partial(only, forward_arguments(cls), cls.__name__, drop=lines))
         data = everything if args.samples is None else everything.sample(args.samples, args.seed)
         if args.samples is not None and args.samples > len(everything):
-            console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are taken")
+            console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are used")
         seen = _sizes(data, family)
     choice = family.choose(AutoConfig.from_pretrained(args.model, trust_remote_code=False), request, seen)
     for guess in choice.guesses:
@@ -148,7 +148,7 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
 
 
 def _sizes(data: CalibrationData, family: Family) -> list[Sizes]:
-    """Each sample once: what is wrong with one of them is said before hours of calibrating."""
+    """Reads each sample once, so that an error in one is found before hours of calibrating."""
     from tqdm import tqdm
 
     seen = []
@@ -184,7 +184,7 @@ def _calibrated(
 
 
 class _Walk:
-    """The data in turn; knows where it is, for an error's sake."""
+    """Iterates over the data; `index` is the current sample, for error messages."""
 
     def __init__(self, data: CalibrationData) -> None:
         self.data, self.index = data, 0
@@ -216,7 +216,7 @@ def _convert(q: QModule, unused: list[str]) -> None:
 
 @contextmanager
 def _rows_first() -> Iterator[None]:
-    """An error of many lines: its list goes out as it is, its first line is what the command says."""
+    """Print the lines of a long error, and raise its first line as the error."""
     try:
         yield
     except PyquantError as error:
@@ -232,7 +232,7 @@ def _cut(lines: list[str]) -> list[str]:
 
 
 def _listed(sites: list[tuple[str, str]]) -> list[str]:
-    """Sites by what is wrong with them; the layers of a stack are one line: `model.layers.*.mlp:gated (28 sites)`."""
+    """Sites by their problem; the layers of a stack are one line: `model.layers.*.mlp:gated (28 sites)`."""
     counts: dict[str, Counter[str]] = {}
     for path, reason in sites:
         counts.setdefault(reason, Counter())[re.sub(r"(?<=\.)[0-9]+(?=[.:])", "*", path)] += 1
@@ -243,7 +243,7 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
 
 
 def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:
-    """What was asked for and what was guessed, as it took effect."""
+    """The settings in effect, requested or guessed."""
     return {
         "model": {"source": args.model, "class": job.cls.__name__, "dtype": args.dtype},
         "calibration": {"data": str(args.data), "samples": len(job.data), "of": job.of, "seed": args.seed},

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one HTML page about a quantized model, which needs no network, and says the same on the terminal.
+"""Writes one HTML page about a quantized model, which needs no network, and prints the same on the terminal.
 
-The model is quantized on the spot, by a recipe, on the data given; with --circle the file's tensors are listed too.
+The model is quantized by the command itself, by a recipe, on the data given; with --circle the file's tensors are
+listed too.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 
     OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle)
     OUT/quantized/                    the quantized model (pyquant.load_quantized)
-    OUT/recipe.yaml                   the policy rule by rule, and every setting as it took effect
+    OUT/recipe.yaml                   the policy rule by rule, and every setting in effect
 
-It owns this layout. What is in the bundle is its writer's business.
+It owns this layout. The contents of the bundle are pyquant.exporter's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT, VERSION = "pyquant-recipe", 1
 
 
 def require_place(out: Path) -> None:
-    """Raise CircleError unless `out` is new, empty, or a former result and nothing else: it is replaced as a whole."""
+    """Raise CircleError unless `out` is new, empty, or a former result and nothing else: it is replaced completely."""
     if not out.absolute().parent.is_dir():
         raise CircleError(f"cannot write to {str(out)!r}: the folder {str(out.parent)!r} does not exist; create it")
     if not os.access(out.absolute().parent, os.W_OK):
@@ -46,7 +46,7 @@ def require_place(out: Path) -> None:
     strange = [name for name in there if name not in {QUANTIZED, RECIPE, MANIFEST} and not name.endswith(".circle")]
     if there and (strange or not _is_bundle(out / MANIFEST)):
         raise CircleError(
-            f"{str(out)!r} exists and is no result of this command (it holds {', '.join((strange or there)[:3])}), so "
+            f"{str(out)!r} exists and is no result of this command (it has {', '.join((strange or there)[:3])}), so "
             f"it is left alone; name another folder, or empty it"
         )
 
@@ -65,7 +65,7 @@ def read_policy(path: Path) -> Policy:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix in (".yaml", ".yml") else None
     except (OSError, ValueError, yaml.YAMLError):
-        data = None  # Policy.load says it better
+        data = None  # Policy.load has the better error
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         return Policy.load(path)
     if data.get("version") != VERSION or "policy" not in data:
@@ -74,7 +74,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def write_rest(folder: Path, q: QModule, settings: Mapping[str, Any]) -> None:
-    """quantized/ and recipe.yaml, beside the bundle."""
+    """Write quantized/ and recipe.yaml into the folder of the bundle."""
     import torch
     import transformers
 
@@ -107,7 +107,8 @@ def show(
     calibrated: tuple[int, int],
     seconds: Mapping[str, float],
 ) -> None:
-    """One row a graph, the sum beside the float model, what it was calibrated on (samples, rows), and the time."""
+    """Print one row per graph, the total and the float model's size, what it was calibrated on (samples, rows), and
+    the time."""
     from rich.table import Table
 
     table = Table(title=str(out))

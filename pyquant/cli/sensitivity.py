@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks what quantizing each tensor, site or module alone does to the output, and writes the policy that mends it.
+"""Ranks what quantizing each tensor, site or module alone does to the output, and writes the mixed-precision policy
+that follows.
 
-The model is quantized on the spot, by a recipe, on the data given.
+The model is quantized by the command itself, by a recipe, on the data given.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every registered wrapper through prepare, calibrate, convert, export and TICO's runtime, and judges each.
+"""Runs every registered wrapper through prepare, calibrate, convert, export and TICO's runtime, and reports each.
 
 Cases are made from the registry and the families' tiny models. Exit code 1 when one fails or passes a threshold.
 """
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--export", choices=("circle", "none"), default="circle", help="none: stop after convert (%(default)s)")
     add("--output-dir", type=Path, metavar="DIR", help="keep the .circle files there")
     add("--all", action="store_true", help="one line each instead of a paragraph each")
-    add("--list", action="store_true", help="only say which cases there are")
+    add("--list", action="store_true", help="only list the cases")
     add("--json", action="store_true", help="the results as JSON instead of text")
     add_fail_above(parser)
 

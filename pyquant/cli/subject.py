@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is quantized on the spot, for verbs that look at one: which model, which data, which formats.
+"""The quantized model that `report` and `sensitivity` measure: which model, which data, which formats.
 
-It owns these options. Loading and made-up inputs are trace_run.py's, reading data is pyquant.calibration's.
+It owns these options. Loading and generated inputs are trace_run.py, reading data is pyquant.calibration.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
-    """The converted tree, calibrated on all of the data, and the batches to compare on. Says what stays float."""
+    """The converted tree, calibrated on all of the data, and the batches to compare on.
+
+    Notes on stderr which sites stay float.
+    """
     from pyquant.cli import trace_run
 
-    def note(said: str) -> None:
-        print(f"note: {said}", file=sys.stderr)
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
 
     fp = trace_run.load(args.model, args.dtype)
     batches = _batches(args, fp) if args.data is not None else [trace_run.inputs(args, fp, note)]
@@ -60,7 +63,7 @@ def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
         raise UsageError("give either --data, or --image and --prompt or --ids")
     lines = args.data.suffix == ".jsonl"
     if lines and args.model.startswith(trace_run.TINY):
-        raise UsageError(f"--data {args.data} is lines for a processor, which {args.model} has not; give batches")
+        raise UsageError(f"--data {args.data} is lines for a processor, which {args.model} does not have; give batches")
     data = calibration.read(args.data, calibration.load_reader(args.model) if lines else None)
     fitting = partial(only, forward_arguments(type(fp)), type(fp).__name__, drop=lines)
     return list(data.map(family_of(type(fp)).inputs).map(fitting))

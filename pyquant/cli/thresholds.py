@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thresholds on the command line: `PEIR=0.05` is passed by a larger value, `SQNR=20` by a smaller one.
 
-It owns their spelling and the verdict; where the numbers come from is each verb's.
+It owns their syntax and the comparison; the numbers come from each verb.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ METRICS = {"PEIR": True, "MAX": True, "MEAN": True, "STD": True, "LSB": True, "S
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit that a metric must keep."""
+    """A limit for a metric."""
 
     metric: str
     limit: float
@@ -45,7 +45,7 @@ def threshold(text: str) -> Threshold:
     except ValueError:
         limit = math.nan
     if math.isnan(limit):
-        raise argparse.ArgumentTypeError(f"{text!r}: {number!r} is no number; expected such as {metric}=0.05")
+        raise argparse.ArgumentTypeError(f"{text!r}: {number!r} is no number; expected a number such as {metric}=0.05")
     return Threshold(metric, limit)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyquant.wrap import QModule
 
 FORMAT = "pyquant-trace-report-1"
-# PEIR that reordered sums stay below, by the type that the model computes in.
+# PEIR below which sums in another order stay, by the type that the model computes in.
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 NO_FILE = Path("-")
 WORST = 5
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         left = runs.record(fp, batch, None, sorted(shown), folder and folder / "float", stops)
         right = runs.record(q, batch, sorted(pairs), mine, folder and folder / "quantized", {n for n in mine if stops})
         if silent := sorted(shown - {call.name for call in left}) if args.interesting_modules else []:
-            note(f"these inputs call {len(silent)} of the interesting modules not at all, such as {silent[0]!r}")
+            note(f"these inputs do not call {len(silent)} of the interesting modules, such as {silent[0]!r}")
         comparison = _only(compare(left, right, pairs, loose_shapes=True), shown)
         found = sites(q, batch) if args.sites else None
         graphs = circle.measured(fp, q, batch, args.circle if args.circle != NO_FILE else None) if args.circle else {}
@@ -151,7 +151,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.quantized is not None and args.enable_quantization:
         raise UsageError("--quantized FOLDER is quantized already; leave --enable-quantization and --recipe out")
     if args.recipe and not args.enable_quantization:
-        raise UsageError(f"--recipe {args.recipe} says how to quantize; add --enable-quantization")
+        raise UsageError(f"--recipe {args.recipe} sets how to quantize; add --enable-quantization")
     if args.sites and not _rounds(args):
         raise UsageError("--sites shows what quantization does; add --enable-quantization or --quantized FOLDER")
     if args.circle and not _rounds(args):
@@ -169,7 +169,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _folder(args: argparse.Namespace, fp: nn.Module, stack: ExitStack) -> Path | None:
-    """Where the tensors go: the folder asked for, none (RAM) for a small model, else one that goes away at the end."""
+    """Where the tensors go: the requested folder, none (RAM) for a small model, else a temporary one."""
     if args.save is not None:
         return Path(args.save)
     if sum(p.numel() * p.element_size() for p in fp.parameters()) <= IN_MEMORY:
@@ -188,7 +188,7 @@ def _inputs(name: str, fp: nn.Module, batch: dict[str, Tensor]) -> str:
 
 
 class _Report:
-    """What was recorded, as text and as JSON."""
+    """The recorded traces, as text and as JSON."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class _Report:
 
         if not self.args.interesting_modules:
             return render_trace(trace, calls)
-        # Of the chosen modules the values themselves too, as torch abridges them.
+        # For the chosen modules the values too, as torch abbreviates them.
         out = []
         for call in calls:
             out.append(render_trace(trace, [call]))
@@ -280,7 +280,7 @@ class _Report:
 
 
 def _only(comparison: Comparison, shown: set[str]) -> Comparison:
-    """The entries of the modules that are shown; pieces of wrappers that stand for no module are left out."""
+    """The entries of the modules that are shown; without parts of wrappers that have no module of their own."""
     from dataclasses import replace
 
     entries = tuple(entry for entry in comparison if entry.module in shown)

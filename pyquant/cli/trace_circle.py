@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The third level of `pyquant trace`: tensors of an exported Circle file against the eager values they stand for.
+"""The third level of `pyquant trace`: tensors of an exported Circle file against their eager values.
 
-It owns which graph is exported of a model for one batch, and the table. What is measured is pyquant.verify's.
+It owns which graph is exported for one batch, and the table. Measuring is pyquant.verify.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SHOWN = 10
 
 
 def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path | None) -> dict[str, TensorReport]:
-    """What is said of each graph by the name of its module: the model's, and the base model's where it has one.
+    """The measurement of each graph by the name of its module: the model's, and the base model's where it has one.
 
-    (The graph of a model with a head begins where its base model ends.) file: runs in place of what is exported here,
-    which says which graph it must be. Raises InputError for a file of none of them, CircleError for no Circle file.
+    (The graph of a model with a head begins where its base model ends.) file: runs in place of the exported graph with
+    the same inputs. Raises InputError for a file of none of them, CircleError for no Circle file.
     """
     import torch
 
@@ -39,8 +39,8 @@ def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path 
     for name in ["", *([base] if base and hasattr(q, base) else [])]:
         part: Any = q.get_submodule(name)
         with torch.no_grad():
-            outputs = len(list(tensors_in(call(part, _taken(part, batch)))))
-            graph = alone(part, _taken(part, batch), batch, outputs, family)
+            outputs = len(list(tensors_in(call(part, _arguments_of(part, batch)))))
+            graph = alone(part, _arguments_of(part, batch), batch, outputs, family)
         program = exporter.export(part, graph.profile, allow_float=True)
         names = [tensor.name for tensor in program.inputs]
         seen.append(f"{name or '(model)'}: {', '.join(names)}")
@@ -58,8 +58,8 @@ def _inputs(model: Any) -> list[str]:
     return [model.tensors[index].name for index in model.inputs]
 
 
-def _taken(part: QModule, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a batch the forward of a part takes."""
+def _arguments_of(part: QModule, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that the forward of a part takes."""
     import inspect
 
     parameters = inspect.signature(part.forward).parameters
@@ -75,13 +75,13 @@ def render(found: Mapping[str, TensorReport], count: int = SHOWN) -> str:
         worst = report.most_steps(count) or report.worst(count)
         title = f"graph of {name or '(model)'}: {len(report.tensors)} tensors compared, "
         differ = sum(row.unequal > 0 for row in report.tensors)
-        out.append(title + (f"{differ} differ, the worst are" if differ else "each equals eager's to the bit"))
+        out.append(title + (f"{differ} differ, the worst are" if differ else "each equals eager's bit for bit"))
         if differ:
             out.append(_table(tuple(row for row in worst if row.unequal)))
         if report.constants:
             out += [f"constants that are not the exported ones: {len(report.constants)}", _table(report.constants)]
         if report.unchecked:
-            out.append(f"{len(report.unchecked)} tensors stand for no eager value, such as {report.unchecked[0]!r}")
+            out.append(f"{len(report.unchecked)} tensors have no eager value, such as {report.unchecked[0]!r}")
         first = next((row for row in report.tensors if row.max_lsb is not None and row.max_lsb > 1), None)
         if first is not None:
             out.append(f"the first that is more than one step away: {first.name}, by {first.max_lsb:g} ({first.op})")

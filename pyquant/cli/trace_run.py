@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models, the inputs and the two traces of `pyquant trace`; and which wrapper stands for which module.
+"""The models, the inputs and the two traces of `pyquant trace`; and which wrapper was made of which module.
 
-It owns turning words of the command line into models and tensors. What is printed of it is trace.py.
+It owns turning options into models and tensors. Printing is trace.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load(name: str, dtype: str) -> nn.Module:
 
 
 def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, Tensor]:
-    """One batch: by the folder's own processor where it has what is needed, else resized plainly."""
+    """One batch: by the folder's own processor where that is possible, else with a plain resize."""
     from pyquant.calibration import Line
     from pyquant.calibration.processor import open_image
     from pyquant.errors import CalibrationError
@@ -83,13 +83,13 @@ def _reader(name: str, note: Note) -> tuple[Any, str]:
         reader = load_reader(name)
     except CalibrationError as error:
         return None, str(error)
-    for said in reader.said:
-        note(said)
+    for text in reader.said:
+        note(text)
     return reader, f"{name} has no tokenizer" if reader.tokenizer is None else "--ids were given"
 
 
 def _for(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A processor's batch under the names of the model's arguments, without those that it does not take."""
+    """A processor's batch by the names of the model's arguments, without other entries."""
     from pyquant.calibration.data import forward_arguments
     from pyquant.models.request import family_of
 
@@ -139,7 +139,7 @@ def stops(model: nn.Module, names: set[str]) -> Iterator[None]:
 
     def stopping(name: str) -> Callable[..., None]:
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            # `name`, `module`, `args`, `kwargs` and `output` are the call at hand; `u` goes up to the model's code.
+            # `name`, `module`, `args`, `kwargs` and `output` are those of this call; `u` goes up to the model's code.
             _ = name
             breakpoint()
 

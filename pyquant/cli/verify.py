@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says everything that is wrong with a .circle file, by the rules of a target.
+"""Lists every fault of a .circle file, by the rules of a target.
 
-It prints; the rules are native (csrc/circle/check) and, where TICO is installed, TICO's own verifier beside them.
+It prints; the rules are native (csrc/circle/check) and, where TICO is installed, TICO's own verifier too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=TARGETS,
         default="circle",
-        help="circle: the format; luci: also ONE's rules; onert: also what onert refuses or gets wrong (%(default)s)",
+        help="circle: the format; luci: ONE's rules too; onert: also what onert cannot compute (%(default)s)",
     )
     parser.add_argument("--no-tico", action="store_true", help="leave out TICO's verifier, which is run if installed")
 

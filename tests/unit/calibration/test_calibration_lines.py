@@ -38,8 +38,8 @@ WRONG = {
     "no object": ('["a"]', r'line 1: a line is an object with the keys image, images, prompt; got \["a"\]'),
     "empty object": ("{}", r"line 1: a line is an object"),
     "unknown key": ('{"prompt": "a", "video": "v.mp4"}', r"line 1: the key 'video' is not known.*\.safetensors"),
-    "prompt no text": ('{"prompt": 7}', r"line 1: 'prompt' is a text with something in it, got 7"),
-    "prompt blank": ('{"prompt": "  "}', r"line 1: 'prompt' is a text with something in it"),
+    "prompt no text": ('{"prompt": 7}', r"line 1: 'prompt' is a text that is not empty, got 7"),
+    "prompt blank": ('{"prompt": "  "}', r"line 1: 'prompt' is a text that is not empty"),
     "nothing": ('{"prompt": null, "image": null}', r"line 1: a line needs a prompt, an image, or both"),
     "image number": ('{"image": 3, "prompt": "a"}', r"line 1: an image is a file name, several are a list.*got 3"),
     "image list of lists": ('{"images": [["a"]], "prompt": "a"}', r"line 1: an image is a file name"),
@@ -49,8 +49,8 @@ WRONG = {
         r"line 2: the image '.*x\.png' does not",
     ),
     "image is folder": ('{"image": ".", "prompt": "a"}', r"line 1: the image '.*' is a folder"),
-    "empty file": ("", r"holds no line; write one such as"),
-    "blank file": (" \n\n", r"holds no line"),
+    "empty file": ("", r"has no line; write one such as"),
+    "blank file": (" \n\n", r"has no line"),
 }
 
 

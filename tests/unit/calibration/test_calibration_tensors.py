@@ -105,12 +105,12 @@ class Evil:
 
 
 WRONG: dict[str, tuple[str, Any, str]] = {
-    "no tensors": ("x.safetensors", {}, "holds no tensor"),
+    "no tensors": ("x.safetensors", {}, "has no tensor"),
     "number and none": ("x.safetensors", {"0.a": torch.ones(1), "b": torch.ones(1)}, "'b' has no number, other"),
     "twice": ("x.safetensors", {"0.a": torch.ones(1), "00.a": torch.ones(1)}, "same argument of one batch"),
     "cut": ("x.pt", b"PK\x03\x04 not a zip", r"cannot be read \(\w+: "),
     "pickle that runs code": ("x.pt", [Evil()], r"cannot be read \(UnpicklingError.*no other objects"),
-    "no batches": ("x.pt", [], "holds no batch"),
+    "no batches": ("x.pt", [], "has no batch"),
     "not a dict": (
         "x.pt",
         [FIRST, torch.ones(1)],

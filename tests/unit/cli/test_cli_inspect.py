@@ -79,7 +79,7 @@ def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
 def test_two_circle_files(run: Run) -> None:
     a, b = GOLDEN / "uint8_linear.circle", GOLDEN / "float_mlp.circle"
     same = run("compare", a, a)
-    assert (same.code, same.out) == (0, "the files say the same\n")
+    assert (same.code, same.out) == (0, "the files are equal\n")
     other = run("compare", a, b)
     assert other.code == 1
     assert "name: uint8_linear -> float_mlp" in other.out

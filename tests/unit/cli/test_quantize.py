@@ -193,7 +193,7 @@ def test_neither_recipe_nor_policy(place: Path, capsys: Any) -> None:
 
 DATA: dict[str, tuple[str, str]] = {
     "json": ('{"image": "0.png"}\n{"image": "1.png"}\n{"image": }\n', r"d.jsonl, line 3: not valid JSON"),
-    "empty": ("", "holds no line"),
+    "empty": ("", "has no line"),
     "missing image": ('{"image": "0.png"}\n{"image": "9.png"}\n', "line 2: the image"),
     "no picture": ('{"image": "0.png"}\n{"image": "d.jsonl"}\n', "line 2: '"),
     "prompt for a vision model": ('{"image": "0.png", "prompt": "what?"}\n', "has no tokenizer, which this line needs"),
@@ -215,7 +215,7 @@ def test_wrong_data_is_named_by_line_before_a_weight_is_read(
 def test_a_folder_of_others_is_left_alone(place: Path, made: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert quantize(place, tmp_path) == 2
-    assert "exists and is no result of this command (it holds thesis.tex)" in capsys.readouterr().err
+    assert "exists and is no result of this command (it has thesis.tex)" in capsys.readouterr().err
     mixed = shutil.copytree(made, tmp_path / "mixed")
     (mixed / "notes.txt").write_text("mine")
     assert quantize(place, mixed) == 2
