@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike[str], reader: Reader | str | os.PathLike[str] |
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if not files:
             raise CalibrationError(
-                f"the folder {str(path)!r} has no {' or '.join(SUFFIXES[:2])} file; for lines name the .jsonl file itself"
+                f"the folder {str(path)!r} has no {' or '.join(SUFFIXES[:2])} file; name the .jsonl of lines itself"
             )
         return CalibrationData([sample for file in files for sample in read_tensors(file)])
     if path.suffix in SUFFIXES:
@@ -113,7 +113,7 @@ def forward_arguments(cls: type) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
-def only(names: Sequence[str], given: Any, batch: Batch, *, drop: bool) -> Batch:
+def only(names: Sequence[str], given: str, batch: Batch, *, drop: bool) -> Batch:
     """The entries of `batch` that a model's forward takes (`names`).
 
     A processor may return more than a model takes (`drop`); in a file of batches other entries are an error.

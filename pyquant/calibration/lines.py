@@ -89,6 +89,6 @@ def _images(data: dict[str, Any], folder: Path, where: str) -> tuple[Path, ...]:
     return files
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     said = json.dumps(value, ensure_ascii=False)
     return said if len(said) <= 60 else said[:57] + "..."

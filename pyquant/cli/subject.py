@@ -17,6 +17,8 @@ from pyquant.errors import UsageError
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pyquant.wrap import QModule
 
 
@@ -51,7 +53,7 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
     return q, batches[: args.compare_on]
 
 
-def _batches(args: argparse.Namespace, fp: Any) -> list[Any]:
+def _batches(args: argparse.Namespace, fp: nn.Module) -> list[Any]:
     from functools import partial
 
     from pyquant import calibration

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pyquant.circle import Model
     from pyquant.verify.tensors import TensorDiff, TensorReport
     from pyquant.wrap import QModule
 
@@ -54,7 +55,7 @@ def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path 
     return found
 
 
-def _inputs(model: Any) -> list[str]:
+def _inputs(model: Model) -> list[str]:
     return [model.tensors[index].name for index in model.inputs]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyquant import files
-from pyquant.reporter.data import ReportData, collect
+from pyquant.reporter.data import Program, ReportData, collect
 from pyquant.reporter.page import page
 from pyquant.reporter.terminal import summary
 from pyquant.wrap.base import QModule
@@ -24,7 +24,7 @@ def report(
     batches: Iterable[Any],
     path: str | Path = "report.html",
     *,
-    program: Any = None,
+    program: Program | None = None,
     accuracies: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> ReportData:

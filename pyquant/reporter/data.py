@@ -11,7 +11,8 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,19 @@ from pyquant.wrap.base import QModule, phase
 
 POINTS = 3000
 PACKAGES = ("pyquant-circle", "torch", "transformers", "numpy", "tico")
+
+
+class Exported(Protocol):
+    """A CircleProgram, as far as a report reads it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_bytes(self) -> bytes: ...
+
+
+#: An exported program, or the path of its file.
+Program = Exported | str | Path
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ def collect(
     q: QModule,
     batches: Iterable[Any],
     *,
-    program: Any = None,
+    program: Program | None = None,
     accuracies: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> ReportData:
@@ -249,10 +263,10 @@ def _points(plain: Tensor, rounded: Tensor) -> tuple[tuple[float, float], ...]:
     return tuple(zip(plain[::step].tolist(), rounded[::step].tolist(), strict=True))
 
 
-def _file(program: Any) -> tuple[tuple[TensorRow, ...], circle.Model | None]:
+def _file(program: Program | None) -> tuple[tuple[TensorRow, ...], circle.Model | None]:
     if program is None:
         return (), None
-    model = circle.read(program.to_bytes() if hasattr(program, "to_bytes") else program)
+    model = circle.read(program if isinstance(program, str | Path) else program.to_bytes())
     made = {index: op.name for op in model.operators for index in op.outputs}
     rows = []
     for index, tensor in enumerate(model.tensors):
@@ -272,8 +286,8 @@ def _some(values: Sequence[float]) -> str:
     return f"{low:.4g} .. {high:.4g} ({len(values)})" if low != high else f"{low:.4g} ({len(values)})"
 
 
-def _file_name(program: Any) -> str:
-    return f"{program.name}.circle" if hasattr(program, "to_bytes") else str(program)
+def _file_name(program: Program | None) -> str:
+    return str(program) if program is None or isinstance(program, str | Path) else f"{program.name}.circle"
 
 
 def _versions() -> dict[str, str]:

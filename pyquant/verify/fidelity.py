@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from pyquant import ops
 from pyquant.errors import InputError
 from pyquant.exporter.grid import scales
 from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import ADVICE, eager_dtype, low_floats
+from pyquant.exporter.profile import TensorSpec
+from pyquant.exporter.program import CircleProgram
 from pyquant.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
 from pyquant.verify.runtimes._inputs import Inputs, fits
 from pyquant.verify.runtimes.tico import Array, Runtime
 
 
-def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
+def compare(prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = ()) -> Report:
     """Run `prog` in TICO's reference runtime and the eager model on the same inputs.
 
     prog: a CircleProgram. q: the model that it was exported from (None: as it was when exported). inputs: the graph's
@@ -47,7 +49,7 @@ def compare(prog: Any, q: Any = None, inputs: Inputs = ()) -> Report:
     return Report(prog.name, tuple(outputs), tuple(operators), unchecked, eager_dtype(prog.traced))
 
 
-def require_float32(prog: Any) -> None:
+def require_float32(prog: CircleProgram) -> None:
     """Raises InputError for a graph that computes in a smaller float type."""
     if low := low_floats(prog.graph):
         raise InputError(
@@ -56,7 +58,7 @@ def require_float32(prog: Any) -> None:
         )
 
 
-def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
+def eager_outputs(prog: CircleProgram, q: nn.Module | None, inputs: Inputs) -> dict[str, torch.Tensor]:
     """The eager model's outputs by the graph's output names."""
     names = [tensor.name for tensor in prog.outputs]
     if q is not None and isinstance(inputs, Mapping) and len(inputs) > len(prog.inputs):
@@ -73,17 +75,18 @@ def eager_outputs(prog: Any, q: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
                     f"({', '.join(tensor.name for tensor in prog.inputs)})"
                 )
         return dict(zip(names, flat, strict=True))
-    adapter = q.as_export_module(prog.profile) if hasattr(q, "as_export_module") else prog.adapter if q is None else q
+    make = getattr(q, "as_export_module", None)
+    adapter = make(prog.profile) if make is not None else prog.adapter if q is None else q
     with torch.no_grad():
         out = adapter(*ordered_inputs(prog, inputs))
     return dict(zip(names, _flat(out), strict=True))
 
 
-def _shape_of(value: Any) -> str:
+def _shape_of(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def exported_values(prog: Any, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
+def exported_values(prog: CircleProgram, inputs: Sequence[torch.Tensor]) -> tuple[dict[str, Array], list[torch.Tensor]]:
     """The value of each fx node that has a Circle tensor, and the program's outputs."""
     wanted = {tensor.origin for tensor in prog.graph.tensors if tensor.origin is not None}
     recorder = _Recorder(prog.exported.graph_module, wanted)
@@ -111,7 +114,7 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _operators(prog: Any, runtime: Runtime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
+def _operators(prog: CircleProgram, runtime: Runtime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
     graph = prog.graph
     known: dict[str, Array] = runtime.constants()
     last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}
@@ -184,7 +187,7 @@ def _steps(tensor: Tensor, expected: Array, got: Array) -> tuple[float | None, i
     return (float(steps.max()) if steps.size else 0.0), int((steps > 0).sum()), int((steps > 1).sum())
 
 
-def ordered_inputs(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
+def ordered_inputs(prog: CircleProgram, inputs: Inputs) -> list[torch.Tensor]:
     """The graph's inputs in its order. Raises InputError for those that do not fit."""
     names = [tensor.name for tensor in prog.inputs]
     if isinstance(inputs, Mapping):
@@ -193,7 +196,8 @@ def ordered_inputs(prog: Any, inputs: Inputs) -> list[torch.Tensor]:
         inputs = [inputs[name] for name in names]
     if len(inputs) != len(names):
         raise InputError(f"the graph has {len(names)} inputs {names}, got {len(inputs)} values")
-    for name, spec, value in zip(names, prog.adapter.input_specs.values(), inputs, strict=True):
+    specs: Mapping[str, TensorSpec] = prog.adapter.input_specs  # type: ignore[assignment]
+    for name, spec, value in zip(names, specs.values(), inputs, strict=True):
         if not spec.fits(tuple(value.shape)) or value.dtype != spec.dtype:
             raise InputError(f"input '{name}' is {value.dtype}{list(value.shape)}, but the graph takes {spec}")
     return list(inputs)

@@ -16,6 +16,7 @@ import torch
 
 from pyquant.errors import InputError
 from pyquant.exporter.plan import Tensor
+from pyquant.exporter.program import CircleProgram
 from pyquant.metrics import lsb_error, max_abs_diff, peir, sqnr_db, to_plain
 from pyquant.verify.fidelity import expected_value, exported_values, ordered_inputs, require_float32
 from pyquant.verify.runtimes._inputs import Inputs
@@ -76,7 +77,7 @@ class TensorReport:
 
 
 @torch.no_grad()
-def tensors(prog: Any, inputs: Inputs, file: str | Path | bytes | None = None) -> TensorReport:
+def tensors(prog: CircleProgram, inputs: Inputs, file: str | Path | bytes | None = None) -> TensorReport:
     """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor of the two.
 
     prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file to run instead of `prog`: one of
@@ -130,7 +131,7 @@ def _diff(index: int, tensor: Tensor, op: str, expected: torch.Tensor, found: to
     )
 
 
-def _require_same_graph(prog: Any, runtime: Runtime) -> None:
+def _require_same_graph(prog: CircleProgram, runtime: Runtime) -> None:
     ours = [(tensor.name, tuple(tensor.shape)) for tensor in prog.inputs]
     theirs = list(zip(runtime.input_names, runtime.input_shapes, strict=True))
     if theirs != ours:
@@ -151,7 +152,7 @@ def _text(inputs: list[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
 
 
-def _changed_constants(prog: Any, runtime: Runtime) -> Iterator[TensorDiff]:
+def _changed_constants(prog: CircleProgram, runtime: Runtime) -> Iterator[TensorDiff]:
     """The constants of a file that differ from those of `prog`, in the order of the graph."""
     ours, theirs = Runtime(prog).constants(), runtime.constants()
     for index, tensor in enumerate(prog.graph.tensors):

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pyquant.errors import InputError
+from pyquant.exporter.program import CircleProgram
 
 Inputs = Mapping[str, Any] | Sequence[Any]
+#: What a runtime runs: an exported program, the path of a file, or a file's bytes.
+Program = CircleProgram | str | os.PathLike[str] | bytes
 
 
 def ordered(names: Sequence[str], inputs: Inputs) -> list[Any]:
@@ -27,14 +30,13 @@ def ordered(names: Sequence[str], inputs: Inputs) -> list[Any]:
     return list(inputs)
 
 
-def program_bytes(program: Any) -> bytes:
+def program_bytes(program: Program) -> bytes:
     """The bytes of a CircleProgram, of the file at a path, or the bytes themselves."""
     if isinstance(program, bytes):
         return program
     if isinstance(program, str | os.PathLike):
         return Path(program).read_bytes()
-    made: bytes = program.to_bytes()
-    return made
+    return program.to_bytes()
 
 
 def fits(sizes: Sequence[int], shape: Sequence[int]) -> bool:

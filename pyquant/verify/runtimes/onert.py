@@ -25,15 +25,17 @@ import torch
 
 from pyquant import circle, ops
 from pyquant.errors import InputError, VerifyError
+from pyquant.exporter.plan import Graph
+from pyquant.exporter.program import CircleProgram
 from pyquant.verify.runtimes import onert_cpu
-from pyquant.verify.runtimes._inputs import Inputs, fits, ordered, program_bytes
+from pyquant.verify.runtimes._inputs import Inputs, Program, fits, ordered, program_bytes
 
 _CHILD = Path(__file__).with_name("_onert_child.py")
 _DTYPES = {"float32": 0, "int32": 1, "uint8": 2, "bool": 3, "int64": 5, "int8": 6}  # of NNFW_TYPE
 _LAST_LINES = 12  # last lines of onert's messages that an error repeats
 
 
-def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
+def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
     """Outputs by name (with `trace`: every computed tensor by name) of a CircleProgram, a path, or a file's bytes."""
     with Runtime(program, trace=trace) as runtime:
         return runtime.run(inputs, trace=trace)
@@ -47,7 +49,7 @@ class Runtime:
     file, crashes on it, or returns another shape than the file declares.
     """
 
-    def __init__(self, program: Any, *, trace: bool = False) -> None:
+    def __init__(self, program: Program, *, trace: bool = False) -> None:
         self._library = _library()
         folder = Path(tempfile.mkdtemp(prefix="pyquant-onert-"))
         self._remove = weakref.finalize(self, shutil.rmtree, folder)
@@ -161,9 +163,9 @@ def _library() -> Path:
     raise ImportError("onert is not installed (its wheels are for Linux); run: pip install onert==0.1.0")
 
 
-def _bytes(program: Any, trace: bool) -> bytes:
+def _bytes(program: Program, trace: bool) -> bytes:
     if trace:
-        if not hasattr(program, "graph"):
+        if not isinstance(program, CircleProgram):
             raise InputError(
                 f"trace takes a CircleProgram, got {type(program).__name__}: a file shows its outputs only"
             )
@@ -171,14 +173,14 @@ def _bytes(program: Any, trace: bool) -> bytes:
     return program_bytes(program)
 
 
-def _all_shown(graph: Any) -> Any:
+def _all_shown(graph: Graph) -> Graph:
     """The graph with all computed tensors that onert's API can return as outputs, after its own outputs."""
     computed = [index for op in graph.operators for index in op.outputs if index not in graph.outputs]
     shown = [i for i in computed if graph.tensors[i].dtype in _DTYPES and len(graph.tensors[i].shape) <= 6]
     return graph.replace(outputs=(*graph.outputs, *shown))
 
 
-def _input(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+def _input(tensor: circle.Tensor, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """A value with the type of the file's input."""
     plain = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
     declared = tensor.shape_signature or tensor.shape
@@ -193,7 +195,7 @@ def _input(tensor: Any, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return array
 
 
-def _output(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
+def _output(tensor: circle.Tensor, info: tuple[int, tuple[int, ...]], data: bytes) -> torch.Tensor:
     """The value of an output, with the type that the file declares."""
     dtype, shape = info
     if not fits(tensor.shape_signature or tensor.shape, shape):
@@ -207,7 +209,7 @@ def _output(tensor: Any, info: tuple[int, tuple[int, ...]], data: bytes) -> torc
     return ops.dequantize(value, *_grid(tensor), None, 0) if tensor.quantized else value
 
 
-def _grid(tensor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _grid(tensor: circle.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(tensor.scale[0]), torch.tensor(tensor.zero_point[0], dtype=torch.int32)
 
 

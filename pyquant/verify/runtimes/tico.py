@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from pyquant.errors import InputError
-from pyquant.verify.runtimes._inputs import Inputs, fits, ordered, program_bytes
+from pyquant.verify.runtimes._inputs import Inputs, Program, fits, ordered, program_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def run(program: Any, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
+def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
     """Outputs by name (with `trace`: every tensor by name) of a CircleProgram, a path, or a file's bytes."""
     return Runtime(program).run(inputs, trace=trace)
 
@@ -41,7 +41,7 @@ class Runtime:
     Raises ImportError with the install command when tico is missing.
     """
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Program) -> None:
         self._tico = _tico()
         self._runtime = self._tico.CircleReferenceRuntime(program_bytes(program))
         tensors = self._runtime.program.tensors

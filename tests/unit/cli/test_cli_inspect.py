@@ -84,4 +84,4 @@ def test_two_circle_files(run: Run) -> None:
     assert other.code == 1
     assert "name: uint8_linear -> float_mlp" in other.out
     assert run("compare", a, "trace.json").code == 2
-    assert "of .circle files any difference" in run("compare", a, b, "--fail-above", "PEIR=1").err
+    assert "for .circle files any difference" in run("compare", a, b, "--fail-above", "PEIR=1").err

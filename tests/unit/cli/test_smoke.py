@@ -97,7 +97,7 @@ def test_lines_paragraphs_and_json(capsys, tmp_path):
     [
         (lambda self, hidden_states: hidden_states * torch.nan, "NaN"),
         (lambda self, hidden_states: hidden_states[:, :1], "shapes"),
-        (lambda self, hidden_states: hidden_states * 2.0, "say in the policy that it stays float"),
+        (lambda self, hidden_states: hidden_states * 2.0, "declare in the policy that it stays float"),
         (lambda self, hidden_states: 1 / 0, "ZeroDivisionError"),
     ],
     ids=["nan", "shape", "no site", "raises"],

@@ -96,7 +96,7 @@ def test_float_tensor_left_in_a_fully_quantized_graph(name: str) -> None:
         export(graph)
     text = str(error.value)
     assert "float tensor(s) remain in the fully quantized graph 'case'" in text
-    assert "say in the policy that it stays float" in text
+    assert "declare in the policy that it stays float" in text
     assert "test_exporter_errors.py" in text or "exporter_cases.py" in text
     for part in expected:
         assert part in text

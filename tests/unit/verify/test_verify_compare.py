@@ -89,7 +89,7 @@ def test_wrong_operator_is_named(layer: Layer, x: Tensor) -> None:
     report = compare(wrong, layer16, [x])
     assert report.worst(1)[0].op == "GELU"
     with pytest.raises(
-        AssertionError, match=r"(?s)not the eager model:.*operator 1 GELU -> 'out': \d+ LSB.*worst operators"
+        AssertionError, match=r"(?s)differs from the eager model:.*operator 1 GELU -> 'out': \d+ LSB.*worst operators"
     ):
         fidelity(wrong, layer16, [x])
 
