@@ -32,8 +32,8 @@ class Result:
     code: int
 
     def __str__(self) -> str:
-        verdict = "pass" if self.code == 0 else "FAIL"
-        return f"{self.release:<8} transformers {self.version:<8} {verdict}  {self.summary}  ({self.seconds:.0f} s)"
+        status = "pass" if self.code == 0 else "FAIL"
+        return f"{self.release:<8} transformers {self.version:<8} {status}  {self.summary}  ({self.seconds:.0f} s)"
 
 
 def environment(release: str, folder: Path) -> dict[str, str]:
@@ -70,11 +70,11 @@ def main() -> int:
     parser.add_argument("--releases", nargs="+", default=RELEASES, metavar="X.Y.*", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "matrix", help="where environments are kept")
     parser.add_argument("pytest", nargs="*", help=f"arguments for pytest (after --), default {' '.join(TESTS)}")
-    said = parser.parse_args()
-    said.folder.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for release in said.releases:
-        results.append(run(release, said.folder, said.pytest or list(TESTS)))
+    for release in options.releases:
+        results.append(run(release, options.folder, options.pytest or list(TESTS)))
         print(results[-1], flush=True)
     return int(any(result.code for result in results))
 

@@ -55,7 +55,7 @@ struct Context {
 };
 
 inline void fail(const char* file, int line, const std::string& text) {
-  if (++failures() > 20) return;  // the first ones tell
+  if (++failures() > 20) return;  // the first ones suffice
   std::cerr << file << ":" << line << ": " << text;
   for (const std::string& context : contexts()) std::cerr << " [" << context << "]";
   std::cerr << "\n";
@@ -78,7 +78,7 @@ inline void equal(const char* file, int line, const char* a_text, const char* b_
   equal(file, line, a_text, b_text, a, std::string(b));
 }
 
-/// The same bits: tells -0 from +0, and a NaN equals itself.
+/// The same bits: -0 differs from +0, and a NaN equals itself.
 template <class T>
 void same_bits(const char* file, int line, const char* text, const T& a, const T& b) {
   if (std::memcmp(&a, &b, sizeof(T)) == 0) return;

@@ -18,18 +18,18 @@ namespace fuzz {
 
 using namespace pyquant::circle;  // NOLINT: a test header
 
-/// A broken promise: says which, and stops.
+/// A broken guarantee: prints which, and aborts.
 inline void demand(bool holds, const std::string& what) {
   if (holds) return;
   std::fprintf(stderr, "broken: %s\n", what.c_str());
   std::abort();
 }
 
-inline void judge(const Model& model) {
+inline void check_model(const Model& model) {
   for (const Target target : {Target::Circle, Target::Luci, Target::Onert}) {
     demand(pyquant::circle::check(model, target).size() <= 1000, "faults are limited");
   }
-  demand(!inspect_text(model, "x").empty() && !inspect_json(model, "x").empty(), "inspect says something");
+  demand(!inspect_text(model, "x").empty() && !inspect_json(model, "x").empty(), "inspect prints something");
 }
 
 /// A .circle file. The bytes are copied to a block of exactly their size, so that a sanitizer sees every step
@@ -38,10 +38,10 @@ inline bool circle_file(const uint8_t* data, size_t size) {
   const std::vector<uint8_t> exact(data, data + size);
   const auto model = read_bytes({exact.data(), exact.size()}, "fuzz");
   if (!model.ok()) return false;
-  judge(model.value());
+  check_model(model.value());
   const auto lines = diff(model.value(), model.value());
   demand(lines.empty(), "a file differs from itself: " + (lines.empty() ? "" : lines[0]));
-  // What a plan can say is read back, and says the same.
+  // A model that a plan can express is read back equal.
   const auto plan = dump_plan(model.value());
   if (!plan.ok()) return true;
   const auto again = parse_plan(plan.value().json, "fuzz");
@@ -50,7 +50,7 @@ inline bool circle_file(const uint8_t* data, size_t size) {
   return true;
 }
 
-/// Plan text, bound to constants of the sizes that it asks for.
+/// Plan text, bound to constants of the sizes that it needs.
 inline bool plan_text(const uint8_t* data, size_t size) {
   auto plan = parse_plan({reinterpret_cast<const char*>(data), size}, "fuzz");
   if (!plan.ok()) return false;
@@ -59,7 +59,7 @@ inline bool plan_text(const uint8_t* data, size_t size) {
     const auto bytes = byte_size(t.dtype, t.shape);
     if (t.buffer > 0 && bytes) model.buffers[t.buffer].bytes = {nullptr, static_cast<size_t>(*bytes)};
   }
-  judge(model);
+  check_model(model);
   return true;
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds small plans by hand, for golden files and tests: tensors and operators by name, constants as numpy or torch.
 
-It writes nothing and judges nothing; names become indices in the order in which they appear.
+It neither writes nor checks; names become indices in the order in which they appear.
 """
 
 from __future__ import annotations

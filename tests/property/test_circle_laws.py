@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of plans and files: what a plan says is what the file says, and write(plan(x)) == x byte for byte."""
+"""Laws of plans and files: a file has the contents of its plan, and write(plan(x)) == x byte for byte."""
 
 from __future__ import annotations
 

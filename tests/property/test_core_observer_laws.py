@@ -77,18 +77,18 @@ def test_a_grid_is_idempotent_near_and_keeps_zero(x: Tensor, pick: int, constant
     spec = SPECS[pick]
     site = Site("a:b", Role.WEIGHT if constant else Role.ACTIVATION, spec)
     site.constant(x) if constant else site(x)
-    verdict = site.compute_qparams()
-    if isinstance(verdict, str):  # only an activation without a range has no grid
+    qparams = site.compute_qparams()
+    if isinstance(qparams, str):  # only an activation without a range has no grid
         assert not constant
         assert float(x.abs().max()) < 1e-30
         return
-    site.set_qparams(verdict)
+    site.set_qparams(qparams)
     site.state.converted = True
     set_phase(site, Phase.QUANTIZED)
     y = site(x)
     assert torch.equal(site(y), y)
     assert torch.equal(site(torch.zeros_like(x)), torch.zeros_like(x))
-    step = _expanded(verdict, x)
+    step = _expanded(qparams, x)
     # The range covers every value; zero_point and scale round, which moves an end of the grid by up to one step.
     assert ((x - y).abs() <= step * (0.5 if spec.symmetric else 1.0) * 1.001 + 1e-30).all()
 

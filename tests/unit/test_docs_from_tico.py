@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/from-tico.md says no name that does not exist: pyquant's names, sites, options, verbs and graphs, one by one.
+"""docs/from-tico.md has no name that does not exist: pyquant's names, sites, options, verbs and graphs, one by one.
 
-And the two facts about decode that it tells are measured here.
+Its two facts about decode are measured here.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def bundle(place: Path, trees: list[Any]) -> Path:
             return parts
 
         def manifest(self, q: Any) -> dict[str, Any]:
-            said = profile.manifest(q)
-            return {**said, "graphs": {name: said["graphs"][name] for name in parts}}
+            written = profile.manifest(q)
+            return {**written, "graphs": {name: written["graphs"][name] for name in parts}}
 
     pyquant.export_bundle(q, place / "bundle", Two())
     return place / "bundle"
@@ -102,8 +102,8 @@ def test_sites_exist(trees: list[Any]) -> None:
 
 
 def test_a_decoder_layer_has_as_many_sites_as_the_page_says(trees: list[Any]) -> None:
-    (said,) = re.findall(r"decoder layer has (\d+) sites", PAGE)
-    assert int(said) == sum(site.path.startswith("model.language_model.layers.0") for site in trees[0].all_sites())
+    (written,) = re.findall(r"decoder layer has (\d+) sites", PAGE)
+    assert int(written) == sum(site.path.startswith("model.language_model.layers.0") for site in trees[0].all_sites())
 
 
 def test_graphs_exist(trees: list[Any]) -> None:

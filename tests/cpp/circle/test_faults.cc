@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every fault code has a case that produces it, and every message reads as one line that says where.
+// Every fault code has a case that produces it, and every message is one line with the place.
 #include <set>
 
 #include "check.h"

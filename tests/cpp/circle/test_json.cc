@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The JSON reader: what it takes, what it refuses and where it says so.
+// The JSON reader: what it accepts, what it rejects and the place in the error.
 #include "circle/json.h"
 
 #include <limits>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bins nest and merge exactly, every version counts alike, and what is read off them is right.
+// Bins nest and merge exactly, every version counts equally, and the ranges are right.
 #include "../check.h"
 #include "data.h"
 

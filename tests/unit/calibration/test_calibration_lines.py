@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of calibration data: what is read, and that each way to be wrong says the file, the line and what to do."""
+"""Lines of calibration data: what is read, and that each error names the file, the line and what to do."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_said_with_its_line(name: str, tmp_path: Path) -> None:
-    text, said = WRONG[name]
+    text, message = WRONG[name]
     (tmp_path / "c.jsonl").write_text(text, encoding="utf-8")
-    with pytest.raises(CalibrationError, match=said):
+    with pytest.raises(CalibrationError, match=message):
         calibration.read_lines(tmp_path / "c.jsonl")
 
 

@@ -47,11 +47,11 @@ def read(reader: calibration.Reader, place: Path, **row: object) -> dict[str, to
 
 
 def text(reader: calibration.Reader, batch: dict[str, torch.Tensor]) -> str:
-    said = reader.tokenizer.decode(batch["input_ids"][0])
+    decoded = reader.tokenizer.decode(batch["input_ids"][0])
     head, tail = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    assert said.startswith(head)
-    assert said.endswith(tail)
-    return str(said[len(head) : -len(tail)])
+    assert decoded.startswith(head)
+    assert decoded.endswith(tail)
+    return str(decoded[len(head) : -len(tail)])
 
 
 def test_images_stand_first_unless_the_prompt_says_where(reader: calibration.Reader, place: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_image_processor_alone_reads_images_and_says_why_it_reads_no_text(pla
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"image": "a.png", "prompt": "<image> and <image>"}, r"a place for 2 image\(s\) and the line has 1"),
         ({"prompt": "look: <|image_pad|>"}, r"a place for 1 image\(s\) and the line has 0"),
@@ -109,14 +109,14 @@ def test_an_image_processor_alone_reads_images_and_says_why_it_reads_no_text(pla
     ],
 )
 def test_what_a_line_cannot_be_is_said(
-    row: dict[str, object], said: str, reader: calibration.Reader, place: Path
+    row: dict[str, object], message: str, reader: calibration.Reader, place: Path
 ) -> None:
     (place / "broken.png").write_text("no image")
     (place / "cut.png").write_bytes((place / "a.png").read_bytes()[:60])
     Image.new("RGB", (1000, 1)).save(place / "line.png")
     data = calibration.read(checkpoints.lines(place / "x.jsonl", {"prompt": "fine"}, row), reader)
     assert len(data) == 2
-    with pytest.raises(CalibrationError, match=r"x\.jsonl, line 2: .*" + said):
+    with pytest.raises(CalibrationError, match=r"x\.jsonl, line 2: .*" + message):
         data[1]
 
 

@@ -123,9 +123,9 @@ WRONG: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
-    file, value, said = WRONG[name]
+    file, value, message = WRONG[name]
     write(tmp_path / file, value)
-    with pytest.raises(CalibrationError, match=said):
+    with pytest.raises(CalibrationError, match=message):
         calibration.read(tmp_path / file)
 
 

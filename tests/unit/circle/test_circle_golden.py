@@ -114,7 +114,7 @@ def test_external_constants_are_read_by_tico() -> None:
 
 
 def test_flatbuffers_own_verifier_accepts() -> None:
-    """The reader runs flatbuffers' C++ Verifier before anything else, so a read is its verdict."""
+    """The reader runs flatbuffers' C++ Verifier before anything else, so a read runs it."""
     for path in FILES:
         pyquant.circle.read(path)
     assert importlib.import_module("pyquant._circle")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading: truncated and corrupted files give a code, files of other writers are judged, views are kept alive."""
+"""Reading: truncated and corrupted files give a code, files of other writers are checked, views are kept alive."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_file_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_another_writer_of_the_same_model() -> None:
-    """Python's flatbuffers lays a file out in another way; what it says is the same."""
+    """Python's flatbuffers lays a file out in another way; the contents are the same."""
     data = packed(parsed())
     assert data != LINEAR
     assert pyquant.circle.check(data) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing from Python: bytes arrive as they are, the same each time, and a bad input is told in one line.
+"""Writing from Python: bytes arrive as they are, the same each time, and a bad input is an error of one line.
 
 Each error text is read: the code, what was seen, where, and that the old file is intact.
 """

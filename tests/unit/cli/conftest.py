@@ -21,8 +21,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
             code = main([str(word) for word in words])
         except SystemExit as stop:  # argparse's own errors and --help
             code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
 
     return run
 

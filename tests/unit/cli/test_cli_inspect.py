@@ -40,13 +40,13 @@ def test_every_tensor_and_operator_has_a_row(file: Path, run: Run) -> None:
 def test_the_table_as_it_is(program: Run) -> None:
     done = program("inspect", GOLDEN / "uint8_linear.circle", "--top", 1)
     assert done.code == 0, done.err
-    said = [" ".join(line.split()) for line in done.out.splitlines()]
-    assert "0 x input uint8 2x4 0.0625 3" in said
-    assert "1 w constant uint8 3x4 0.02 .. 0.05 (3) 0 .. 255 (3) 0 12" in said
-    assert "6 p output uint8 3x2 0.00392157 0" in said
-    assert "biggest constants (1 of 3)" in said
-    assert "int32 2 20 62.5 %" in said
-    assert any(line.startswith("0 FULLY_CONNECTED x, w, b y fused_activation_function=NONE") for line in said)
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert "0 x input uint8 2x4 0.0625 3" in lines
+    assert "1 w constant uint8 3x4 0.02 .. 0.05 (3) 0 .. 255 (3) 0 12" in lines
+    assert "6 p output uint8 3x2 0.00392157 0" in lines
+    assert "biggest constants (1 of 3)" in lines
+    assert "int32 2 20 62.5 %" in lines
+    assert any(line.startswith("0 FULLY_CONNECTED x, w, b y fused_activation_function=NONE") for line in lines)
 
 
 def test_json_is_that_of_the_native_program(run: Run) -> None:

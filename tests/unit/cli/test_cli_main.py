@@ -27,9 +27,9 @@ def test_help_lists_the_verbs_that_are_there(program: Run) -> None:
     assert done.code == 0
     for name in ("trace", "compare", "inspect", "verify"):
         assert name in command.verbs()
-    for name, said in command.verbs().items():
+    for name, summary in command.verbs().items():
         assert name in done.out
-        assert " ".join(said.split()) in " ".join(done.out.split())
+        assert " ".join(summary.split()) in " ".join(done.out.split())
     assert program("--version").out == f"pyquant {__version__}\n"
 
 

@@ -37,8 +37,8 @@ def test_report_writes_a_page_and_says_the_same(tmp_path, capsys):
     assert f"wrote {out}" in text
     with torch.no_grad():
         expected = pyquant.verify.sqnr_db(model(**batch).last_hidden_state, q(**batch).last_hidden_state)
-    said = float(re.search(r"output SQNR +([\d.]+) dB", text)[1])
-    assert said == pytest.approx(expected, abs=0.06)
+    printed = float(re.search(r"output SQNR +([\d.]+) dB", text)[1])
+    assert printed == pytest.approx(expected, abs=0.06)
     page = json.loads(out.read_text(encoding="utf-8").split('id="report-data">')[1].split("</script>")[0])
     assert len(page["tables"]["table-tensors"]["rows"]) == len(program.graph.tensors)
 

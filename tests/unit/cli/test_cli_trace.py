@@ -230,7 +230,7 @@ def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--model", "tiny:gpt2"], "there is no tiny model 'tiny:gpt2'; there are tiny:gemma4"),
         (["--model", "/no/such/folder"], "'/no/such/folder' does not exist"),
@@ -257,10 +257,10 @@ def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
         *("sites", "circle", "circle_file", "twice", "no_quantized", "dtype", "json", "model"),
     ],
 )
-def test_what_cannot_be_traced(words: list[str], said: str, run: Run) -> None:
+def test_what_cannot_be_traced(words: list[str], message: str, run: Run) -> None:
     done = run("trace", *words)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
 
 
@@ -273,16 +273,16 @@ def test_a_file_that_is_no_image(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("{", "not JSON"), ("[]", "the JSON's format is 'list'"), ('{"format": "pyquant-trace-1"}', "not as to_json")],
     ids=["syntax", "list", "empty"],
 )
-def test_traces_that_are_none(text: str, said: str, run: Run, tmp_path: Path) -> None:
+def test_traces_that_are_none(text: str, message: str, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     done = run("compare", path, path)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
     assert run("compare", path, tmp_path / "none").code == 2
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     assert "is no safetensors file" in run("compare", tmp_path / "bad.safetensors", path).err

@@ -45,7 +45,7 @@ def quantize(place: Path, out: Path, *more: str, data: str = "c.jsonl", recipe: 
 
 @pytest.fixture(scope="module")
 def made(place: Path) -> Path:
-    with (place / "said.txt").open("w") as file, contextlib.redirect_stdout(file):
+    with (place / "output.txt").open("w") as file, contextlib.redirect_stdout(file):
         assert quantize(place, place / "made") == 0
     return place / "made"
 
@@ -108,9 +108,9 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     pyquant.Policy((keep,), "keep").save(rules)
     more = ["--policy", str(rules), "--samples", "2", "--seed", "4", "--image-grid", "4x6", "--batch-size", "2"]
     assert quantize(place, place / "more", *more, recipe="w8a16") == 0
-    said = capsys.readouterr().out
-    assert "guessed" not in said
-    assert "calibrated on 2 samples" in said
+    output = capsys.readouterr().out
+    assert "guessed" not in output
+    assert "calibrated on 2 samples" in output
     recipe = yaml.safe_load((place / "more" / "recipe.yaml").read_text())
     assert recipe["calibration"] == {"data": str(place / "c.jsonl"), "samples": 2, "of": 3, "seed": 4}
     manifest = json.loads((place / "more" / "manifest.json").read_text())
@@ -126,11 +126,11 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
 
 
 def test_the_table_and_the_guesses_are_printed(place: Path, made: Path) -> None:
-    said = (place / "said.txt").read_text()
-    assert "guessed: image grids 12x20, 16x16: those of the calibration data" in said
+    output = (place / "output.txt").read_text()
+    assert "guessed: image grids 12x20, 16x16: those of the calibration data" in output
     for part in ("vision_h12_w20", "operators", "no qparams", "2 graphs, ", "calibrated on 3 samples", "float32"):
-        assert part in said, said
-    row = next(line for line in said.splitlines() if "vision_h16_w16" in line)
+        assert part in output, output
+    row = next(line for line in output.splitlines() if "vision_h16_w16" in line)
     manifest = json.loads((made / "manifest.json").read_text())
     assert str(manifest["graphs"]["vision_h16_w16"]["operators"]) in row
     assert row.rstrip(" │").endswith(" 0"), row
@@ -173,7 +173,7 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
     name: str, place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it tries for half a minute
-    more, said = REFUSED[name]
+    more, message = REFUSED[name]
     before = sorted(place.iterdir())
     try:
         code = quantize(place, place / "never", *more)
@@ -181,7 +181,7 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
         code = int(str(end.code))
     assert code == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert sorted(place.iterdir()) == before
 
 
@@ -204,11 +204,11 @@ DATA: dict[str, tuple[str, str]] = {
 def test_wrong_data_is_named_by_line_before_a_weight_is_read(
     name: str, place: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, said = DATA[name]
+    text, message = DATA[name]
     (place / "d.jsonl").write_text(text)
     monkeypatch.setattr("pyquant.cli.checkpoints.load", lambda *_: pytest.fail("the weights were read"))
     assert quantize(place, tmp_path / "out", data="d.jsonl") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

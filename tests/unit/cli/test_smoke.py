@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyquant smoke`: every registered class has a case, each is ok or says why it has no graph, a broken one fails."""
+"""`pyquant smoke`: every registered class has a case, each is ok or has a reason for no graph, a broken one fails."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_lines_paragraphs_and_json(capsys, tmp_path):
     assert "0 tensors without qparams" in text
     assert (tmp_path / "out" / "nn_ReLU.circle").is_file()
     assert main(["smoke", "--case", "nn/ReLU", "--json", "--export", "none"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["format"] == "pyquant-smoke-1"
-    assert said["results"][0]["op_lsb"] is None
+    data = json.loads(capsys.readouterr().out)
+    assert data["format"] == "pyquant-smoke-1"
+    assert data["results"][0]["op_lsb"] is None
     assert main(["smoke", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(smoke.cases())
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small modules for the exporter's tests: a function as an adapter, and a grid as a module.
 
-They own no arithmetic; each test says its own.
+They own no arithmetic; each test has its own.
 """
 
 from __future__ import annotations

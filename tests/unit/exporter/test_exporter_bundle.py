@@ -219,9 +219,9 @@ class Family:
 def test_a_family_says_its_graphs_and_what_they_mean(tmp_path: Path) -> None:
     programs = export_bundle(Model(), tmp_path / "out", Family())
     assert list(programs) == ["first", "second"]
-    said = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert said["family"] == "none"
-    first, second = said["graphs"]["first"], said["graphs"]["second"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["family"] == "none"
+    first, second = manifest["graphs"]["first"], manifest["graphs"]["second"]
     assert first["kind"] == "head"
     assert (first["inputs"][0]["meaning"], first["inputs"][0]["range"]) == ("what goes in", [0, 9])
     assert first["outputs"][0]["meaning"] == "anything"

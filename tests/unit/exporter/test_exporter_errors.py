@@ -325,8 +325,8 @@ def test_site_behind_a_scale(path: str, site: str) -> None:
         outer = nn.Module()
         outer.add_module(part, root)
         root = outer
-    held = root.get_submodule(f"{path}.sites.weight" if path else "sites.weight")
-    adapter = Graph(lambda m, x: m.a(F.linear(m.a(x), held(m.w))), X, w=W, a=u8(), **dict(root.named_children()))
+    weight_site = root.get_submodule(f"{path}.sites.weight" if path else "sites.weight")
+    adapter = Graph(lambda m, x: m.a(F.linear(m.a(x), weight_site(m.w))), X, w=W, a=u8(), **dict(root.named_children()))
     with pytest.raises(ExportError, match=rf"^site '{site}' is quantized in groups of 4, .*\(node 'fake_q"):
         export(adapter)
 

@@ -92,13 +92,13 @@ def test_one_linear_is_what_onerts_arithmetic_makes_it(preset: str, bias: bool) 
 def test_the_error_is_that_of_the_weights_and_of_the_8_bit_inputs(preset: str) -> None:
     q, x = linear(preset)
     w = q.weight.detach()
-    held = q.site("weight").constant(w)
+    rounded = q.site("weight").constant(w)
     with pyquant.wrap.phase(q, pyquant.wrap.Phase.FLOAT):
         exact = q(x)
     got = onert.run(exported(q, *x.shape), [x])["y"]
     step = rows_of_int8(x)[1] if preset == "w8_onert" else (x - blocks_of_int8(x)).abs().amax(-1, keepdim=True) * 2
-    weights = x.abs() @ (held - w).abs().T
-    inputs = 0.5 * step * held.abs().sum(-1)
+    weights = x.abs() @ (rounded - w).abs().T
+    inputs = 0.5 * step * rounded.abs().sum(-1)
     assert ((got - exact).abs() <= (weights + inputs) * 1.001 + 1e-5).all()
 
 
@@ -134,9 +134,9 @@ def test_sizes_are_what_the_formats_promise(preset: str) -> None:
 def test_the_bytes_in_the_file_are_those_of_the_operator(preset: str) -> None:
     q, x = linear(preset)
     model = pyquant.circle.read(exported(q, *x.shape).to_bytes())
-    held = next(t for t in model.tensors if t.dtype == WEIGHT[preset])
-    assert (held.shape, held.quantized) == ((40, 128), False)
-    assert bytes(held.data) == ops.quantize_blocks(q.weight, 4 if preset == "w4_onert" else 8).numpy().tobytes()
+    rounded = next(t for t in model.tensors if t.dtype == WEIGHT[preset])
+    assert (rounded.shape, rounded.quantized) == ((40, 128), False)
+    assert bytes(rounded.data) == ops.quantize_blocks(q.weight, 4 if preset == "w4_onert" else 8).numpy().tobytes()
     assert WEIGHT[preset] in pyquant.circle.inspect(model)
 
 

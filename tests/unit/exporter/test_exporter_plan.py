@@ -107,11 +107,11 @@ def test_plan_is_deterministic_and_round_trips_scales() -> None:
     assert first.to_json() == second.to_json()
     plan = json.loads(first.to_json())
     assert (plan["format"], plan["version"], plan["signature"]["inputs"]) == ("pyquant-plan", 1, {"x": 0})
-    for tensor, said in zip(first.tensors, plan["tensors"], strict=True):
+    for tensor, written in zip(first.tensors, plan["tensors"], strict=True):
         if tensor.quant is not None:
-            assert [float(np.float32(scale)) for scale in said["quant"]["scale"]] == list(tensor.quant.scale)
-    held = next(t for t in plan["tensors"] if t["name"] == "w")
-    assert (held["dtype"], held["quant"]["axis"], held["shape"]) == ("int4", 0, [8, 8])
+            assert [float(np.float32(scale)) for scale in written["quant"]["scale"]] == list(tensor.quant.scale)
+    weight_entry = next(t for t in plan["tensors"] if t["name"] == "w")
+    assert (weight_entry["dtype"], weight_entry["quant"]["axis"], weight_entry["shape"]) == ("int4", 0, [8, 8])
 
 
 @pytest.mark.parametrize("scale", [0.1, 1e-30, 3.4e38, 1.17549435e-38, 7.0064923e-45, 1 / 3])
@@ -119,9 +119,9 @@ def test_scale_text_is_the_shortest_that_reads_back(scale: float) -> None:
     exact = float(np.float32(scale))
     quant = Quant("int8", (exact,), (0,), None, -128, 127)
     plan = Plan("p", (Tensor("x", "int8", (1,), quant),), (), (0,), (0,))
-    (said,) = json.loads(plan.to_json())["tensors"][0]["quant"]["scale"]
-    assert float(np.float32(said)) == exact
-    assert said == float(str(np.float32(scale)))
+    (written,) = json.loads(plan.to_json())["tensors"][0]["quant"]["scale"]
+    assert float(np.float32(written)) == exact
+    assert written == float(str(np.float32(scale)))
 
 
 def test_registry_refuses_duplicates() -> None:
@@ -131,7 +131,7 @@ def test_registry_refuses_duplicates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "written"),
     [
         ("module.encoder.layers.slice(None, 4, None).2.mlp", "encoder.layers.2.mlp"),
         ("layers.slice(1, None, None).0", "layers.1"),
@@ -139,8 +139,8 @@ def test_registry_refuses_duplicates() -> None:
         ("", ""),
     ],
 )
-def test_module_paths_read_as_the_user_knows_them(path: str, said: str) -> None:
-    assert readable(path) == said
+def test_module_paths_read_as_the_user_knows_them(path: str, written: str) -> None:
+    assert readable(path) == written
 
 
 # ---- passes

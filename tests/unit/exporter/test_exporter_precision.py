@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models in bfloat16 and float16: what export says, what the file holds, and the float32 way out."""
+"""Models in bfloat16 and float16: the warning of export, the contents of the file, and the float32 alternative."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ NARROW: dict[str, Callable[..., Any]] = {
 @DTYPES
 @pytest.mark.parametrize("name", NARROW)
 def test_numbers_take_the_type_of_the_tensor_beside_them(name: str, dtype: torch.dtype) -> None:
-    said = str(dtype).removeprefix("torch.")
+    dtype_text = str(dtype).removeprefix("torch.")
     graph = Graph(NARROW[name], TensorSpec(X, dtype), low=torch.tensor(-0.5))
-    with pytest.warns(LowPrecisionWarning, match=rf"'case' has {said} tensors, .*cast to float32 first: q32 = copy"):
+    with pytest.warns(
+        LowPrecisionWarning, match=rf"'case' has {dtype_text} tensors, .*cast to float32 first: q32 = copy"
+    ):
         program = export(graph)
     assert program.check() == []
-    assert {t.dtype for t in program.graph.tensors} <= {said, "bool", "int32"}
+    assert {t.dtype for t in program.graph.tensors} <= {dtype_text, "bool", "int32"}
     program.to_bytes()
-    with pytest.raises(InputError, match=rf"has {said} tensors, and TICO's .*cast to float32 first: q32 = copy"):
+    with pytest.raises(InputError, match=rf"has {dtype_text} tensors, and TICO's .*cast to float32 first: q32 = copy"):
         compare(program, graph, [torch.zeros(X, dtype=dtype)])
 
 
@@ -82,12 +84,14 @@ def test_a_low_model_warns_and_its_float32_copy_is_exact(dtype: torch.dtype) -> 
     weights = {name: value.clone() for name, value in fp.state_dict().items()}
     x = torch.randn(X).to(dtype)
     q = converted(fp, {"x": x})
-    said = str(dtype).removeprefix("torch.")
-    with pytest.warns(LowPrecisionWarning, match=rf"in {said}, the file in float32 and integers.*deepcopy\(q\).float"):
+    dtype_text = str(dtype).removeprefix("torch.")
+    with pytest.warns(
+        LowPrecisionWarning, match=rf"in {dtype_text}, the file in float32 and integers.*deepcopy\(q\).float"
+    ):
         program = export(q, ExportProfile({"x": TensorSpec(X, dtype)}, ("y",)))
     coarse = compare(program, q, [x])
-    assert coarse.dtype == said
-    assert f"eager computes in {said}, the file in float32" in str(coarse)
+    assert coarse.dtype == dtype_text
+    assert f"eager computes in {dtype_text}, the file in float32" in str(coarse)
     assert " unchecked" in str(coarse).splitlines()[0]
 
     q32 = copy.deepcopy(q).float()

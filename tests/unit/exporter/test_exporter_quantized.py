@@ -56,9 +56,9 @@ def test_weight_types_and_packing(kind: str, per: str) -> None:
     graph = Graph(lambda m, x: m.out(F.linear(m.a(x), m.wq(m.w))), (4, 7), a=act("int16"), w=w, wq=wq, out=act("int16"))
     program, _ = quantized(graph)
     dtype = {"sym8": "int8"}.get(kind, kind)
-    held = tensor(program, "w")
-    assert (held.dtype, held.shape) == (dtype, (5, 7))
-    data = program.graph.constants[held.constant]
+    weight_tensor = tensor(program, "w")
+    assert (weight_tensor.dtype, weight_tensor.shape) == (dtype, (5, 7))
+    data = program.graph.constants[weight_tensor.constant]
     assert data.numel() == (18 if dtype.endswith("t4") else 35)
     if dtype.endswith("t4"):
         ints = ops.quantize(w, wq.scale, wq.zero_point, wq.axis, 0, wq.qmin, wq.qmax, torch.int16).reshape(-1)
@@ -287,10 +287,10 @@ def test_moved_per_channel_constant_keeps_its_scales(how: str) -> None:
     )
     graph.fn = lambda m, x: m.out(m.a(x) + moved(m.wq(m.w)))
     program, _ = quantized(graph)
-    held = tensor(program, "w")
-    assert held.shape == tuple(moved(w).shape)
-    assert held.quant.axis == {"transpose": 1}.get(how, 0)
-    assert len(held.quant.scale) == held.shape[held.quant.axis]
+    weight_tensor = tensor(program, "w")
+    assert weight_tensor.shape == tuple(moved(w).shape)
+    assert weight_tensor.quant.axis == {"transpose": 1}.get(how, 0)
+    assert len(weight_tensor.quant.scale) == weight_tensor.shape[weight_tensor.quant.axis]
 
 
 def test_constant_expressions_fold_before_their_site() -> None:

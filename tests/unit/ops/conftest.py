@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the operator tests: every instruction set of this CPU, and one thread unless a test says otherwise."""
+"""Fixtures of the operator tests: every instruction set of this CPU, and one thread unless a test sets more."""
 
 from __future__ import annotations
 

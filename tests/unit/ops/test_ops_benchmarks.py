@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel benchmarks run, on a tiny size and once each, so that they cannot rot; no time is judged here."""
+"""The kernel benchmarks run, on a tiny size and once each, so that they keep working; no time is checked here."""
 
 from __future__ import annotations
 

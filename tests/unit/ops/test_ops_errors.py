@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad arguments: each operator says what it saw and expected; on the CPU, in the reference and under Meta alike."""
+"""Bad arguments: each error has what was seen and expected; the same on the CPU, in the reference and under Meta."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading the binary: a missing or stale one is an ImportError that says how to build. Which backends have kernels."""
+"""Loading the binary: a missing or stale one is an ImportError with the build command. Which backends have kernels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A headless Chromium that says what a page did: console messages, network requests, screenshots at any width.
+"""A headless Chromium that reports what a page did: console messages, network requests, screenshots at any width.
 
-`make browser` installs it; find() says in words why there is none.
+`make browser` installs it; find() gives the reason when there is none.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ def test_the_page_holds_everything_and_names_no_server(written):
     own = text[:head] + text[text.rindex("<script>") : tail]  # all but plotly itself
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", own)
     assert "<b>w4a8" not in own
-    said = json.loads(text.split('id="report-data">')[1].split("</script>")[0])
-    assert len(said["tables"]["table-tensors"]["rows"]) == len(found.tensors)
+    contents = json.loads(text.split('id="report-data">')[1].split("</script>")[0])
+    assert len(contents["tables"]["table-tensors"]["rows"]) == len(found.tensors)
     assert list(path.parent.iterdir()) == [path]
 
 

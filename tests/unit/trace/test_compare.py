@@ -28,7 +28,7 @@ from pyquant.trace import (
 
 
 class Says(nn.Module):
-    """Returns what it is told to, whatever it is given."""
+    """Returns a fixed answer for any input."""
 
     def __init__(self, *answers: object) -> None:
         super().__init__()

@@ -182,9 +182,9 @@ def test_what_a_cpu_lacks_is_read_from_its_flags() -> None:
     assert onert.illegal_instruction([], ()).endswith(
         "this CPU does not have; run the file on a newer CPU, or with the runtime tico"
     )
-    said = onert.illegal_instruction(["ggml_q8_0"], ("avx_vnni",))
-    assert "it has ggml_q8_0 weights. onert 0.1.0 runs block formats (Q4_0, Q8_0) with AVX-512" in said
-    assert "this CPU lacks avx_vnni. float32, uint8 and int8 tensors still run here" in said
+    message = onert.illegal_instruction(["ggml_q8_0"], ("avx_vnni",))
+    assert "it has ggml_q8_0 weights. onert 0.1.0 runs block formats (Q4_0, Q8_0) with AVX-512" in message
+    assert "this CPU lacks avx_vnni. float32, uint8 and int8 tensors still run here" in message
 
 
 def test_a_result_of_another_shape_is_no_result() -> None:

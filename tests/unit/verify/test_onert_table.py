@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checker's target onert against onert itself: every operator with every type, one real run each.
 
-The checker has no fault exactly where onert gives the right answer. What it says of shapes and constants has tests of
+The checker has no fault exactly where onert gives the right answer. Its rules of shapes and constants have tests of
 its own below.
 """
 
@@ -188,9 +188,14 @@ def test_per_channel_weights_and_constants_use_the_first_scale(tmp_path: Path) -
     scales = tuple(float(s) for s in torch.tensor([0.01, 0.02, 0.04, 0.08, 0.16]))
     weight = torch.randint(-127, 128, (5, 32), dtype=torch.int8)
     quant = Quant("int8", scales, (0,) * 5, 0, -127, 127)
-    held = Tensor("w", "int8", (5, 32), quant, constant=0)
+    weight_tensor = Tensor("w", "int8", (5, 32), quant, constant=0)
     made = Graph(
-        "g", (x(4, 32), held, x(4, 5, name="y")), (Op("FULLY_CONNECTED", (0, 1, -1), (2,), FC),), (0,), (2,), (weight,)
+        "g",
+        (x(4, 32), weight_tensor, x(4, 5, name="y")),
+        (Op("FULLY_CONNECTED", (0, 1, -1), (2,), FC),),
+        (0,),
+        (2,),
+        (weight,),
     )
     circle_write(made.to_json(), made.constants, tmp_path / "one.circle")
     assert [fault.code for fault in circle.check(tmp_path / "one.circle", "onert")] == ["E_ONERT_WRONG"]
