@@ -43,7 +43,7 @@ WRONG = {
     "nothing": ('{"prompt": null, "image": null}', r"line 1: a line needs a prompt, an image, or both"),
     "image number": ('{"image": 3, "prompt": "a"}', r"line 1: an image is a file name, several are a list.*got 3"),
     "image list of lists": ('{"images": [["a"]], "prompt": "a"}', r"line 1: an image is a file name"),
-    "both": ('{"image": "a", "images": ["a"], "prompt": "a"}', r"line 1: 'image' and 'images' say the same"),
+    "both": ('{"image": "a", "images": ["a"], "prompt": "a"}', r"line 1: 'image' and 'images' mean the same"),
     "missing image": (
         '{"prompt": "a"}\n{"image": "x.png", "prompt": "a"}',
         r"line 2: the image '.*x\.png' does not",

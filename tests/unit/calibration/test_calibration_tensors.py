@@ -137,5 +137,5 @@ def test_a_truncated_file_a_missing_one_and_an_empty_folder(tmp_path: Path) -> N
     with pytest.raises(CalibrationError, match=r"none\.pt' cannot be read"):
         calibration.read(tmp_path / "none.pt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CalibrationError, match=r"holds no \.safetensors or \.pt file"):
+    with pytest.raises(CalibrationError, match=r"has no \.safetensors or \.pt file"):
         calibration.read(tmp_path / "empty")

@@ -219,7 +219,7 @@ def test_a_folder_of_others_is_left_alone(place: Path, made: Path, tmp_path: Pat
     mixed = shutil.copytree(made, tmp_path / "mixed")
     (mixed / "notes.txt").write_text("mine")
     assert quantize(place, mixed) == 2
-    assert "it holds notes.txt" in capsys.readouterr().err
+    assert "it has notes.txt" in capsys.readouterr().err
     assert (mixed / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("x")
     assert quantize(place, tmp_path / "file") == 2
