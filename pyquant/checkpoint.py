@@ -28,7 +28,7 @@ from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.spec import PerAxis, PerGroup, PerTensor
-from pyquant.wrap import QModule, registry
+from pyquant.wrap import QModule, foreign, registry
 
 __all__ = ["load_quantized", "save_quantized"]
 
@@ -45,7 +45,12 @@ def save_quantized(q: QModule, path: str | Path) -> None:
     files of others stay. Raises PhaseError before convert, CheckpointError when it cannot be written.
     """
     if not isinstance(q, QModule) or not q.state.converted:
-        raise PhaseError("save_quantized takes a converted tree: prepare, calibrate and convert it first")
+        said = foreign.advice(type(q))
+        raise PhaseError(
+            f"save_quantized takes a converted tree, but {said}"
+            if said
+            else "save_quantized takes a converted tree: prepare, calibrate and convert it first"
+        )
     if q.path:
         raise PhaseError(f"save_quantized takes the tree that prepare returned, got its part {q.path!r}")
     assert q.fp_type is not None
@@ -244,9 +249,20 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
         )
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         try:
-            return cls(config_class.from_json_file(folder / CONFIG))
+            return cls(_eager(config_class.from_json_file(folder / CONFIG)))
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
+
+
+def _eager(config: Any) -> Any:
+    """The configuration with the eager implementations, sub-configurations too: the only ones that wrappers stand for.
+
+    What a file names here may be code on the hub ("kernels-community/..."), which a constructor would look for.
+    """
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if hasattr(config, name):
+            setattr(config, name, "eager")
+    return config
 
 
 def _config_class(cls: type[Any]) -> Any:

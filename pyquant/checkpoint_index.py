@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 def read(folder: Path) -> dict[str, Any]:
     """The index of `folder`, of the right form, and with checksums that fit. Raises CheckpointError otherwise."""
+    if why := files.absent(folder / INDEX):
+        raise CheckpointError(f"{str(folder / INDEX)!r} {why}")
     try:
         index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except OSError as error:
@@ -56,6 +58,8 @@ def read(folder: Path) -> dict[str, Any]:
     for name, expected in index["sha256"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"checkpoint {str(folder)!r} lacks the file {name!r}; copy the whole folder")
+        if why := files.absent(folder / name):
+            raise CheckpointError(f"{str(folder / name)!r} {why}")
         if files.sha256(folder / name) != expected:
             raise CheckpointError(
                 f"checkpoint {str(folder)!r} is corrupt: the checksum of {name!r} is not the one in {INDEX}; copy or "

@@ -56,7 +56,7 @@ class VerifyError(PyquantError, RuntimeError):
 
 
 class ModelError(PyquantError, ValueError):
-    """A float checkpoint, in a folder or on a hub, that cannot be loaded."""
+    """A float model or checkpoint that cannot be loaded, or whose weights are no plain float tensors."""
 
 
 class CheckpointError(PyquantError, ValueError):

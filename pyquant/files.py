@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 
 @contextmanager
 def folder(target: Path, *, last: str) -> Iterator[Path]:
@@ -114,6 +116,21 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def absent(path: Path) -> str | None:
+    """Why a file that is there has no contents, in words that follow its name: a Git LFS pointer, or zero bytes.
+
+    None for any other file, and for one that cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError:
+        return None
+    if start == _LFS:
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
+    return None if start else "is empty (0 bytes); download or copy it again"
 
 
 def _sync(path: Path) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyquant import autocast, wrap
-from pyquant.errors import CalibrationError, PhaseError, PolicyError
+from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
-from pyquant.wrap import Phase, QModule, WrapContext
+from pyquant.wrap import Phase, QModule, WrapContext, foreign
 from pyquant.wrap.finite import non_finite
 from pyquant.wrap.sources import Sources
 
@@ -31,9 +31,10 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
     `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
-    that matches nothing, UnknownModuleError for a module without a wrapper, CalibrationError for NaN or Inf in a tensor
-    that no quantized site looks at (one in a weight that has such a site is an error of convert). Warns of forward
-    hooks and of forwards that were replaced on a module: wrappers do not run them.
+    that matches nothing; UnknownModuleError for a module without a wrapper, with the way out for those of other tools
+    (torch.compile, DataParallel, PEFT, GPTQ); ModelError for weights that are quantized already; CalibrationError for
+    NaN or Inf in a tensor that no quantized site looks at (one in a weight that has such a site is an error of
+    convert). Warns of forward hooks and of forwards that were replaced on a module: wrappers do not run them.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"prepare takes a Policy such as Policy.preset('w8a8'), got {policy!r}")
@@ -41,6 +42,10 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
         raise PhaseError(f"prepare takes a float model, got {type(fp).__name__}, which is already prepared")
     if not isinstance(fp, nn.Module):
         raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
+    if said := foreign.advice(type(fp)):
+        raise UnknownModuleError(said)
+    if said := foreign.stored_quantized(fp):
+        raise ModelError(said)
     _warn_of_hooks(fp)
     q = build(fp, policy)
     policy.check_used(list(q.all_sites()))
@@ -100,7 +105,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
         try:
             _run(q, batch, number)
             if bad := [site for site in _non_finite(watched) if id(site) not in known_bad]:
-                raise CalibrationError(_non_finite_message(q, bad, number))
+                raise CalibrationError(_non_finite_message(q, bad, number, batch))
         except BaseException as error:
             if _last_seen(watched) > before:
                 q.state.broken = _reason(number, error)
@@ -182,6 +187,8 @@ def _check_finite(q: QModule, verb: str) -> None:
 
 def _tree(q: Any, verb: str) -> QModule:
     if not isinstance(q, QModule):
+        if said := foreign.advice(type(q)):
+            raise PhaseError(f"{verb} takes the tree that pyquant.prepare returned, but {said}")
         raise PhaseError(f"{verb} takes the tree that pyquant.prepare(fp, policy) returned, got {type(q).__name__}")
     return q
 
@@ -269,7 +276,7 @@ def _non_finite(sites: Sequence[Site]) -> list[Site]:
     return bad
 
 
-def _non_finite_message(q: QModule, bad: list[Site], number: int) -> str:
+def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: Any) -> str:
     first = sorted(bad, key=lambda site: site.last_seen)
     named = ", ".join(repr(site.path) for site in first[:3])
     more = f" and {len(first) - 3} sites after" if len(first) > 3 else ""
@@ -280,10 +287,25 @@ def _non_finite_message(q: QModule, bad: list[Site], number: int) -> str:
             f"batch {number} made NaN or Inf, first at site {named}{more}; the model itself holds NaN or Inf in "
             f"{', '.join(map(repr, broken[:3]))}{rest}; repair the checkpoint, and start again from pyquant.prepare"
         )
+    if any(weight.dtype == torch.float16 for weight in q.parameters()) and _finite(batch):
+        return (
+            f"batch {number} made NaN or Inf, first at site {named}{more}; the batch itself is finite and the model "
+            f"computes in float16, whose largest value is 65504: the model overflows by itself. Load it in bfloat16 or "
+            f"float32 and start again from pyquant.prepare"
+        )
     return (
         f"batch {number} made NaN or Inf, first at site {named}{more}; repair or leave out that batch, and start again "
         f"from pyquant.prepare (this tree has seen it)"
     )
+
+
+def _finite(value: Any) -> bool:
+    """Whether no tensor of a batch holds NaN or Inf."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_finite, value))
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _used(sites: list[Site], unused: Sequence[str]) -> list[Site]:

@@ -79,7 +79,15 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
-    """A Qwen3-VL of two text layers and two vision blocks, deepstack and grouped heads on, with its processor."""
+    """The folder of `qwen3_vl_model`, with its processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    qwen3_vl_model(seed=seed).save_pretrained(folder)
+    processor_files(folder)
+    return folder
+
+
+def qwen3_vl_model(*, seed: int = 0, **overrides: Any) -> Any:
+    """A Qwen3-VL of two text layers and two vision blocks, deepstack and grouped heads on."""
     from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 
@@ -114,12 +122,9 @@ def qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
+        **overrides,
     )
-    model = randomize(Qwen3VLForConditionalGeneration(config), seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)  # type: ignore[operator]
-    processor_files(folder)
-    return folder
+    return randomize(Qwen3VLForConditionalGeneration(config), seed)
 
 
 def gemma4_vision(folder: Path, *, seed: int = 0) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyquant import files
 from pyquant.errors import CalibrationError
 
 KEYS = ("image", "images", "prompt")
@@ -32,6 +33,8 @@ def read_lines(path: str | Path) -> list[Line]:
     opened when its line is read. Raises CalibrationError that names the file and the line.
     """
     path = Path(path)
+    if path.is_file() and path.stat().st_size and (why := files.absent(path)):
+        raise CalibrationError(f"calibration data {str(path)!r} {why}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

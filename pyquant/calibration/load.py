@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pyquant import files
 from pyquant.calibration.processor import Reader
 from pyquant.errors import CalibrationError
 
@@ -28,6 +29,7 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 
     name = os.fspath(source)
+    _require_contents(Path(name))
     whole, why = _attempt(AutoProcessor, name)
     if isinstance(whole, ProcessorMixin) and not _knows_nothing(getattr(whole, "tokenizer", None)):
         parts = (getattr(whole, "tokenizer", None), getattr(whole, "image_processor", None))
@@ -51,6 +53,14 @@ def load_reader(source: str | os.PathLike[str]) -> Reader:
     if importlib.util.find_spec("torchvision") is None:
         why = "torchvision is not installed; images go through Pillow"
     return Reader(name, processor, tokenizer, images, (f"videos cannot be read: {why}",))
+
+
+def _require_contents(folder: Path) -> None:
+    """Raise CalibrationError for a tokenizer or processor file of the folder that was not fetched."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        small = file.suffix in (".json", ".jinja", ".model", ".txt")
+        if small and file.is_file() and (why := files.absent(file)):
+            raise CalibrationError(f"{str(file)!r} {why}")
 
 
 def _knows_nothing(tokenizer: Any) -> bool:

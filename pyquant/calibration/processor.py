@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyquant import files
 from pyquant.calibration.lines import Line
 from pyquant.errors import CalibrationError
 
@@ -119,19 +120,28 @@ def _text(tokenizer: Any, prompt: str) -> Mapping[str, Any]:
     )
 
 
-def open_image(file: Path, where: str) -> Any:
-    """A file as a PIL image in RGB. Raises CalibrationError that begins with `where`, ImportError without Pillow."""
+def open_image(source: Any, where: str) -> Any:
+    """A file or PIL image as transformers.image_utils.load_image reads it: turned as its EXIF data says, then RGB.
+
+    Raises CalibrationError that begins with `where`, ImportError without Pillow.
+    """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise ImportError(
             "images are opened by Pillow, which is not installed: pip install 'pyquant-circle[images]'"
         ) from error
+    from transformers.image_utils import load_image
+
+    if isinstance(source, str | Path) and (why := files.absent(Path(source))):
+        raise CalibrationError(f"{where}: the image {str(source)!r} {why}")
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(source, Image.Image):
+            return load_image(source)
+        with Image.open(source) as image:
+            return load_image(image)
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         first = str(error).split("\n")[0]
         raise CalibrationError(
-            f"{where}: {str(file)!r} cannot be opened as an image ({type(error).__name__}: {first})"
+            f"{where}: {str(source)!r} cannot be opened as an image ({type(error).__name__}: {first})"
         ) from error

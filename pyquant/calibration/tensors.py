@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pyquant import files
 from pyquant.errors import CalibrationError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -37,6 +38,8 @@ def read_tensors(path: Path) -> list[Sample]:
     a dot (`0.input_ids`, `1.input_ids`: several, in the order of their numbers). .pt: one dict of tensors, or a list
     of them, loaded without executing any code. Raises CalibrationError for anything else.
     """
+    if why := files.absent(path):
+        raise CalibrationError(f"calibration data {str(path)!r} {why}")
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pyquant import files
 from pyquant.circle._native import native
 from pyquant.circle.types import Fault, Model
+from pyquant.errors import CircleError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,8 @@ def read(source: Source) -> Model:
         return source
     if isinstance(source, bytes):
         return native.read_bytes(source)
+    if why := files.absent(Path(source)):
+        raise CircleError(f"E_NOT_CIRCLE: {os.fspath(source)}: {why}")
     return native.read(os.fspath(source))
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyquant import files
 from pyquant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,11 +24,19 @@ def model_class(name: str) -> type[nn.Module]:
     import transformers
     from torch import nn
 
+    from pyquant.wrap import foreign
+
     _require_files(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever transformers makes of such a file
         raise ModelError(_unreadable(name, error)) from error
+    if (kind := foreign.checkpoint(config)) is not None:
+        raise ModelError(
+            f"the checkpoint {name!r} is quantized already ({kind}, as its quantization_config says); pyquant "
+            f"quantizes float weights: give the unquantized model, or dequantize this one and save it without "
+            f"quantization_config"
+        )
     architectures = getattr(config, "architectures", None) or []
     found = [getattr(transformers, str(each), None) for each in architectures]
     if len(found) != 1 or not (isinstance(found[0], type) and issubclass(found[0], nn.Module)):
@@ -46,6 +55,7 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
     import torch
     import transformers
 
+    from pyquant.cli import weights
     from pyquant.wrap import registry
 
     if not sys.stderr.isatty():  # a bar is for a person who waits
@@ -53,13 +63,16 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
         says.disable_progress_bar()
     cls: Any = model_class(name)
     registry.wrapper_of(cls)  # before gigabytes are read
+    weights.check_files(Path(name))
     try:
         model, said = cls.from_pretrained(
             name, dtype=getattr(torch, dtype), attn_implementation="eager", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever transformers makes of such files
         raise ModelError(_unreadable(name, error)) from error
-    if missing := sorted(said.get("missing_keys", ())):
+    missing = sorted(said.get("missing_keys", ()))
+    weights.check_ties(name, model, missing)
+    if missing:
         raise ModelError(
             f"the weights of {name!r} lack {len(missing)} tensors of {cls.__name__}, such as {missing[0]!r}; they "
             f"would be random: use a complete checkpoint"
@@ -76,6 +89,8 @@ def _require_files(name: str) -> None:
         raise ModelError(f"the model folder {name!r} {'is a file' if path.exists() else 'does not exist'}")
     if not (path / "config.json").is_file():
         raise ModelError(f"the folder {name!r} is no checkpoint: it has no config.json")
+    if why := files.absent(path / "config.json"):
+        raise ModelError(f"{str(path / 'config.json')!r} {why}")
 
 
 def _unreadable(name: str, error: Exception) -> str:

@@ -74,6 +74,8 @@ def _read(name: str) -> Trace:
         return _tensors(path)
     if path.name == "trace.json" and (path.parent / "tensors").is_dir():
         return Trace.load(path.parent)
+    if why := files.absent(path):
+        raise UsageError(f"{name!r} {why}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -110,6 +112,8 @@ def _tensors(path: Path) -> Trace:
     from pyquant.trace import Call, Trace, Tree
     from pyquant.trace.values import describe_tensor
 
+    if why := files.absent(path):
+        raise UsageError(f"{str(path)!r} {why}")
     try:
         held = load_file(path)
     except SafetensorError as error:

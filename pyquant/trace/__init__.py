@@ -13,10 +13,11 @@ from typing import Any
 
 from pyquant.trace.capture import capture
 from pyquant.trace.counterparts import counterparts
+from pyquant.trace.errors import TraceError
 from pyquant.trace.losses import Loss, losses
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.pairing import Comparison, Entry, compare
-from pyquant.trace.record import Call, Trace, TraceError
+from pyquant.trace.record import Call, Trace
 from pyquant.trace.render import render_comparison, render_losses, render_sites, render_trace
 from pyquant.trace.sites import SiteRecord, SiteTrace, sites
 from pyquant.trace.values import Leaf, Statistics, TensorValue, Tree, describe, statistics

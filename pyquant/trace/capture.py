@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pyquant.batch import call
-from pyquant.trace.record import Call, Trace, TraceError, refuse_existing
+from pyquant.trace.errors import TraceError
+from pyquant.trace.record import Call, Trace, refuse_existing
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
 from pyquant.trace.values import TensorValue, Tree, describe, describe_tensor
 

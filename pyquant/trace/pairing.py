@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyquant.trace.errors import TraceError
 from pyquant.trace.metrics import Difference, difference
-from pyquant.trace.record import PARTS, Call, Trace, TraceError, parse
+from pyquant.trace.record import PARTS, Call, Trace, parse
 from pyquant.trace.values import Leaf, Recorded, TensorValue, Tree
 
 FORMAT = "pyquant-comparison-1"

@@ -16,16 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from pyquant import files
-from pyquant.errors import PyquantError
+from pyquant.trace.errors import TraceError
 from pyquant.trace.store import DiskStore, MemoryStore, TensorStore
 from pyquant.trace.values import Recorded, TensorValue, Tree, from_data, tensors_of, to_data
 
 FORMAT = "pyquant-trace-1"
 PARTS = ("inputs", "kwargs", "output")
-
-
-class TraceError(PyquantError, ValueError):
-    """A trace that cannot be recorded, read or compared as requested."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +126,8 @@ class Trace:
         path = folder / "trace.json"
         if not path.is_file():
             raise TraceError(f"{folder} has no trace: there is no {path.name}")
+        if why := files.absent(path):
+            raise TraceError(f"{str(path)!r} {why}")
         trace = cls.from_json(path.read_text(encoding="utf-8"))
         trace.store = DiskStore(folder / "tensors")
         return trace

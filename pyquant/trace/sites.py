@@ -21,7 +21,8 @@ from pyquant.errors import PhaseError
 from pyquant.metrics import Errors
 from pyquant.ops.reference import spread
 from pyquant.site import Clip, Phase, Site
-from pyquant.trace.record import TraceError, parse
+from pyquant.trace.errors import TraceError
+from pyquant.trace.record import parse
 from pyquant.wrap.attention import FILL, AttentionCore
 from pyquant.wrap.base import QModule, phase
 

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pyquant import files
+from pyquant.trace.errors import TraceError
 
 
 class TensorStore(Protocol):
@@ -71,7 +75,12 @@ class DiskStore:
         path = self._path(key)
         if not path.is_file():
             raise KeyError(key)
-        return load_file(path)["tensor"]
+        if why := files.absent(path):
+            raise TraceError(f"{str(path)!r} {why}")
+        try:
+            return load_file(path)["tensor"]
+        except (SafetensorError, OSError) as error:
+            raise TraceError(f"{str(path)!r} cannot be read ({error}); copy the trace again") from error
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

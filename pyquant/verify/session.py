@@ -102,6 +102,8 @@ def _module(runtime: str) -> Any:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    if why := files.absent(path):
+        raise CircleError(f"'{path}' {why}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -117,6 +119,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _verify(path: Path, name: str, sha256: str) -> None:
     if path.parent / path.name != path or not path.is_file():
         raise CircleError(f"graph '{name}' of the bundle is missing: no file '{path}'; export the bundle again")
+    if why := files.absent(path):
+        raise CircleError(f"'{path}' {why}")
     if (seen := files.sha256(path)) != sha256:
         raise CircleError(
             f"'{path}' is not the file that was exported: its sha256 is {seen}, the manifest says {sha256}; export the "
@@ -154,8 +158,12 @@ def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor])
             )
         if "range" in spec and value.numel():
             low, high = spec["range"]
-            if int(value.min()) < low or int(value.max()) > high:
+            outside = ((value < low) | (value > high)).nonzero()
+            if len(outside):
+                place = outside[0].tolist()
+                what = "token id" if spec["name"] == "input_ids" else "value"
+                rows = f" (the vocabulary has {high + 1})" if spec["name"] == "input_ids" else ""
                 raise InputError(
-                    f"graph '{name}': input '{spec['name']}' has values from {int(value.min())} to {int(value.max())}, "
-                    f"out of the range {low} to {high}"
+                    f"graph '{name}': input '{spec['name']}' has the {what} {int(value[tuple(place)])} at {place}, "
+                    f"out of the range {low} to {high}{rows}"
                 )

@@ -6,10 +6,11 @@ It owns the format of the table and of the rows that leave it. Which rows are as
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyquant.errors import UnknownModuleError
+from pyquant.errors import InputError, UnknownModuleError
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.registry import register
 
@@ -35,4 +36,17 @@ class QuantEmbedding(QModule):
         self.num_embeddings, self.embedding_dim = fp.num_embeddings, fp.embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Raises InputError for an id that is not a row of the table."""
+        if not torch.compiler.is_compiling() and ids.device.type != "meta":
+            self._require_rows(ids)
         return self.q("act_out", F.embedding(ids, self.const("weight", self.weight)))
+
+    def _require_rows(self, ids: Tensor) -> None:
+        outside = ((ids < 0) | (ids >= self.num_embeddings)).nonzero()
+        if len(outside):
+            place = outside[0].tolist()
+            raise InputError(
+                f"id {int(ids[tuple(place)])} at position {place} is no row of {self.path or 'the table'}, which has "
+                f"{self.num_embeddings} (ids 0 to {self.num_embeddings - 1}); a token id past the vocabulary comes "
+                f"from a tokenizer of another model, or from a token that was added without resizing the embeddings"
+            )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 
 from pyquant.errors import UnknownModuleError
+from pyquant.wrap import foreign
 
 if TYPE_CHECKING:
     from pyquant.wrap.base import QModule, WrapContext
@@ -103,6 +104,8 @@ def wrap(fp: nn.Module, ctx: WrapContext) -> QModule:
 
 
 def _unknown(cls: type[nn.Module], path: str) -> str:
+    if (said := foreign.advice(cls, path)) is not None:
+        return said
     known = {c.__name__: c for c in _WRAPPERS}
     near = difflib.get_close_matches(cls.__name__, known, n=3, cutoff=0.5)
     base = next((c for c in cls.__mro__[1:] if c in _WRAPPERS), None)

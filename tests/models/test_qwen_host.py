@@ -239,7 +239,11 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "other_image": ((2, A), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "image"),
     "image_nowhere": ((4,), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "1 more image"),
     "types": ((2, A), {"mm_token_type_ids": torch.zeros(1, 8, dtype=torch.int64)}, "contradict"),
-    "vocabulary": ((4,), {"input_ids": torch.tensor([[1, 2, 3, 67]])}, "out of the range 0 to 66"),
+    "vocabulary": (
+        (4,),
+        {"input_ids": torch.tensor([[1, 2, 3, 67]])},
+        r"has the token id 67 at \[0, .\], out of the range 0 to 66 \(the vocabulary has 67\)",
+    ),
 }
 
 

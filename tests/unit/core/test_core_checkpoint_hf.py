@@ -18,6 +18,7 @@ import pyquant
 from pyquant import Policy, files
 from pyquant.errors import CheckpointError
 from pyquant.wrap import QModule
+from tests import checkpoints
 
 CONFIG = {
     "hidden_size": 16,
@@ -137,3 +138,28 @@ def test_a_config_file_that_builds_nothing(folders: dict[str, Path], tmp_path: P
     (path / "quantization.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"is damaged: config.json makes no transformers.*Gemma4VisionModel \("):
         pyquant.load_quantized(path)
+
+
+HUB = "kernels-community/flash-attn3"
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("where", ["", "text_config", "vision_config"])
+def test_a_config_that_names_hub_kernels_is_built_with_eager_attention(where: str, key: str, tmp_path: Path) -> None:
+    fp = checkpoints.qwen3_vl_model()
+    q = pyquant.prepare(fp, Policy.preset("float"))
+    pyquant.calibrate(q, [{"input_ids": torch.arange(10, 18)[None]}], progress=False)
+    pyquant.convert(q)
+    pyquant.save_quantized(q, tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    (data[where] if where else data)[key] = HUB
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    index = json.loads((tmp_path / "quantization.json").read_text())
+    index["sha256"]["config.json"] = files.sha256(tmp_path / "config.json")
+    (tmp_path / "quantization.json").write_text(json.dumps(index))
+    loaded = pyquant.load_quantized(tmp_path)
+    seen = {getattr(m.config, "_attn_implementation", "eager") for m in loaded.all_qmodules()}
+    assert seen == {"eager"}
+    assert torch.equal(
+        loaded(input_ids=torch.arange(10, 18)[None]).logits, q(input_ids=torch.arange(10, 18)[None]).logits
+    )
