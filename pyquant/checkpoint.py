@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A quantized model as a folder: model.safetensors, quantization.json, and config.json of a Hugging Face model.
+"""A quantized model as a folder: model.safetensors, quantization.json, and the other files of a Hugging Face folder.
 
 It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. What the
-JSON may say is checkpoint_index.py, how files appear whole is files.py; .circle files are exporter/.
+JSON may say is checkpoint_index.py, tokenizer and processor files companions.py, README.md model_card.py, how files
+appear whole files.py; .circle files are exporter/.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyquant import checkpoint_index, files, lifecycle, ops
+from pyquant import checkpoint_index, companions, files, lifecycle, ops
 from pyquant.block_site import BlockSite
-from pyquant.checkpoint_index import CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
+from pyquant.checkpoint_index import CHECKED, CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
+from pyquant.companions import GENERATION
 from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
+from pyquant.model_card import README, model_card
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
@@ -37,12 +40,28 @@ _STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8
 logger = logging.getLogger(__name__)
 
 
-def save_quantized(q: QModule, path: str | Path) -> None:
-    """Write the converted tree `q` to the folder `path`.
+def save_quantized(
+    q: QModule,
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    tokenizer: Any = None,
+    processor: Any = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the converted tree `q` to the folder `path`, as a Hugging Face folder.
 
     A weight that its site alone uses is stored as integers (4 bit: packed, low nibble first), every other tensor as it
-    is, tied ones once. The folder appears whole or not at all; over an existing one each file is replaced at once and
-    files of others stay. Raises PhaseError before convert, CheckpointError when it cannot be written.
+    is, tied ones once. Beside them: config.json, generation_config.json where `q` has one, the files of the tokenizer,
+    the processor and the chat template, and a model card (README.md).
+
+    source: the checkpoint folder (or hub name, from its cache) that these files are copied from; by default the folder
+        that the float model was loaded from, if it is there.
+    tokenizer, processor: write their own files, which take the place of those of `source`.
+    facts: rows of the model card that only the caller knows, such as {"calibration": "128 lines of COCO"}.
+
+    The folder appears whole or not at all; over an existing one each file is replaced at once and files of others stay.
+    Raises PhaseError before convert, CheckpointError when it cannot be written or a file of `source` cannot be read.
     """
     if not isinstance(q, QModule) or not q.state.converted:
         said = foreign.advice(type(q))
@@ -55,7 +74,7 @@ def save_quantized(q: QModule, path: str | Path) -> None:
         raise PhaseError(f"save_quantized takes the tree that prepare returned, got its part {q.path!r}")
     assert q.fp_type is not None
     tensors: dict[str, Tensor] = {}
-    index = {
+    index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "made_by": {name: _version(name) for name in ("pyquant-circle", "torch", "transformers")},
@@ -68,12 +87,21 @@ def save_quantized(q: QModule, path: str | Path) -> None:
     for site in q.all_sites():
         if site.scale is not None and site.zero_point is not None:
             tensors[f"{site.path}.scale"], tensors[f"{site.path}.zero_point"] = site.scale, site.zero_point
+    place = companions.origin(q.config) if source is None else str(source)
+    if source is not None and not Path(source).is_dir() and Path(source).exists():
+        raise CheckpointError(f"source={str(source)!r} is a file; give the checkpoint folder")
+    index["base"] = place or str(getattr(q.config, "_name_or_path", "") or "")
     try:
         with files.folder(Path(path), last=INDEX) as new:
             save_file({name: _plain(t) for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
             if hasattr(q.config, "to_json_string"):
                 (new / CONFIG).write_text(q.config.to_json_string(), encoding="utf-8")
-            index["sha256"] = {file.name: files.sha256(file) for file in sorted(new.iterdir())}
+            _save_companions(q, new, place, {"tokenizer": tokenizer, "processor": processor})
+            checked = [file for file in sorted(new.iterdir()) if file.name in CHECKED]
+            index["sha256"] = {file.name: files.sha256(file) for file in checked}
+            size = (new / WEIGHTS).stat().st_size
+            card = model_card(q, base=index["base"], facts=facts or {}, versions=index["made_by"], size=size)
+            (new / README).write_text(card, encoding="utf-8")
             (new / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
@@ -105,6 +133,8 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
         raise fault(folder, f"{INDEX}: 'policy'", f"does not fit the model ({error})") from error
     checkpoint_index.check_configs(index["configs"], q, folder)
     _check_sites(q, index["sites"], folder)
+    if GENERATION in index["sha256"] and hasattr(q, "generation_config"):
+        q.generation_config = _generation_config(folder)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             _restore(q, index, _Reader(file, folder))
@@ -115,6 +145,18 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
 
 
 # --- storing ---
+
+
+def _save_companions(q: QModule, folder: Path, source: str | None, parts: Mapping[str, Any]) -> None:
+    """generation_config.json, and what a tokenizer and a processor need, in a folder that has the weights."""
+    generation = getattr(q, "generation_config", None)
+    if generation is not None:
+        (folder / GENERATION).write_text(generation.to_json_string(), encoding="utf-8")
+    if source is not None:
+        companions.copy(source, folder)
+    for what, part in parts.items():
+        if part is not None:
+            companions.save(part, what, folder)
 
 
 def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -249,9 +291,21 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
         )
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         try:
-            return cls(_eager(config_class.from_json_file(folder / CONFIG)))
+            config = _eager(config_class.from_json_file(folder / CONFIG))
+            if isinstance(index.get("base"), str) and hasattr(config, "_name_or_path"):
+                config._name_or_path = index["base"]
+            return cls(config)
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
+
+
+def _generation_config(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_dict(json.loads((folder / GENERATION).read_text(encoding="utf-8")))
+    except Exception as error:  # whatever transformers makes of such a file
+        raise fault(folder, GENERATION, f"is no generation config ({type(error).__name__}: {error})") from error
 
 
 def _eager(config: Any) -> Any:

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyquant import files
+from pyquant import companions, files
 from pyquant.errors import CheckpointError
 from pyquant.wrap import QModule
 
 FORMAT, VERSION = "pyquant-checkpoint", 1
 INDEX, WEIGHTS, CONFIG = "quantization.json", "model.safetensors", "config.json"
+CHECKED = companions.FILES | {WEIGHTS, CONFIG}  # files with a checksum; README.md is for people, who may edit it
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPREAD = 64  # a tensor's memory is at most that many times its elements
@@ -99,7 +100,8 @@ class _Form:
         tensors = self._is(index.get("tensors"), dict, "'tensors'", "an object")
         configs = self._is(index.get("configs"), dict, "'configs'", "an object")
         for name, value in checksums.items():
-            self._true(name in (WEIGHTS, CONFIG), f"sha256 of {name!r}", f"is of no file but {WEIGHTS} or {CONFIG}")
+            known = f"is of no file that save_quantized writes ({WEIGHTS}, {CONFIG}, tokenizer and processor files)"
+            self._true(name in CHECKED, f"sha256 of {name!r}", known)
             valid = isinstance(value, str) and _SHA256.fullmatch(value) is not None
             self._true(valid, f"sha256 of {name!r}", f"is {value!r}, expected 64 hexadecimal digits")
         self._true(WEIGHTS in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         with timer.step("export"), _rows_first():
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
-            result_folder.write_rest(new, q, _settings(args, job))
+            result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job))
     result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
     return FINE
 
@@ -240,6 +241,24 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
     for reason, paths in counts.items():
         lines += [f"{reason}:", *(f"  {path}{f' ({n} sites)' if n > 1 else ''}" for path, n in paths.items())]
     return _cut(lines)
+
+
+def _facts(args: argparse.Namespace, job: Job) -> dict[str, str]:
+    """What the model card says besides the model: the command, without the place of its result, and the data."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    words = ["pyquant", "quantize"]
+    for name, value in vars(args).items():
+        if name in ("verb", "run", "out") or value in (None, []) or value == parser.get_default(name):
+            continue
+        values = value if isinstance(value, list) else [value]
+        given = ["x".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in values]
+        repeated = [word for each in given for word in ("--unused", each)]
+        words += repeated if name == "unused" else [f"--{name.replace('_', '-')}", *given]
+    return {
+        "command": f"`{shlex.join(words)} --out OUT`",
+        "calibration": f"{len(job.data)} of {job.of} samples of {args.data.name}",
+    }
 
 
 def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:

@@ -73,14 +73,15 @@ def read_policy(path: Path) -> Policy:
     return Policy.from_dict(data["policy"])
 
 
-def write_rest(folder: Path, q: QModule, settings: Mapping[str, Any]) -> None:
-    """Write quantized/ and recipe.yaml into the folder of the bundle."""
+def write_rest(folder: Path, q: QModule, source: str, settings: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """quantized/ and recipe.yaml, beside the bundle. `source`: the checkpoint, whose tokenizer and processor go along;
+    `facts`: rows for the model card."""
     import torch
     import transformers
 
     import pyquant
 
-    pyquant.save_quantized(q, folder / QUANTIZED)
+    pyquant.save_quantized(q, folder / QUANTIZED, source=source, facts=facts)
     versions = {"pyquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     recipe = {
         "format": FORMAT,

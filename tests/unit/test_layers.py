@@ -33,8 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
-    "checkpoint_index": VALUES | {"wrap", "files"},
-    "checkpoint": VALUES | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"},
+    "companions": {"errors", "files"},
+    "model_card": VALUES | {"block_site", "wrap"},
+    "checkpoint_index": VALUES | {"wrap", "files", "companions"},
+    "checkpoint": VALUES
+    | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
+    | {"companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},

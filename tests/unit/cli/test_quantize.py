@@ -78,6 +78,11 @@ def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
     assert sorted(entry["file"] for entry in manifest["graphs"].values()) == graphs
     for graph in graphs:
         assert pyquant.circle.check(made / graph, "luci") == []
+    card = (made / "quantized" / "README.md").read_text()
+    assert "`pyquant quantize --model " in card
+    assert "--recipe w8a8 --data " in card
+    assert "| calibration | 3 of 3 samples of c.jsonl |" in card
+    assert (made / "quantized" / "preprocessor_config.json").is_file()
     recipe = yaml.safe_load((made / "recipe.yaml").read_text())
     assert recipe["calibration"]["samples"] == recipe["calibration"]["of"] == 3
     assert recipe["graphs"] == {"image_grids": [[1, 12, 20], [1, 16, 16]], "batch_size": 1, "target": "circle"}

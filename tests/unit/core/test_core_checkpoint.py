@@ -85,7 +85,7 @@ def test_saving_twice_gives_the_same_bytes(model: ToyModel, tmp_path: Path) -> N
     q = quantized(model)
     for name in ("a", "b"):
         pyquant.save_quantized(q, tmp_path / name)
-    assert sorted(os.listdir(tmp_path / "a")) == ["model.safetensors", "quantization.json"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["README.md", "model.safetensors", "quantization.json"]
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 

@@ -122,8 +122,14 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     "sha-null": (sha(**{"model.safetensors": None}), r"is None, expected 64 hexadecimal digits"),
     "sha-absent": (lambda index: index["sha256"].clear(), r"'sha256' has no checksum of 'model.safetensors'"),
     "sha-list": (replace("sha256", []), r"'sha256' is a list, expected an object"),
-    "sha-path": (sha(**{"../../x": "0" * 64}), r"sha256 of '../../x' is of no file but model.safetensors or config.js"),
-    "sha-absolute": (sha(**{"/etc/passwd": "0" * 64}), r"sha256 of '/etc/passwd' is of no file but"),
+    "sha-path": (
+        sha(**{"../../x": "0" * 64}),
+        r"sha256 of '../../x' is of no file that save_quantized writes \(model.safe",
+    ),
+    "sha-absolute": (
+        sha(**{"/etc/passwd": "0" * 64}),
+        r"sha256 of '/etc/passwd' is of no file that save_quantized writes",
+    ),
 }
 
 
