@@ -110,8 +110,10 @@ def check_ties(name: str, model: nn.Module, missing: Sequence[str]) -> None:
 
 
 def _weight_of(model: Any, getter: str) -> Tensor | None:
-    get = getattr(model, getter, None)
-    weight: Tensor | None = getattr(get() if callable(get) else None, "weight", None)
+    try:
+        weight: Tensor | None = getattr(getattr(model, getter)(), "weight", None)
+    except (AttributeError, NotImplementedError):  # a model without text
+        return None
     return weight
 
 
