@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: browser help setup demo demo-vision test test-slow native sanitize lint bench matrix clean
+.PHONY: browser help setup demo demo-vision test test-slow native sanitize lint bench matrix contracts clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -53,8 +53,11 @@ lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all
 bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine named
 	$(BIN)/python -m pytest benchmarks/kernels $(BENCH_ARGS)
 
-matrix: setup ## the model tests on transformers 5.5.4, 5.9, 5.14, 5.18 and the newest
+matrix: setup ## the model tests on transformers 5.5.4, 5.9, 5.14, 5.18, 5.23 and 5.24
 	$(BIN)/python tests/matrix.py $(MATRIX_ARGS)
+
+contracts: setup ## what a release of transformers broke, without running a model: CONTRACT_ARGS="5.25.0"
+	$(BIN)/python tests/contracts.py $(CONTRACT_ARGS)
 
 browser: ## Chromium and its driver from Debian, for the tests of reports (needs root)
 	@command -v chromedriver > /dev/null && command -v chromium > /dev/null || \

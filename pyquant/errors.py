@@ -27,6 +27,10 @@ class UnknownModuleError(PyquantError, KeyError):
     """A module type that has no wrapper."""
 
 
+class CompatibilityError(PyquantError, RuntimeError):
+    """A release of transformers whose classes are not those that the wrappers were written for."""
+
+
 class PhaseError(PyquantError, ValueError):
     """A step out of order: convert before calibrate, convert twice, export before convert."""
 

@@ -20,7 +20,7 @@ from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
-from pyquant.wrap import Phase, QModule, WrapContext, foreign
+from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract
 from pyquant.wrap.finite import non_finite
 from pyquant.wrap.sources import Sources
 
@@ -55,7 +55,11 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
 
 
 def build(fp: nn.Module, policy: Policy) -> QModule:
-    """The tree of prepare and of loading, before any value was looked at."""
+    """The tree of prepare and of loading, before any value was looked at.
+
+    Raises CompatibilityError for a release of transformers that the wrappers were not written for.
+    """
+    hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
         return wrap.wrap(fp, WrapContext("", policy))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model tests under several releases of transformers, each in an environment of its own: `python tests/matrix.py`.
 
-It owns making the environments and the table of results. What is tested is tests/models; the default run tests the
-newest release alone.
+It owns making the environments and the table of results. What is tested is tests/models and the contract with
+transformers; `make test` tests the installed release alone, which is called "newest" here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RELEASES = ("5.5.4", "5.9.*", "5.14.*", "5.18.*", "newest")
-TESTS = ("tests/models", "tests/unit/calibration")
+RELEASES = ("5.5.4", "5.9.*", "5.14.*", "5.18.*", "5.23.*", "5.24.*")
+TESTS = ("tests/models", "tests/unit/calibration", "tests/unit/wrap")
 
 
 @dataclass(frozen=True)

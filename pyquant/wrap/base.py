@@ -69,7 +69,9 @@ class QModule(Phased):
     a ModuleDict entry by entry). One that is missing or None is an error, unless it is listed in `OPTIONAL` too; then
     the attribute is None here. `SITES`: site name -> role. `BIASES`: bias attribute -> (site of the input, site of
     the weight) whose scales make the bias' scale, and third, if there is one, the site of the output.
-    `INFINITE`: buffers in which an infinity has a meaning (a bound that is none).
+    `INFINITE`: buffers in which an infinity has a meaning (a bound that is none). `ACCEPTED`: parameters of HF's
+    forward that this forward takes by `**kwargs` because they change nothing here; hf_contract.py asks about every
+    other one that it does not name.
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
@@ -83,6 +85,7 @@ class QModule(Phased):
     SITES: ClassVar[Mapping[str, Role]] = {}
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
     INFINITE: ClassVar[tuple[str, ...]] = ()
+    ACCEPTED: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__(ctx.state)

@@ -141,6 +141,7 @@ class QuantQwen3VLVisionAttention(QModule):
     so that no mask, and nothing of size N * N, exists.
     """
 
+    ACCEPTED = ("max_seqlen", "rotary_pos_emb")  # for flash attention; of old releases, which do not read it
     CHILDREN = ("qkv", "proj")
     SITES = {"act_in": Role.ACTIVATION}
 
@@ -214,6 +215,7 @@ class QuantQwen3VLVisionMLP(QModule):
 class QuantQwen3VLVisionBlock(QModule):
     """Attention and MLP, a norm before each, each added to the residual stream."""
 
+    ACCEPTED = ("rotary_pos_emb",)
     CHILDREN = ("norm1", "norm2", "attn", "mlp")
     SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
 
