@@ -126,7 +126,7 @@ def _parameters_differ(value: str, known: list[str]) -> str:
         return _gained_and_lost(gained, lost, "takes")
     changed = [f"{name} is {now[name]!r}, was {old[name]!r}" for name in now if now[name] != old[name]]
     return (
-        f"takes other defaults: {', '.join(changed)}" if changed else f"takes its parameters in another order: {value}"
+        f"has other defaults: {', '.join(changed)}" if changed else f"takes its parameters in another order: {value}"
     )
 
 
