@@ -125,9 +125,7 @@ def _parameters_differ(value: str, known: list[str]) -> str:
     if gained or lost:
         return _gained_and_lost(gained, lost, "takes")
     changed = [f"{name} is {now[name]!r}, was {old[name]!r}" for name in now if now[name] != old[name]]
-    return (
-        f"has other defaults: {', '.join(changed)}" if changed else f"takes its parameters in another order: {value}"
-    )
+    return f"has other defaults: {', '.join(changed)}" if changed else f"takes its parameters in another order: {value}"
 
 
 def _by_name(parameters: str) -> dict[str, str]:
