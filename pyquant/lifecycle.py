@@ -21,6 +21,7 @@ from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract
+from pyquant.wrap.computed import computed_weights
 from pyquant.wrap.finite import non_finite
 from pyquant.wrap.sources import Sources
 
@@ -31,10 +32,11 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
     `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
-    that matches nothing; UnknownModuleError for a module without a wrapper, with the way out for those of other tools
-    (torch.compile, DataParallel, PEFT, GPTQ); ModelError for weights that are quantized already; CalibrationError for
-    NaN or Inf in a tensor that no quantized site looks at (one in a weight that has such a site is an error of
-    convert). Warns of forward hooks and of forwards that were replaced on a module: wrappers do not run them.
+    that matches nothing and for weights that are computed on each call (wrap/computed.py); UnknownModuleError for a
+    module without a wrapper, with the way out for those of other tools (torch.compile, DataParallel, PEFT, GPTQ);
+    ModelError for weights that are quantized already; CalibrationError for NaN or Inf in a tensor that no quantized
+    site looks at (one in a weight that has such a site is an error of convert). Warns of forward hooks and of forwards
+    that were replaced on a module: wrappers do not run them.
     """
     if not isinstance(policy, Policy):
         raise PolicyError(f"prepare takes a Policy such as Policy.preset('w8a8'), got {policy!r}")
@@ -57,8 +59,16 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
 def build(fp: nn.Module, policy: Policy) -> QModule:
     """The tree of prepare and of loading, before any value was looked at.
 
-    Raises CompatibilityError for a release of transformers that the wrappers were not written for.
+    Raises PolicyError for weights that are computed on each call, CompatibilityError for a release of transformers that
+    the wrappers were not written for.
     """
+    if computed := computed_weights(fp):
+        more = [f"  ... and {len(computed) - 5} more"] if len(computed) > 5 else []
+        raise PolicyError(
+            f"{len(computed)} weights of the model are computed on each call (pruned, parametrized or normalized), "
+            "which a quantized model cannot do; bake them in before prepare, each by its call:\n"
+            + "\n".join([*(f"  {line}" for line in computed[:5]), *more])
+        )
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
         return wrap.wrap(fp, WrapContext("", policy))

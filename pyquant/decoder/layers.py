@@ -120,7 +120,7 @@ class DecoderAttention(QModule):
         causal = getattr(self.config, "_attn_implementation", None) not in (None, "eager")
         if mask is None and causal and hidden.shape[1] > 1:
             return text_mask(None, hidden, cache, window=self.kind.window, layer=self.layer_idx)
-        return AdditiveMask.of(mask, hidden.dtype)
+        return AdditiveMask.of(mask, hidden.dtype, keep=self.state.explicit)
 
     def as_export_module(self, profile: TextProfile) -> GraphAdapter:
         """hidden_states (B, S, D), mask, tables, past -> attn_output (B, S, D), new_key, new_value; see TextProfile."""

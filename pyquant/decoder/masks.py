@@ -40,7 +40,9 @@ def text_mask(
     past, keys, first = sizes(cache, queries, layer)
     if attention_mask is not None and attention_mask.dim() == 4:
         _check(attention_mask, (batch, None, queries, keys))
-        return AdditiveMask.of(attention_mask, embeds.dtype) or AdditiveMask(embeds.new_zeros(1, 1, 1, 1))
+        mask = AdditiveMask.of(attention_mask, embeds.dtype, keep=True)
+        assert mask is not None
+        return mask
     query_at = torch.arange(queries, device=embeds.device) + past
     key_at = torch.arange(keys, device=embeds.device) + first
     keep = (key_at[None, :] <= query_at[:, None])[None]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
-from pyquant.site import exporting
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 
@@ -27,11 +26,13 @@ class AdditiveMask(NamedTuple):
     values: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor | AdditiveMask | None, dtype: torch.dtype) -> AdditiveMask | None:
+    def of(cls, mask: Tensor | AdditiveMask | None, dtype: torch.dtype, *, keep: bool = False) -> AdditiveMask | None:
         """From any mask that HF passes around; None when nothing is masked, and then no mask operator exists.
 
         (batch, keys) or 4-D; bool or integer, true where a query may look; or 4-D floating point, added as it is
-        (but not below FILL). Raises InputError for another rank.
+        (but not below FILL). `keep`: a mask that masks nothing is one too, as a graph with a mask input needs it; pass
+        `self.state.explicit`. Raises InputError for another rank, and within torch.export for a mask whose values
+        would decide.
         """
         if mask is None or isinstance(mask, AdditiveMask):
             return mask
@@ -46,7 +47,15 @@ class AdditiveMask(NamedTuple):
             values = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, FILL)
         if values.dim() == 2:
             values = values[:, None, None, :]
-        return cls(values) if exporting() or bool((values != 0).any()) else None
+        if keep:
+            return cls(values)
+        if torch.compiler.is_exporting():
+            raise InputError(
+                f"attention_mask {tuple(mask.shape)} in torch.export: whether it masks anything decides if it counts, "
+                "and torch.export has no values; export by pyquant.export(q, profile), pass "
+                "AdditiveMask(values), or leave the mask out"
+            )
+        return cls(values) if bool((values != 0).any()) else None
 
 
 class AttentionCore(QModule):

@@ -219,14 +219,14 @@ class QModule(Phased):
 
     @uncompiled  # it looks at the tensors themselves
     def _follow(self) -> None:
-        if not self.sources.changed():
+        if not self.sources.stale():
             return
         if torch.compiler.is_exporting():
-            self.sources = Sources(*self.sources.tensors, stale=True)
             raise PhaseError(
                 f"{type(self).__name__} {self.path!r}: weights of the float model changed since this tree last looked; "
                 f"call q.refresh_all() before torch.export"
             )
+        self.sources.changed()
         with torch.inference_mode(False), torch.no_grad():
             self.derive()
 

@@ -21,14 +21,17 @@ class Sources:
     A copy or a pickle has none, since the tree that it belongs to no longer shares any tensor with the float model.
     """
 
-    def __init__(self, *tensors: Tensor, stale: bool = False) -> None:
-        """`stale`: as if they had changed already."""
+    def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
-        self._stamp = TensorStamp() if stale else TensorStamp(*tensors)
+        self._stamp = TensorStamp(*tensors)
+
+    def stale(self) -> bool:
+        """True when they changed since the last `changed` that returned True (or since this was made)."""
+        return bool(self.tensors) and not self._stamp.is_of(*self.tensors)
 
     def changed(self) -> bool:
-        """True once for every change since the last call that said so (or since this was made)."""
-        if not self.tensors or self._stamp.is_of(*self.tensors):
+        """True once for every change since the last call that returned True (or since this was made)."""
+        if not self.stale():
             return False
         self._stamp = TensorStamp(*self.tensors)
         return True

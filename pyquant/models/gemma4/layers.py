@@ -126,7 +126,7 @@ class QuantGemma4VisionAttention(QModule):
         `position_ids` and further keywords are accepted as HF accepts them, and not needed.
         """
         tables = RotaryTables.of(position_embeddings, parts=2)
-        mask = AdditiveMask.of(attention_mask, hidden_states.dtype)
+        mask = AdditiveMask.of(attention_mask, hidden_states.dtype, keep=self.state.explicit)
         batch, patches = hidden_states.shape[:2]
         heads = (batch, patches, -1, self.head_dim)
 

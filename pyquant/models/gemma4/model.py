@@ -65,7 +65,7 @@ class QuantGemma4VisionEncoder(QModule):
             if pixel_position_ids is None:
                 raise InputError("the vision encoder needs pixel_position_ids (batch, patches, 2)")
             position_embeddings = self.rotary(inputs_embeds, pixel_position_ids)
-        mask = AdditiveMask.of(attention_mask, inputs_embeds.dtype)
+        mask = AdditiveMask.of(attention_mask, inputs_embeds.dtype, keep=self.state.explicit)
         hidden = inputs_embeds
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden = layer(hidden, position_embeddings, mask)
