@@ -28,6 +28,7 @@ Clip = tuple[float | None, float | None]
 _CLOCK = itertools.count(1)
 _TINY = torch.finfo(torch.float32).tiny  # a smaller scale is not a normal float
 _OBSERVED = (torch.float32, torch.bfloat16, torch.float16)
+_FIXED_RULE = 'Rule("{}", spec=..., observer=ObserverSpec("fixed", {{"lo": -1, "hi": 1}}))'
 _MASKED = 1e30  # no activation is that large; the finfo.min of an additive mask is
 
 
@@ -222,14 +223,29 @@ class Site(Phased):
         lo, hi = (t.cpu().double() for t in observer.range())
         low, high = float(lo.min()), float(hi.max())
         if max(-low, high) >= _MASKED:
-            return (
-                f"has the range [{low:.6g}, {high:.6g}], which only mask values make; the wrapper must observe the "
-                f"unmasked values alone (q(..., observed=...))"
-            )
+            return self._far(low, high)
         if not self.role.is_constant and max(-low, high) / (observer.spec.qmax - observer.spec.qmin) < _TINY:
             seen = "only zeros" if low == high == 0 else f"only values in [{low:.6g}, {high:.6g}]"
-            return f"saw {seen}, which gives no scale; calibrate with data that reaches it, or leave it float by a rule"
+            return (
+                f"saw {seen}, which gives no scale; calibrate with data that reaches it, or, where it is always so (a "
+                f"block that was initialised to zeros), give it a range by a rule: {_FIXED_RULE.format(self.path)}, or "
+                "leave it float by one"
+            )
         return observer.qparams()
+
+    def _far(self, low: float, high: float) -> str:
+        """What to tell of a range that no model computes with."""
+        what = f"has the range [{low:.6g}, {high:.6g}]"
+        if self.role.is_kernel:
+            return f"its constant {what}, and no trained weight is that large: the checkpoint is damaged; repair it"
+        if self.role.is_constant:
+            return (
+                f"its constant {what}; if these are mask values use a finite fill such as -1e4, else repair the model"
+            )
+        return (
+            f"{what}, which only mask values make, or a model that overflows (weights that are too large are named "
+            f"here too); for a mask, the wrapper must observe the unmasked values alone (q(..., observed=...))"
+        )
 
     def set_qparams(self, qparams: QParams) -> None:
         """Store the numbers and let the statistics go."""

@@ -129,12 +129,24 @@ def channels_of(x: Tensor, spec: QuantSpec) -> tuple[Tensor, int | None, Sequenc
         case PerGroup(axis, size):
             axis = _axis(x, axis, spec)
             if x.shape[axis] % size:
-                raise SpecError(f"{spec}: the group size must divide dimension {axis} of {tuple(x.shape)}")
+                raise SpecError(
+                    f"{spec}: the group size must divide dimension {axis} of {tuple(x.shape)}; "
+                    + _sizes_that_fit(x.shape[axis], size)
+                )
             shape = list(x.shape)
             shape[axis] //= size
             grouped = x.reshape(*shape[: axis + 1], size, *shape[axis + 1 :]).movedim(axis + 1, -1)
             return grouped.reshape(-1, size), 0, shape
     raise AssertionError(f"unknown granularity {spec.granularity!r}")
+
+
+def _sizes_that_fit(width: int, size: int) -> str:
+    """What to take instead of groups of `size`: the divisors of `width` that are nearest in ratio, in order."""
+    divisors = [n for n in range(2, width) if width % n == 0]
+    if not divisors:
+        return f"nothing but 1 and {width} does: use PerAxis"
+    near = sorted(divisors, key=lambda n: max(n / size, size / n))[:6]
+    return f"sizes that do are {', '.join(map(str, sorted(near)))}"
 
 
 def _axis(x: Tensor, axis: int, spec: QuantSpec) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections import Counter, UserDict
 from typing import Any
 
@@ -375,6 +376,25 @@ def test_bf16_model_goes_through(xs: list[Tensor]) -> None:
     pyquant.convert(q)
     assert q(data[0]).dtype == torch.bfloat16
     assert all(s.scale.dtype == torch.float32 for s in q.all_sites() if s.scale is not None)
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "message"),
+    [
+        (576, 128, "sizes that do are 64, 72, 96, 144, 192, 288$"),
+        (12, 5, "sizes that do are 2, 3, 4, 6$"),
+        (13, 4, "nothing but 1 and 13 does: use PerAxis$"),
+    ],
+)
+def test_a_group_that_does_not_divide_names_the_sizes_that_do(width: int, size: int, message: str) -> None:
+    policy = Policy((Rule("*", Role.WEIGHT, QuantSpec(INT4, True, PerGroup(-1, size))),))
+    fp = nn.Linear(width, 4)
+    with pytest.raises(PolicyError, match=r"site ':weight' cannot have its format") as caught:
+        pyquant.prepare(fp, policy)
+    told = str(caught.value).split("; give it")[0]
+    assert re.search(message, told), told
+    for fitting in [int(n) for n in re.findall(r"\d+", told.partition("do are")[2])]:
+        pyquant.prepare(fp, Policy((Rule("*", Role.WEIGHT, QuantSpec(INT4, True, PerGroup(-1, fitting))),)))
 
 
 def test_per_group_axis_must_divide_names_the_site() -> None:

@@ -130,6 +130,19 @@ VERDICTS = {
     "nan": (Role.ACTIVATION, [torch.tensor([1.0, torch.nan])], "saw 1 NaN or infinite of 2 values"),
     "inf": (Role.ACTIVATION, [torch.tensor([1.0, torch.inf, 2.0])], "saw 1 NaN or infinite of 3 values"),
     "zeros": (Role.ACTIVATION, [torch.zeros(4)], "saw only zeros, which gives no scale"),
+    "zeros-way-out": (
+        Role.ACTIVATION,
+        [torch.zeros(4)],
+        r'initialised to zeros.*a rule: Rule\("m.n:x", spec=..., observer=ObserverSpec\("fixed", ',
+    ),
+    "far-weight": (
+        Role.WEIGHT,
+        [torch.tensor([3e37, 1.0])],
+        r"constant has the range \[1, 3e\+37\].*damaged; repair it",
+    ),
+    "far-table": (Role.EMBEDDING, [torch.tensor([-3e37, 1.0])], "no trained weight is that large"),
+    "far-constant": (Role.CONSTANT, [torch.tensor([-3e37, 1.0])], "use a finite fill such as -1e4, else repair the"),
+    "far-activation": (Role.ACTIVATION, [torch.tensor([-3e37, 1.0])], "or a model that overflows"),
     "denormal": (
         Role.ACTIVATION,
         [torch.full((4,), 1e-39)],
