@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """README.md of a saved model: the front matter that the Hugging Face hub reads, and what was done, in figures.
 
-It owns the words of the card. It holds no date and no machine, so that the same model gives the same bytes.
+It owns the words of the card, which has no date, so that the same model gives the same bytes.
 """
 
 from __future__ import annotations

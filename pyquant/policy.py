@@ -301,6 +301,8 @@ class Policy:
     def load(cls, path: str | Path) -> Policy:
         """Read what `save` wrote, or a file written by hand. Errors name the file."""
         path = Path(path)
+        if why := files.absent(path):
+            raise PolicyError(f"policy file {str(path)!r} {why}")
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:

@@ -74,8 +74,10 @@ def read_policy(path: Path) -> Policy:
 
 
 def write_rest(folder: Path, q: QModule, source: str, settings: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """quantized/ and recipe.yaml, beside the bundle. `source`: the checkpoint, whose tokenizer and processor go along;
-    `facts`: rows for the model card."""
+    """Write quantized/ and recipe.yaml into the folder of the bundle.
+
+    source: the checkpoint, whose tokenizer and processor files are copied. facts: rows for the model card.
+    """
     import torch
     import transformers
 

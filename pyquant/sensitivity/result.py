@@ -230,6 +230,8 @@ class Sensitivity:
     @classmethod
     def load(cls, path: str | Path) -> Sensitivity:
         """Reads what `save` wrote."""
+        if why := files.absent(Path(path)):
+            raise PolicyError(f"{str(path)!r} {why}")
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def table(self, count: int | None = None, by: str = "sqnr") -> str:

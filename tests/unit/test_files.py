@@ -16,6 +16,7 @@ import torch
 
 import pyquant
 from pyquant import Policy, files
+from pyquant.errors import PyquantError
 from pyquant.sensitivity import Sensitivity
 from pyquant.trace import Trace, capture
 
@@ -117,3 +118,34 @@ def test_a_device_is_written_to_and_a_folder_refused(tmp_path: Path) -> None:
         files.whole_text(tmp_path, "x")
     with pytest.raises(FileNotFoundError, match=r"the folder '.*none' does not exist; create it first"):
         files.whole_text(tmp_path / "none" / "x", "x")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "circle": ("x.circle", pyquant.circle.read),
+    "policy": ("p.yaml", Policy.load),
+    "sensitivity": ("s.json", Sensitivity.load),
+    "trace": ("trace.json", lambda path: Trace.load(path.parent)),
+    "bundle": ("manifest.json", lambda path: pyquant.verify.Session(path.parent)),
+    "quantized": ("quantization.json", lambda path: pyquant.load_quantized(path.parent)),
+}
+
+
+@pytest.mark.parametrize("data", [POINTER, b""], ids=["pointer", "empty"])
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_names_a_file_that_was_not_fetched(name: str, data: bytes, tmp_path: Path) -> None:
+    file, read = READERS[name]
+    (tmp_path / file).write_bytes(data)
+    words = r"is a Git LFS pointer, not the file itself; run `git lfs pull`" if data else r"is empty \(0 bytes\)"
+    with pytest.raises(PyquantError, match=rf"{file}'?:? {words}"):
+        read(tmp_path / file)
+
+
+def test_the_weights_of_a_saved_model_that_were_not_fetched(tmp_path: Path) -> None:
+    q = pyquant.prepare(torch.nn.Linear(8, 4), Policy.preset("w8a8"))
+    pyquant.calibrate(q, [torch.randn(3, 8)], progress=False)
+    pyquant.convert(q)
+    pyquant.save_quantized(q, tmp_path / "q")
+    (tmp_path / "q" / "model.safetensors").write_bytes(POINTER)
+    with pytest.raises(PyquantError, match=r"model.safetensors' is a Git LFS pointer"):
+        pyquant.load_quantized(tmp_path / "q", torch.nn.Linear(8, 4))
