@@ -33,7 +33,7 @@ def bench_observe_histogram(elements: int) -> Rivals:
     calls["pyquant"]()
     expected = torch.histc(x, BINS, float(range_[0]), float(range_[1]))
     assert counts.sum() == expected.sum() == elements
-    assert (counts - expected).abs().sum() <= 1e-4 * elements  # histc rounds where a bin ends
+    assert (counts - expected).abs().sum() <= 1e-4 * elements  # histc rounds at the edge of a bin
     return calls
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tensor_stats against what gives the same numbers in ATen: aminmax and var_mean, and sums by hand; and a copy."""
+"""tensor_stats against ATen's operators for the same numbers (aminmax, var_mean), sums in torch, and a copy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and the closing table of the kernel benchmarks: median, spread, and how each stands to its rivals.
+"""Options and the closing table of the kernel benchmarks: median, spread, and the ratio to each rival.
 
-It owns how results are shown. What is measured is in the bench files, how in rivals.py.
+It owns how results are shown. What is measured is in the bench files, how is rivals.py.
 """
 
 from __future__ import annotations

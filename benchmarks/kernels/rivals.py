@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`@rivals(...)`: makes one benchmark per rival and number of threads out of a function that names the rivals.
 
-It owns how a kernel is measured and that every benchmark checks its own answer before the clock starts.
+It owns how a kernel is measured, and the check of every result before the clock starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Rivals = dict[str, Callable[[], Any]]
 
 
 def rivals(*names: str, threads: tuple[int, ...] = (1, 2)) -> Callable[[Callable[[int], Rivals]], Callable[..., None]]:
-    """Decorates `bench_x(elements) -> {name: call}`, whose first name is ours. The function checks the answers."""
+    """Decorates `bench_x(elements) -> {name: call}`, whose first name is pyquant's. The function checks the results."""
 
     def decorate(make: Callable[[int], Rivals]) -> Callable[..., None]:
         @pytest.mark.parametrize("threads", threads, ids=lambda t: f"{t}-threads")
@@ -44,7 +44,7 @@ def values(elements: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def assert_near(y: torch.Tensor, other: torch.Tensor, step: float) -> None:
-    """ATen multiplies by 1 / scale and rounds halves to even: one step of difference, and seldom."""
+    """ATen multiplies by 1 / scale and rounds halves to even: differences of one step, and few."""
     difference = (y.float() - other.float()).abs()
     exact = y.dtype in (torch.float32, torch.int8)  # 16-bit floats have few bits: halves are frequent, results rounded
     assert difference.max() <= (1.02 if exact else 1.3) * step

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace of statistics adds to a forward: traced and untraced calls in turn, ratio of the pairs and its spread.
+"""The time that a trace of statistics adds to a forward: traced and untraced calls alternate; ratio of the pairs and
+its spread.
 
 Run `python -m benchmarks.trace.bench_capture`; times are of the thread (a busy machine changes them less). The models:
-a decoder layer of Gemma4-E2B's size, and the digits classifier, whose modules are so small that the fixed cost shows.
+a decoder layer of Gemma4-E2B's size, and the digits classifier, whose modules are so small that the fixed cost
+dominates.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def cases(tokens: tuple[int, ...] = (256, 16, 1), batches: tuple[int, ...] = (64
 
 @torch.no_grad()
 def ratios(model: nn.Module, inputs: dict[str, Tensor], pairs: int) -> tuple[list[float], list[float], int]:
-    """Time with over time without a trace, of neighbours in time; the times without in seconds; calls recorded."""
+    """Time with a trace over time without, of consecutive calls; the times without in seconds; calls recorded."""
     model(**inputs)
     found, plain, calls = [], [], 0
     for _ in range(pairs):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups: which sites are switched together, and how many numbers stand at each.
+"""Groups: which sites are switched together, and how many numbers each has.
 
-It owns finding the sites that see one and the same tensor: the producer's output and the inputs of those who read it
-round the same value, so that a wider format helps only when all of them get it.
+It owns finding the sites of one tensor: the output site of its producer and the input sites of its consumers round the
+same value, so that a wider format helps only when all of them get it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = ("tensor", "site", "module")
 
 @dataclass(frozen=True)
 class Group:
-    """Sites that are switched together, and the weights and activations that stand there."""
+    """Sites that are switched together, and their weights and activations."""
 
     name: str
     sites: tuple[Site, ...]
@@ -33,23 +33,23 @@ class Group:
 
 @dataclass
 class _Seen:
-    """What one site met in one run: how many elements, and the memory in which they lay."""
+    """The values of one site in one run: how many elements, and their memory addresses."""
 
     elements: int
     memory: set[int]
 
 
 class Observation:
-    """One run with every site passing values: what each site saw."""
+    """One run with every site passing values: the tensors of each site."""
 
     def __init__(self, sites: Iterable[Site]) -> None:
         self._sites = tuple(sites)
         self._seen: dict[Site, _Seen] = {}
-        self._alive: list[Tensor] = []  # an address means one tensor only as long as nothing is freed
+        self._alive: list[Tensor] = []  # an address identifies a tensor only while nothing is freed
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Records what passes the sites while the block runs."""
+        """Records the values of the sites while the block runs."""
         try:
             with ExitStack() as stack:
                 for site in self._sites:
@@ -63,7 +63,7 @@ class Observation:
     ) -> None:
         if not constant:
             self._note(site, x.numel(), x, out)
-        elif site not in self._seen:  # the same number however often a shared layer runs
+        elif site not in self._seen:  # counted once, also for a shared layer that runs several times
             self._note(site, x.numel())
 
     def _note(self, site: Site, elements: int, *tensors: Tensor) -> None:
@@ -76,13 +76,13 @@ class Observation:
 
     @property
     def used(self) -> tuple[Site, ...]:
-        """The sites that saw something, in tree order."""
+        """The sites with values, in tree order."""
         return tuple(site for site in self._sites if site in self._seen)
 
     def groups(self, by: Grouping) -> list[Group]:
         """The groups in tree order. Raises PolicyError for a grouping that does not exist, matches nothing or overlaps.
 
-        An activation counts where its first site stands, so that no tensor is counted twice.
+        An activation counts at its first site, so that no tensor is counted twice.
         """
         counted = {part[0]: self._part(part) for part in self._by_tensor(self.used)}
         named, found = self._named(by), []
@@ -91,7 +91,7 @@ class Observation:
         return found
 
     def rest(self, groups: Iterable[Group]) -> tuple[Part, ...]:
-        """What stands at used sites in no group."""
+        """The tensors of used sites in no group."""
         inside = {site for group in groups for site in group.sites}
         return tuple(self._part(part) for part in self._by_tensor(self.used) if part[0] not in inside)
 
@@ -119,26 +119,26 @@ class Observation:
             found[name] = [site for site in self.used if any(fnmatchcase(site.path, glob) for glob in globs)]
             if not found[name]:
                 near = ", ".join(repr(site.path) for site in self.used[:3])
-                raise PolicyError(f"groups: {globs} match no quantized site that saw data; paths look like {near}")
+                raise PolicyError(f"groups: {globs} match no quantized site with data; paths look like {near}")
         owner: dict[Site, str] = {}
         for name, sites in found.items():
             for site in sites:
                 if owner.setdefault(site, name) != name:
                     raise PolicyError(
-                        f"groups {owner[site]!r} and {name!r} both hold {site.path!r}; make them disjoint"
+                        f"groups {owner[site]!r} and {name!r} both have {site.path!r}; make them disjoint"
                     )
         return found
 
     def _by_tensor(self, sites: Iterable[Site]) -> list[list[Site]]:
         """Sites joined where they share memory: views of one tensor are one tensor."""
-        part_of: dict[int, list[Site]] = {}  # memory -> the sites that met it
+        part_of: dict[int, list[Site]] = {}  # memory -> its sites
         for site in sites:
             memory = self._seen[site].memory
             joined = {id(part): part for address in memory if (part := part_of.get(address)) is not None}
             members = [site, *(member for part in joined.values() for member in part)]
             addresses = {address for member in members for address in self._seen[member].memory}
             part_of.update(dict.fromkeys(addresses, members))
-            if not addresses:  # constants have none: each is a part of its own
+            if not addresses:  # constants have none: each is its own part
                 part_of[-id(site)] = members
         order = {site: number for number, site in enumerate(self._sites)}
         parts = {id(members): members for members in part_of.values()}.values()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switches: the quantized sites of a converted tree, off and on one by one, without preparing anything again.
+"""Switches: turns single sites of a converted tree off and on, without another prepare.
 
-It owns putting single sites in the float phase and back; quantized weights stay in their caches, and a bias follows the
-sites of its input and weight by itself. Which sites belong together is groups.py, what is measured is measure.py.
+It owns putting single sites in the float phase and back; quantized weights stay in their caches, and the scale of a
+bias follows the sites of its input and weight. Grouping sites is groups.py, measuring is measure.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pyquant.wrap.base import QModule, phase
 class Switches:
     """The sites of `q` that have a grid, in tree order.
 
-    Raises PhaseError before convert. While the `with` block of `off` runs, the tree computes something else: it must
-    not be exported.
+    Raises PhaseError before convert. While the `with` block of `off` runs, the tree computes other values: it must not
+    be exported.
     """
 
     def __init__(self, q: QModule) -> None:
@@ -30,13 +30,13 @@ class Switches:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """All sites pass values while the block runs; afterwards they do as before."""
+        """All sites pass values while the block runs; afterwards their phases are restored."""
         with _all_in(Phase.FLOAT, self.sites):
             yield
 
     @contextmanager
     def on(self, sites: Iterable[Site]) -> Iterator[None]:
-        """Inside `off`: these sites put values on their grids. A bias does when both sites that make its scale do."""
+        """Inside `off`: these sites quantize. A bias is quantized when both sites of its scale are."""
         with _all_in(Phase.QUANTIZED, sites):
             yield
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the answer to where a signal is lost: how much noise each call adds itself, between its inputs and its output.
-Leaves the measuring of one pair of tensors to `metrics.py`, and the table to `render.py`.
+"""Where a signal is lost: how much noise each call itself adds, between its inputs and its output.
+
+It owns that attribution. Measuring one pair of tensors is metrics.py, the table is render.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Loss:
     """One call of a module, from its noisiest input to its noisiest output.
 
     sqnr_in, sqnr_out: in dB; infinite where nothing differs. lost: noise as a share of the signal (10^(-SQNR/10), at
-    most 1) that the output has more than the inputs, less what the modules below it lost in the same call. problem:
-    what is wrong with the output itself, such as NaN that only one side has.
+    most 1) of the output minus that of the inputs, minus what the modules below it lost in the same call. problem:
+    a fault of the output itself, such as NaN in one side only.
     """
 
     module: str
@@ -33,17 +34,17 @@ class Loss:
 
     @property
     def title(self) -> str:
-        """The name for people, as of Call."""
+        """The name to show, as of Call."""
         return (self.module or "(model)") + (f" #{self.repeat + 1}" if self.repeat else "")
 
 
 def losses(
     a: Trace, b: Trace, comparison: Comparison, names: Mapping[str, str] | None = None, count: int | None = None
 ) -> tuple[Loss, ...]:
-    """The calls that lose the most of their signal themselves, the worst first; of equal ones the first to return.
+    """The calls that themselves lose the most of their signal, the worst first; of equal ones the first to return.
 
-    comparison, names: of the outputs, as `compare` made and took them; both traces kept their tensors. Noise that came
-    in and goes on is no loss of the later modules, so that what comes first is where it began.
+    comparison, names: the result for the outputs and the argument of `compare`; both traces kept their tensors. Noise
+    that a module only passes on is not its loss, so that the first in the list is where it began.
     """
     outputs: dict[tuple[str, int], list[Entry]] = {}
     for entry in comparison:
@@ -73,14 +74,17 @@ _FLOATS = ("float", "bfloat")
 
 
 class _Inputs:
-    """The noise of what goes into a call. What one module returns the next one takes: each pair is measured once."""
+    """The noise of the inputs of a call.
+
+    The output of one module is the input of the next: each pair is measured once.
+    """
 
     def __init__(self, a: Trace, b: Trace) -> None:
         self.a, self.b = a, b
         self._known: dict[tuple[str, str], float] = {}
 
     def noise(self, left: Call, right: Call) -> float:
-        """Of the noisiest pair. Wrappers name arguments in their own way, so that values of one shape go together."""
+        """The noise of the noisiest pair. Wrappers may name arguments differently, so values are paired by shape."""
         mine, other = _by_shape(left), _by_shape(right)
         pairs = [
             pair

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the level of sites: what went through each quantization point of a converted tree, and what its grid did to it.
-Leaves the running of batches to the caller's model, and the table to `render.py`.
+"""The error of each site: the values that pass each quantization point of a converted tree, and what its grid changes.
+
+It owns the measurement. The table is render.py, the report page is pyquant.reporter.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ SHOWN_BINS = 96
 class SiteRecord:
     """One site over all batches.
 
-    spec: its format in words, `float` for none. scale, zero_point: (least, largest) over channels or groups; grid: the
-    least and largest value that any of them holds. low, high: the observed range. calls, elements: how often, and how
-    many finite values; left_out: values that are meant to saturate (a mask's), which no number here counts.
+    spec: its format as text, `float` for none. scale, zero_point: (least, largest) over channels or groups; grid: the
+    least and largest value of any of their grids. low, high: the observed range. calls, elements: how often, and how
+    many finite values; left_out: values that saturate on purpose (a mask's), which are in no other number.
     clipped: share of the elements more than half a step outside the grid. sqnr: 10 log10(sum x^2 / sum (x - q(x))^2) of
-    this site alone, in dB, its input as it came (infinite when nothing was changed). max_error: max|x - q(x)|.
-    scales: how many grids it has (channels, groups, blocks). edges, counts: a histogram, where one was asked for.
+    this site alone, in dB (infinite when nothing was changed). max_error: max|x - q(x)|.
+    scales: how many grids it has (channels, groups, blocks). edges, counts: a histogram, if requested.
     """
 
     path: str
@@ -74,7 +75,7 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class SiteTrace:
-    """The sites of a tree, in the order in which values reached them; those that no value reached are last."""
+    """The sites of a tree, in the order in which values reached them; those without values are last."""
 
     model: str
     batches: int
@@ -94,9 +95,9 @@ class SiteTrace:
         raise KeyError(f"no site {path!r} among {len(self.records)}; paths look like {self.records[0].path!r}")
 
     def worst(self, count: int = 10) -> tuple[SiteRecord, ...]:
-        """The `count` quantized sites of least SQNR, the least first."""
-        judged = [record for record in self.records if record.sqnr is not None and record.spec != FLOAT]
-        return tuple(sorted(judged, key=lambda record: record.sqnr or 0.0)[:count])
+        """The `count` quantized sites with the lowest SQNR, the lowest first."""
+        measured = [record for record in self.records if record.sqnr is not None and record.spec != FLOAT]
+        return tuple(sorted(measured, key=lambda record: record.sqnr or 0.0)[:count])
 
     def to_json(self) -> str:
         """All of it; infinite numbers as text. Equal traces give equal text."""
@@ -106,7 +107,7 @@ class SiteTrace:
 
     @classmethod
     def from_json(cls, text: str) -> SiteTrace:
-        """What `to_json` wrote. Raises TraceError for anything else."""
+        """The inverse of `to_json`. Raises TraceError for anything else."""
         data = parse(text, FORMAT)
         try:
             return cls(data["model"], data["batches"], tuple(_record(row) for row in data["sites"]))
@@ -117,8 +118,8 @@ class SiteTrace:
 def sites(q: QModule, batches: object, *, on: Phase = Phase.QUANTIZED, histograms: bool = False) -> SiteTrace:
     """Run a converted tree on batches and record each of its sites, weights and other constants included.
 
-    on: QUANTIZED measures each site on what reaches it, what all sites before it did included; FLOAT on the float
-    model's own values. histograms: keep one of the values of each site.
+    on: QUANTIZED measures each site with all sites before it quantized; FLOAT with the values of the float model.
+    histograms: keep one of the values of each site.
     batches: a mapping (keyword arguments) or a tensor is one batch; any other iterable is many, each a mapping, a tuple
     or list (positional), or a tensor. Raises PhaseError before convert, TraceError for no batches.
     """
@@ -139,7 +140,7 @@ def sites(q: QModule, batches: object, *, on: Phase = Phase.QUANTIZED, histogram
 
 
 class Watch:
-    """What `watching` has seen so far."""
+    """The measurements of `watching` so far."""
 
     def __init__(self, q: QModule, histograms: bool) -> None:
         masked = {m.site("masked_logits") for m in q.all_qmodules() if isinstance(m, AttentionCore)}
@@ -149,7 +150,7 @@ class Watch:
         self.reached: dict[int, None] = {}
 
     def records(self) -> tuple[SiteRecord, ...]:
-        """One for each site, in the order in which values reached them; those that none reached are last."""
+        """One for each site, in the order in which values reached them; those without values are last."""
         order = [*self.reached, *(key for key in self.gauges if key not in self.reached)]
         return tuple(self.gauges[key].record() for key in order)
 
@@ -164,7 +165,7 @@ def watching(q: QModule, *, histograms: bool = False) -> Iterator[Watch]:
 
 @contextmanager
 def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterator[None]:
-    """Each gauge sees what its site passes."""
+    """Each gauge measures the values of its site."""
 
     def tap(site: Site, x: Tensor, out: Tensor, *, clip: Clip | None, observed: Tensor | None, constant: bool) -> None:
         reached[id(site)] = None
@@ -180,12 +181,12 @@ def _watching(gauges: Mapping[int, _Gauge], reached: dict[int, None]) -> Iterato
 
 @torch.no_grad()
 def _rounded(site: Site, x: Tensor, out: Tensor, clip: Clip | None, constant: bool) -> Tensor:
-    """What a site makes of a value when it quantizes: its output, unless the run is in float."""
+    """The quantized value of a site: its output, unless the run is in float."""
     return out if site.phase is Phase.QUANTIZED else site.quantize(x, clip=clip, constant=constant)
 
 
 class _Histogram:
-    """Of finite values, in a range that grows with them."""
+    """A histogram of finite values, whose range grows with them."""
 
     def __init__(self) -> None:
         self._counts = torch.zeros(BINS, dtype=torch.int64)
@@ -224,7 +225,7 @@ class _Gauge:
 
     @torch.no_grad()
     def see(self, x: Tensor, out: Tensor, clip: Any = None, observed: Tensor | None = None) -> None:
-        """`x` as it came and as it left; `clip` and `observed` as Site.forward takes them."""
+        """Add `x`, the input of the site, and `out`, its output; `clip` and `observed` as Site.forward takes them."""
         x, out = x.detach(), out.detach()
         self.calls += 1
         x = x if clip is None or clip == (None, None) else torch.clamp(x, *clip)
@@ -248,7 +249,7 @@ class _Gauge:
         self.errors.add(values, left)
 
     def _grid_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The ends of the grid and half a step beyond, as they broadcast with `x`."""
+        """The ends of the grid and half a step beyond, in shapes that broadcast with `x`."""
         qparams = self.site.qparams
         if qparams is None:
             return None, None
@@ -258,7 +259,7 @@ class _Gauge:
         return (self._least() - zero_point - 0.5) * scale, (qparams.spec.qmax - zero_point + 0.5) * scale
 
     def _least(self) -> int:
-        """The least integer: what is computed on the device saturates where its type does, constants on their grid."""
+        """The least integer: activations saturate at the end of their type, constants at the end of their grid."""
         spec = self.site.spec
         assert spec is not None, f"{self.site.path!r} is float"
         return spec.qmin if self.site.role.is_constant else spec.dtype.qmin
@@ -279,7 +280,7 @@ class _Gauge:
                 ),
                 "clipped": self.clipped / errors.elements if seen else None,
             }
-        elif site.spec is not None:  # a format of blocks, each with a scale of its own
+        elif site.spec is not None:  # a format of blocks, each with its own scale
             found = {"scales": errors.elements // ops.BLOCK_LENGTH}
         if seen and self.histogram is not None:
             found["edges"], found["counts"] = self.histogram.shown()
