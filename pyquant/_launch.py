@@ -12,7 +12,7 @@ from importlib.resources import files
 
 
 def program() -> str:
-    """The path of the native program; in an editable install it lies in site-packages, beside the native modules."""
+    """The path of the native program; in an editable install it is in site-packages, beside the native modules."""
     path = str(files("pyquant").joinpath("bin/pyquant-circle"))
     if not os.path.isfile(path):
         sys.exit(f"pyquant-circle: {path} is missing; build it with `make setup` (or `pip install -e .` again)")

@@ -21,7 +21,7 @@ class QParams:
 
     `scale` is float32, `zero_point` int32, both of one shape: () per tensor, (C,) per channel, and for groups the
     tensor's shape with `axis` divided by the group size. Raises SpecError unless every scale is finite and positive
-    and every zero point lies on the grid (and is 0 for a symmetric format).
+    and every zero point is on the grid (and is 0 for a symmetric format).
     """
 
     spec: QuantSpec

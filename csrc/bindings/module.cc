@@ -70,7 +70,7 @@ Faults faults_of(const std::vector<Fault>& faults) {
   }));
 }
 
-// Constant bytes; holds the model, which holds the mapping.
+// Constant bytes; keeps the model alive, which keeps the mapping.
 struct Data {
   Shared model;
   Bytes bytes;
@@ -115,7 +115,7 @@ ModelView read(const std::string& path) {
   return {std::make_shared<const Model>(value_or_raise(read_file(path)))};
 }
 
-// Bytes objects do not change, so the model may point into them for as long as it holds them.
+// Bytes objects do not change, so the model may point into them for as long as it keeps them.
 ModelView read_data(const py::bytes& data) {
   char* begin = nullptr;
   Py_ssize_t size = 0;

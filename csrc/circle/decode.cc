@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bytes to Model: flatbuffers' own Verifier first, then every table copied out; constants stay where they
-// lie. A file that is a flatbuffer but makes no sense is read all the same, so that check() can say what is
+// Bytes to Model: flatbuffers' own Verifier first, then every table copied out; constants are not
+// copied. A file that is a flatbuffer but makes no sense is read too, so that check() can list what is
 // wrong with it.
 #include <algorithm>
 #include <cstring>
@@ -18,7 +18,7 @@ namespace {
 namespace fb = ::circle;
 using flatbuffers::Table;
 
-// The flatbuffer of a file with external constants stands within its first 2 GiB.
+// The flatbuffer of a file with external constants is within its first 2 GiB.
 constexpr size_t kMostVerified = (size_t{1} << 31) - 2;
 
 class Decoder {
@@ -39,7 +39,7 @@ class Decoder {
     flatbuffers::Verifier verifier(file_.data, std::min(file_.size, kMostVerified), limits);
     if (!fb::VerifyModelBuffer(verifier)) {
       return Fault{Code::E_FLATBUFFER,
-                   "flatbuffers' verifier refuses its " + std::to_string(file_.size) +
+                   "flatbuffers' verifier rejects its " + std::to_string(file_.size) +
                        " bytes: truncated or corrupted; write or fetch it again",
                    what_};
     }
@@ -70,7 +70,7 @@ class Decoder {
     }
     if (exhausted_) {
       return Fault{Code::E_FLATBUFFER,
-                   "its tables share data so often that they unfold to more than the file holds", what_};
+                   "its tables share data so often that they expand to more than the file has", what_};
     }
     return std::move(model_);
   }
@@ -232,7 +232,7 @@ class Decoder {
 }  // namespace
 
 Result<Model> read_bytes(Bytes bytes, const std::string& what, std::shared_ptr<const void> owner) {
-  // Scalars are read in place, so an odd address (a slice of somebody's memory) is copied to an even one.
+  // Scalars are read in place, so an odd address (a slice of the caller's memory) is copied to an even one.
   if (reinterpret_cast<uintptr_t>(bytes.data) % 8 != 0) {
     auto copy = std::make_shared<std::vector<uint64_t>>(bytes.size / 8 + 1);
     std::memcpy(copy->data(), bytes.data, bytes.size);

@@ -10,7 +10,7 @@
 namespace pyquant::circle {
 namespace {
 
-// JSON has no NaN or infinity; inspect shows them as text, and plans refuse them before.
+// JSON has no NaN or infinity; inspect shows them as text, and plans reject them before.
 std::string float_json(float value) {
   if (std::isnan(value)) return "\"NaN\"";
   if (std::isinf(value)) return value > 0 ? "\"Infinity\"" : "\"-Infinity\"";

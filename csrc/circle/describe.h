@@ -25,7 +25,7 @@ std::string named_json(const std::vector<NamedIndex>& entries);
 std::string quoted(std::string_view text);
 /// The whole of ops.def: a list of objects.
 std::string operators_json();
-/// Tells names that stand several times apart by their order: "w", "w#2", "w#3".
+/// Numbers names that occur several times, in order: "w", "w#2", "w#3".
 class UniqueNames {
  public:
   std::string of(const std::string& name);
@@ -34,7 +34,7 @@ class UniqueNames {
   std::set<std::string> taken_;
   std::map<std::string, int> next_;  // without it, a thousand equal names would take a million steps
 };
-/// Whether a string can stand in JSON text.
+/// Whether a string can be written in JSON text.
 bool is_utf8(std::string_view text);
 
 }  // namespace pyquant::circle

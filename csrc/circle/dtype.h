@@ -38,7 +38,7 @@ std::string name_of(DType dtype);
 std::string dtype_names();
 
 inline bool is_float(DType d) { return d == DType::FLOAT32 || d == DType::FLOAT16 || d == DType::BFLOAT16; }
-/// The types that hold quantized activations and weights.
+/// The types of quantized activations and weights.
 inline bool is_quantized(DType d) {
   return d == DType::INT4 || d == DType::UINT4 || d == DType::INT8 || d == DType::UINT8 || d == DType::INT16;
 }

@@ -54,7 +54,7 @@ class Encoder {
     for (const Operator& op : model_.operators) {
       const auto [entry, is_new] = code_index_.try_emplace(op.code, static_cast<uint32_t>(list.size()));
       if (!is_new) continue;
-      // Old readers look at the byte field only; values that it cannot hold are 127 there.
+      // Old readers use the byte field only; values that do not fit it are 127 there.
       const auto narrow = static_cast<int8_t>(std::min(op.code, 127));
       fb::OperatorCodeBuilder code(builder_);
       code.add_deprecated_builtin_code(narrow);
@@ -263,7 +263,7 @@ class Encoder {
 }  // namespace
 
 Result<Head> encode_head(const Model& model, bool external) {
-  // The builder counts in 32 bits and does not complain, so a head that could come near that is refused
+  // The builder counts in 32 bits and does not complain, so a head that could come near that is an error
   // first.
   constexpr uint64_t kMost = uint64_t{1} << 30;
   uint64_t estimate = 0;

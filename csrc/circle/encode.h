@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model as the head of a Circle file: every table of the flatbuffer, with the places of the constants still
-// open. Where the constants then go, and the writing itself, is left to write.cc.
+// A model as the head of a Circle file: every table of the flatbuffer, with the positions of the constants
+// still open. Positions of the constants, and the writing, are left to write.cc.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace pyquant::circle {
 
-/// The finished tables. slots[k] is where buffer `buffers[k]` says its data lies; patch() fills it in.
+/// The finished tables. slots[k] is where buffer `buffers[k]` has its data's position; patch() fills it in.
 struct Head {
   struct Slot {
     uint32_t buffer;

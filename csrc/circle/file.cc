@@ -54,7 +54,7 @@ std::string resolved(const std::string& path) {
 }
 
 Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
-  // O_NONBLOCK: a named pipe without a writer is refused below, not waited for.
+  // O_NONBLOCK: a named pipe without a writer is an error below, not waited for.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     return Fault{Code::E_OPEN, "cannot open for reading (" + reason() + "); check the path", path};

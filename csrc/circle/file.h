@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Files: a read-only mapping, and a file that appears whole under its name or not at all.
-// What the bytes mean is left to everybody else.
+// Files: a read-only mapping, and a file that is written completely or not at all.
+// What the bytes mean is left to the callers.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 
 namespace pyquant::circle {
 
-/// A file mapped read-only for as long as this lives.
+/// A file mapped read-only for the lifetime of this object.
 class Mapping {
  public:
   static Result<std::shared_ptr<const Mapping>> open(const std::string& path);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a file holds, as text for people and as JSON for programs. It judges nothing: that is check/.
+// The contents of a file, as text and as JSON. Whether they are valid is left to check/.
 #include <algorithm>
 #include <map>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Circle model as plain structs: what a plan says, what a file holds, what the checker judges and the
-// writer writes. It owns names, numbers and spans; where constant bytes live (a mapping, the caller's memory)
-// is left to `owners`.
+// A Circle model as plain structs: what plans and files are read into, what the checker checks and the
+// writer writes. It owns names, numbers and spans; the memory of constant bytes (a mapping, the caller's)
+// is kept by `owners`.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ struct Bytes {
 struct Buffer {
   Bytes
       bytes;  // data is null when only the size is known (a plan that is checked before its constants exist)
-  bool external = false;  // lies outside the flatbuffer, at `offset` of the file
+  bool external = false;  // outside the flatbuffer, at `offset` of the file
   uint64_t offset = 0;
   uint64_t claimed = 0;  // Buffer.size of an external buffer, even when the file is too short for it
 };
@@ -37,7 +37,7 @@ struct QParams {
   std::vector<float> scale;
   std::vector<int64_t> zero_point;
   int32_t axis = 0;
-  uint8_t details = 0;  // QuantizationDetails; 0: affine, the only kind that plans can say
+  uint8_t details = 0;  // QuantizationDetails; 0: affine, the only kind that plans can express
 };
 
 struct Tensor {

@@ -155,7 +155,7 @@ class Parser {
       std::string key;
       PYQUANT_TRY(parse_string(key));
       if (!seen.insert(key).second) {
-        return fault(Code::E_JSON_DUPLICATE_KEY, "key '" + key + "' stands twice in one object");
+        return fault(Code::E_JSON_DUPLICATE_KEY, "key '" + key + "' occurs twice in one object");
       }
       skip_space();
       if (!at(':')) return syntax("':'");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan: the JSON text that says everything about a model but the bytes of its constants, which are bound to
+// A plan: the JSON text with everything of a model but the bytes of its constants, which are bound to
 // it by index or by name. Whether the model it describes is valid is left to check/.
 #pragma once
 

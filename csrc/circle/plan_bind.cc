@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gives the constants of a plan their bytes, by index or by name; every mismatch is told before anything is
-// written.
+// Gives the constants of a plan their bytes, by index or by name; every mismatch is an error before anything
+// is written.
 #include "circle/plan.h"
 
 namespace pyquant::circle {
@@ -10,7 +10,7 @@ std::string place_of(const Plan& plan, size_t constant) {
   return tensor_place(plan.model, static_cast<int64_t>(plan.constants[constant].first_tensor));
 }
 
-// Element types that hold the bytes of a plan's tensor. Packed types travel as U8; I8 is accepted for them
+// Element types for the bytes of a plan's tensor. Packed types travel as U8; I8 is accepted for them
 // too.
 bool dtype_fits(const WeightsEntry& entry, DType dtype) {
   const char* wanted = safetensors_dtype(dtype);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Model to plan text and named weights, such that writing them again gives the same bytes for files that we
-// wrote. What a plan cannot say is refused, never left out.
+// wrote. What a plan cannot express is an error, never left out.
 #include <cmath>
 #include <set>
 
@@ -11,7 +11,7 @@ namespace pyquant::circle {
 namespace {
 
 Fault cannot(const std::string& where, const std::string& what) {
-  return {Code::E_NOT_PLANNABLE, what + ", which a plan cannot say", where};
+  return {Code::E_NOT_PLANNABLE, what + ", which a plan cannot express", where};
 }
 
 Status check_plannable(const Model& model) {
@@ -26,7 +26,7 @@ Status check_plannable(const Model& model) {
     const Bytes bytes = model.buffers[entry.buffer].bytes;
     const std::string_view text(reinterpret_cast<const char*>(bytes.data), bytes.size);
     if (!is_utf8(entry.name) || !is_utf8(text)) return cannot(where, "is not UTF-8 text");
-    if (!metadata.insert(entry.name).second) return cannot(where, "stands twice");
+    if (!metadata.insert(entry.name).second) return cannot(where, "occurs twice");
   }
   for (const Signature& signature : model.signatures) {
     for (const auto* entries : {&signature.inputs, &signature.outputs}) {
@@ -34,7 +34,7 @@ Status check_plannable(const Model& model) {
       for (const auto& [name, index] : *entries) {
         if (!model.has_tensor(index)) return cannot("signature '" + signature.key + "'", "names no tensor");
         if (!is_utf8(name) || !names.insert(name).second) {
-          return cannot("signature '" + signature.key + "'", "has names that stand twice or are not UTF-8");
+          return cannot("signature '" + signature.key + "'", "has names that occur twice or are not UTF-8");
         }
       }
     }
@@ -120,7 +120,7 @@ Result<DumpedPlan> dump_plan(const Model& model) {
   out += ",\n \"tensors\": [";
   std::vector<std::string> constant(model.buffers.size());
   UniqueNames unique;
-  unique.of("__metadata__");  // taken by the format of the weights file
+  unique.of("__metadata__");  // used by the format of the weights file
   for (size_t i = 0; i < model.tensors.size(); ++i) {
     PYQUANT_TRY(check_tensor(model, i));
     const Tensor& t = model.tensors[i];

@@ -178,7 +178,7 @@ class PlanParser {
     if (kind == FieldKind::Float) {
       PYQUANT_TRY(expect(value, Kind::Number, path));
       if (value.as_float(std::get<float>(out))) return {};
-      return bad(Code::E_PLAN_VALUE, value, path, "saw " + value.text + ", which float32 cannot hold");
+      return bad(Code::E_PLAN_VALUE, value, path, "saw " + value.text + ", which float32 cannot represent");
     }
     if (kind == FieldKind::Int) {
       int32_t narrow = 0;
@@ -251,7 +251,7 @@ class PlanParser {
       PYQUANT_TRY(expect(scale.items[i], Kind::Number, place));
       if (!scale.items[i].as_float(quant.scale[i])) {
         return bad(Code::E_PLAN_VALUE, scale.items[i], place,
-                   "saw " + scale.items[i].text + ", which float32 cannot hold");
+                   "saw " + scale.items[i].text + ", which float32 cannot represent");
       }
     }
     const Value& zero = *value.find("zero_point");
@@ -270,7 +270,7 @@ class PlanParser {
     return {};
   }
 
-  // Tensors that name the same constant share one buffer; buffers stand in the order of first use.
+  // Tensors that name the same constant share one buffer; buffers are in the order of first use.
   Status constant(const Value& value, const std::string& path, Tensor& tensor) {
     ConstantRef ref;
     ref.first_tensor = plan_.model.tensors.size();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Holds the tables (ops.def, dtypes.def) to the schema at compile time, and lends out the schema's names.
+// Checks the tables (ops.def, dtypes.def) against the schema at compile time, and has the schema's names.
 #include "circle/schema.h"
 
 #include <iterator>

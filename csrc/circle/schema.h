@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names that only the generated schema knows, behind plain functions, so that few files include
+// Names that only the generated schema has, behind plain functions, so that few files include
 // circle_generated.h.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plan, check, bytes, rename: lays the constants out behind the head of the file and streams them from where
-// they lie. Tables come from encode.cc, the file that appears whole from file.cc.
+// they are. Tables come from encode.cc, writing a file completely or not at all from file.cc.
 #include <cstring>
 
 #include "circle/encode.h"
@@ -16,7 +16,7 @@ constexpr uint64_t kInlineLimit = (uint64_t{1} << 31) - 1 - (uint64_t{16} << 20)
 
 struct Piece {
   uint32_t buffer;
-  uint64_t position;  // of the data; an inline vector's length stands in the 4 bytes before it
+  uint64_t position;  // of the data; an inline vector's length is in the 4 bytes before it
   bool external;
 };
 
@@ -102,7 +102,7 @@ Result<Written> write_file(const Model& model, const std::string& path, Target t
   if (!head.external && plan.end > kInlineLimit) {
     if (layout == Layout::Inline) {
       return Fault{Code::E_TOO_LARGE,
-                   "needs " + std::to_string(plan.end) + " bytes, an inline file holds at most " +
+                   "needs " + std::to_string(plan.end) + " bytes, an inline file has at most " +
                        std::to_string(kInlineLimit) + "; use the external layout, which TICO reads",
                    path};
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words of the command line to Arguments: --name value, --name=value, -o value, flags, positionals in any
+// The command line to Arguments: --name value, --name=value, -o value, flags, positionals in any
 // order.
 #include <cstdio>
 
@@ -45,7 +45,7 @@ bool parse_arguments(const Verb& verb, const std::vector<std::string>& words, Ar
       return false;
     }
     if (!out.options.emplace(name, value).second) {
-      error = "option '" + name + "' stands twice";
+      error = "option '" + name + "' occurs twice";
       return false;
     }
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// pyquant-circle check: everything that is wrong with a file, one line for all faults that are alike.
+// pyquant-circle check: every fault of a file, similar ones on one line.
 #include <cctype>
 #include <cstdio>
 #include <map>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kNamed = 3;  // other places that a line names
 
-/// A text without what differs between faults that are alike: names in quotes, shapes in brackets, numbers.
+/// A text without what differs between similar faults: names in quotes, shapes in brackets, numbers.
 std::string skeleton(std::string_view text) {
   std::string kept;
   char until = 0;
@@ -67,12 +67,11 @@ int run(const Arguments& arguments) {
 
 }  // namespace
 
-const Verb kCheck = {
-    "check",
-    "check [--target circle|luci|onert] x.circle",
-    "prints the faults of a file, by the rules of a target; those that are alike on one line",
-    {{"--target", "a target"}},
-    1,
-    run};
+const Verb kCheck = {"check",
+                     "check [--target circle|luci|onert] x.circle",
+                     "prints the faults of a file, by the rules of a target; similar ones on one line",
+                     {{"--target", "a target"}},
+                     1,
+                     run};
 
 }  // namespace pyquant::cli

@@ -40,7 +40,7 @@ struct Arguments {
   }
 };
 
-/// Fails with a line that says what was seen and what the verb takes.
+/// Fails with a line that says what was seen and what is expected.
 bool parse_arguments(const Verb& verb, const std::vector<std::string>& words, Arguments& out,
                      std::string& error);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// pyquant-circle inspect: what a file holds.
+// pyquant-circle inspect: the contents of a file.
 #include <cstdio>
 
 #include "cli/cli.h"
@@ -24,7 +24,7 @@ int run(const Arguments& arguments) {
 
 const Verb kInspect = {"inspect",
                        "inspect [--json] x.circle",
-                       "prints what a file holds, for people or as JSON",
+                       "prints the contents of a file, as text or JSON",
                        {{"--json", nullptr}},
                        1,
                        run};

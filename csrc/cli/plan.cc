@@ -48,7 +48,7 @@ int run(const Arguments& arguments) {
 
 const Verb kPlan = {"plan",
                     "plan x.circle -o plan.json --weights w.safetensors",
-                    "takes a file apart into the plan and the weights that `write` makes it from",
+                    "converts a file to the plan and weights that `write` makes it from",
                     {{"-o", "a file"}, {"--weights", "a file"}},
                     1,
                     run};

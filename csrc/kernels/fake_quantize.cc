@@ -35,7 +35,7 @@ struct BackwardOp {
     dx = is_representable(load(x), p.q, p.grid) ? dy : T{};
   }
 
-  // One step of room on both sides tells what would be clamped from what lies on the last integer. One
+  // One step of room on both sides separates clamped values from those on the last integer. One
   // comparison: gcc does not vectorize a conjunction of two.
   template <class T>
   PYQUANT_INLINE static void vector(const Params& p, T& dx, T dy, T x) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counting values in bins that grow with the data. What is read off a histogram is in histogram_range.cc.
+// Counting values in bins that grow with the data. Ranges of a histogram are histogram_range.cc.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -86,7 +86,7 @@ void widen_by_counts(const int64_t* counts, const Bins& where, int64_t bins, dou
   while (begin < end && counts[begin] == 0) ++begin;
   while (end > begin && counts[end - 1] == 0) --end;
   if (begin == end) return;
-  // Any value of a bin stands for all that are in it: wider bins nest.
+  // Any value of a bin represents all values in it: wider bins nest.
   *lo = std::min(*lo, std::ldexp(static_cast<double>(where.first + begin), where.exponent));
   *hi = std::max(*hi, std::ldexp(static_cast<double>(where.first + end) - 0.5, where.exponent));
 }

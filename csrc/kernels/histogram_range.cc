@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads a range off a histogram: percentiles, and the search for the least square error.
+// The range of a histogram: percentiles, and the search for the least square error.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -16,7 +16,7 @@ constexpr int kSteps = 1000;
 constexpr int kStride = 10;
 
 // The sum is defined as eight sums over every eighth bin, then one after the other, so that all versions
-// round alike.
+// round equally.
 struct SquareError {
   static double scalar(const int64_t* counts, const Bins* where, int64_t bins, ScaleZeroPoint q, Grid grid) {
     double sum[kLanes] = {};

@@ -49,8 +49,8 @@ PYQUANT_INLINE void join(Extent& all, const Extent& part) {
   all.nonfinite += part.nonfinite;
 }
 
-// n is a multiple of kLanes. Values are taken as finite while the largest magnitude is kept too; a block that
-// held NaN or Inf is done again.
+// n is a multiple of kLanes. Values count as finite while the largest magnitude is kept too; a block that
+// has NaN or Inf is computed again.
 template <int kLanes, class T>
 PYQUANT_INLINE Extent block(const T* x, int64_t n) {
   float lo[kLanes], hi[kLanes];

@@ -12,7 +12,7 @@ constexpr int kLanes = 32;
 constexpr int64_t kBlock = 1024;
 
 // The sum of a block is defined as 32 float32 sums over every 32nd element, added in double one after the
-// other; blocks are added in double. All versions round alike.
+// other; blocks are added in double. All versions round equally.
 template <class T>
 struct BlockError {
   static double scalar(const T* x, int64_t n, ScaleZeroPoint q, Grid grid) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mean, variance and range of the finite values of an array: what a person reads to see where a model goes
+// Mean, variance and range of the finite values of an array: the statistics that show where a model goes
 // wrong.
 //
 // A block is read twice while it lies in the first cache: for its range and about its mean, then for

@@ -28,10 +28,9 @@ int64_t count_blocks(const char* op, const char* name, const Tensor& t, int64_t 
 }
 
 void check_good(const char* op, bool good) {
-  PYQUANT_CHECK(
-      good, op,
-      ": x holds NaN, Inf, or a value too large for the half-precision scale of its block; expected "
-      "magnitudes below 520000 (bits 4) or 8300000 (bits 8)");
+  PYQUANT_CHECK(good, op,
+                ": x has NaN, Inf, or a value too large for the half-precision scale of its block; expected "
+                "magnitudes below 520000 (bits 4) or 8300000 (bits 8)");
 }
 
 Tensor quantize_blocks(const Tensor& x_, int64_t bits) {

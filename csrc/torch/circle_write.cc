@@ -10,7 +10,7 @@
 namespace pyquant::torch_ops {
 namespace {
 
-// The Fault's text stands between the mark and the end of the line; pyquant/ops/circle_write.py raises it as
+// The Fault's text is between the mark and the end of the line; pyquant/ops/circle_write.py raises it as
 // CircleError.
 void raise_if(const Fault* fault) { PYQUANT_CHECK(!fault, fault->text()); }
 

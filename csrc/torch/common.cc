@@ -60,7 +60,7 @@ void check_state(const char* op, const char* name, const Tensor& t, ScalarType e
 
 void check_grid(const char* op, int64_t qmin, int64_t qmax) {
   PYQUANT_CHECK(qmin >= -32768 && qmin < qmax && qmax <= 65535, op, ": the grid [", qmin, ", ", qmax,
-                "] is not one; expected -32768 <= qmin < qmax <= 65535");
+                "] is invalid; expected -32768 <= qmin < qmax <= 65535");
 }
 
 void check_search_grid(const char* op, int64_t qmin, int64_t qmax, bool symmetric) {

@@ -25,7 +25,7 @@ using Axis = std::optional<int64_t>;
 /// Raises RuntimeError; pyquant/ops turns what follows the mark into an OpArgumentError.
 #define PYQUANT_CHECK(condition, ...) STD_TORCH_CHECK(condition, "[pyquant] ", __VA_ARGS__)
 
-/// Elements that one thread takes at least; below it, no thread is asked.
+/// Elements that one thread takes at least; below it, no thread is used.
 constexpr int64_t kGrain = 32768;
 
 std::string shape_text(const Tensor& t);
@@ -40,7 +40,7 @@ void check_search_grid(const char* op, int64_t qmin, int64_t qmax, bool symmetri
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-/// How x and its scales lie, and which shape the scales have.
+/// The layout of x and its scales, and the shape of the scales.
 struct Granularity {
   kernels::ScaleMap map;
   int64_t rank;  // of the scale
@@ -59,7 +59,7 @@ Granularity granularity(const char* op, const Tensor& x, Axis axis, int64_t grou
 /// A float32 tensor of the scales' shape.
 Tensor empty_scales(const Tensor& x, const Granularity& g);
 
-/// Checks scale and zero_point against x and the grid (also their values), and holds them contiguous.
+/// Checks scale and zero_point against x and the grid (also their values), and makes them contiguous.
 struct Scales {
   Tensor scale_tensor, zero_point_tensor;
   kernels::ScaleMap map;

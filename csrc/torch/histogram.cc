@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The histogram observer and what is read off it.
+// The histogram observer and the ranges computed from it.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -51,7 +51,7 @@ struct Histogram {
     range[1] = where.edge(bins);
   }
 
-  // Adds x, whose finite values the bins hold. Returns how many values are not finite.
+  // Adds x, whose finite values fit the bins. Returns how many values are not finite.
   template <class T>
   int64_t add(const T* x, int64_t n) {
     const int64_t threads = torch::stable::get_num_threads();

@@ -27,7 +27,7 @@ Tensor pack_int4(const Tensor& q_) {
   } else {
     pack(in<uint8_t>(q));
   }
-  PYQUANT_CHECK(good, "pack_int4: q holds values that need more than 4 bits; expected ",
+  PYQUANT_CHECK(good, "pack_int4: q has values that need more than 4 bits; expected ",
                 type == ScalarType::Char ? "-8 to 7 (int8)" : "0 to 15 (uint8)");
   return packed;
 }

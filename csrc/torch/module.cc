@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module `pyquant._C`: empty, because loading it is what registers the operators. Also two private
-// operators, which say what was built.
+// operators, which report what was built.
 #include <Python.h>
 
 #include "torch/common.h"
@@ -8,7 +8,7 @@
 namespace pyquant::torch_ops {
 namespace {
 
-// Changes with every change of a schema; pyquant/ops/_native.py holds the number that it was written for.
+// Changes with every change of a schema; pyquant/ops/_native.py has the number that it was written for.
 constexpr int64_t kAbi = 1;
 
 int64_t abi() { return kAbi; }

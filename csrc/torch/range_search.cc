@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// mse_range: for each scale of a weight, the range whose grid loses least.
+// mse_range: for each scale of a weight, the range whose grid has the least square error.
 #include <vector>
 
 #include "torch/widen.h"

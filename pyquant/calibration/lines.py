@@ -93,5 +93,5 @@ def _images(data: dict[str, Any], folder: Path, where: str) -> tuple[Path, ...]:
 
 
 def _short(value: object) -> str:
-    said = json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 60 else said[:57] + "..."
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

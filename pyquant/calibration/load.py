@@ -83,10 +83,10 @@ def _by_pillow(name: str, why: str) -> tuple[Any, str]:
     import transformers
 
     try:
-        said = transformers.ImageProcessingMixin.get_image_processor_dict(name)[0]
+        config = transformers.ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError):
         return None, why
-    kind = str(said.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    kind = str(config.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
     cls = getattr(transformers, f"{kind}Pil", None)
     return (None, why) if cls is None else _attempt(cls, name)
 
@@ -114,13 +114,13 @@ def _assembled(name: str, tokenizer: Any, images: Any) -> Any:
             return super().check_argument_for_proper_class(argument_name, argument)
 
     Partial.__name__ = Partial.__qualname__ = cls.__name__
-    said = cls.get_processor_dict(name)[0] if Path(name).is_dir() else {}
+    config = cls.get_processor_dict(name)[0] if Path(name).is_dir() else {}
     given = {"tokenizer": tokenizer, "image_processor": images}
     for argument, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        if argument in said:
-            given.setdefault(argument, said[argument])
+        if argument in config:
+            given.setdefault(argument, config[argument])
         elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             given.setdefault(argument, None)
-    given["chat_template"] = said.get("chat_template") or getattr(tokenizer, "chat_template", None)
+    given["chat_template"] = config.get("chat_template") or getattr(tokenizer, "chat_template", None)
     given.pop("video_processor", None)
     return Partial(**given)

@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     from pyquant.trace import compare, render_comparison
 
     comparison = compare(_read(args.a), _read(args.b), parts=args.parts, loose_shapes=True)
-    said = comparison.to_json()
+    text = comparison.to_json()
     if str(args.json) == "-":
-        print(said, end="")
+        print(text, end="")
     else:
         if args.json is not None:
-            files.whole_text(args.json, said)
+            files.whole_text(args.json, text)
         print(render_comparison(comparison, None if args.worst is None else comparison.worst(args.worst)), end="")
     return exit_code(comparison, args.fail_above)
 
@@ -86,7 +86,7 @@ def _read(name: str) -> Trace:
 def _without_tensors(name: str, text: str) -> str:
     """The JSON of a trace without its tensors: only structure and statistics are compared.
 
-    Raises UsageError for what `pyquant trace --json` writes, which holds two traces.
+    Raises UsageError for what `pyquant trace --json` writes, which has two traces.
     """
     try:
         data = json.loads(text, object_hook=_keyless)
@@ -115,11 +115,11 @@ def _tensors(path: Path) -> Trace:
     if why := files.absent(path):
         raise UsageError(f"{str(path)!r} {why}")
     try:
-        held = load_file(path)
+        loaded = load_file(path)
     except SafetensorError as error:
         raise UsageError(f"{str(path)!r} is no safetensors file: {error}") from error
     trace = Trace(path.name)
-    for name, tensor in sorted(held.items()):
+    for name, tensor in sorted(loaded.items()):
         value = replace(describe_tensor(tensor), key=trace.store.put(tensor))
         none = Tree("tuple", "sequence", ())
         trace.calls.append(Call(name, "Tensor", 0, none, Tree("dict", "mapping", ()), value))

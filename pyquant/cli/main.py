@@ -49,7 +49,7 @@ class Verb(Protocol):
 
 def verbs() -> dict[str, str]:
     """The verbs that exist, and what each does."""
-    return {name: said for name, said in VERBS.items() if find_spec(f"pyquant.cli.{name}") is not None}
+    return {name: text for name, text in VERBS.items() if find_spec(f"pyquant.cli.{name}") is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +102,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"pyquant {__version__}")
     below = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     chosen = next((word for word in words if not word.startswith("-")), None)
-    for name, said in verbs().items():
-        child = below.add_parser(name, help=said, description=said[0].upper() + said[1:] + ".")
+    for name, text in verbs().items():
+        child = below.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:
             verb = cast("Verb", importlib.import_module(f"pyquant.cli.{name}"))
             child.description = (verb.__doc__ or child.description or "").split("\n\n")[0]

@@ -110,13 +110,13 @@ def _reasons(result: Result) -> str:
 
 
 def _paragraph(result: Result) -> str:
-    dry = f", {result.dry} sites without data" if result.dry else ""
+    no_data = f", {result.dry} sites without data" if result.dry else ""
     equal = "-" if result.output_equal is None else f"{result.output_equal:.2%}"
     lines = [
         f"{result.case} ({result.recipe}): {result.status}",
         f"  quantized against float: mean |diff| {_number(result.mean_abs)}, max |diff| {_number(result.max_abs)}, "
         f"PEIR {_number(result.peir)}, SQNR {_number(result.sqnr, '{:.1f}')} dB",
-        f"  shape match {_yes(result.shapes_match)}, finite {_yes(result.finite)}{dry}",
+        f"  shape match {_yes(result.shapes_match)}, finite {_yes(result.finite)}{no_data}",
     ]
     if result.missing is not None:
         lines += [

@@ -23,7 +23,7 @@ class Threshold:
     limit: float
 
     def passed(self, value: float | None) -> bool:
-        """Whether a value lies beyond the limit; NaN does, None (not measured) does not."""
+        """Whether a value is beyond the limit; NaN does, None (not measured) does not."""
         if value is None:
             return False
         return not (value <= self.limit if METRICS[self.metric] else value >= self.limit)

@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     text = sys.stdout if args.json != Path("-") else sys.stderr
 
-    def note(said: str) -> None:
-        print(f"note: {said}", file=sys.stderr)
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
 
     fp = runs.load(args.model, args.dtype)
     names = [name for name, _ in fp.named_modules()]
@@ -272,11 +272,11 @@ class _Report:
             data["sites"] = json.loads(self.found.to_json())
         if self.graphs:
             data["circle"] = {name: graph.to_dict() for name, graph in self.graphs.items()}
-        said = json.dumps(data, allow_nan=False, indent=1) + "\n"
+        text = json.dumps(data, allow_nan=False, indent=1) + "\n"
         if str(self.args.json) == "-":
-            sys.stdout.write(said)
+            sys.stdout.write(text)
         else:
-            files.whole_text(self.args.json, said)
+            files.whole_text(self.args.json, text)
 
 
 def _only(comparison: Comparison, shown: set[str]) -> Comparison:

@@ -111,7 +111,7 @@ def _check_row(op: str, count: int, options: Mapping[str, Any]) -> None:
 
 
 def _payload(const: Const) -> tuple[torch.Tensor, str]:
-    """The bytes of a constant as the file holds them, and their plan type."""
+    """The bytes of a constant in the file, and their plan type."""
     if const.quant is not None:
         dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
         return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)

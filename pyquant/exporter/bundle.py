@@ -42,7 +42,7 @@ def export_bundle(
     and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written to a temporary folder
     before the first file is moved to its place, the manifest last: a failure leaves the folder as it was. Files of a
     former bundle that the new manifest does not name are removed. On a terminal a bar shows the progress. Large
-    constants of the programs are mapped from the files, so that memory holds those of one graph at a time.
+    constants of the programs are mapped from the files, so that those of one graph at a time are in memory.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """

@@ -109,7 +109,7 @@ class Context:
         return self._shared[key]  # type: ignore[no-any-return]
 
     def exact(self, value: Value, like: Quant) -> Ref | Const:
-        """A number or one-element float constant on a grid that holds it exactly; anything else unchanged."""
+        """A number or one-element float constant on a grid that represents it exactly; anything else unchanged."""
         if isinstance(value, int | float):
             return self.number(value, grid=like)
         assert value is not None
@@ -290,7 +290,7 @@ class Context:
         tail: Sequence[Ref | Const] = (),
         shape: tuple[int, ...] | None = None,
     ) -> Ref:
-        """An operator whose result holds values of `parts`, which need one grid.
+        """An operator whose result consists of values of `parts`, which need one grid.
 
         That is their own grid when they share one, else the wanted one, with a QUANTIZE for each part on another grid.
         """
@@ -330,7 +330,7 @@ class Context:
         return self.quant(value) is not None or isinstance(value, int | float) or is_one_float(value)
 
     def _shared_grid(self, parts: Sequence[Value]) -> Quant | None:
-        """The grid of all quantized parts, when it is one and holds every other part exactly."""
+        """The grid of all quantized parts, when it is one and represents every other part exactly."""
         grids = {quant for part in parts if (quant := self.quant(part)) is not None}
         if len(grids) != 1:
             return None

@@ -93,7 +93,7 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
         return _run(node, folded, part)
 
     if isinstance(data, Const) and data.quant is not None and target in CASTS:
-        if fake.dtype.is_floating_point:  # the file has the integers, whatever float type simulates them
+        if fake.dtype.is_floating_point:  # the file has the integers, for any float type that simulates them
             return Const(data.name, shape, fake.dtype, real, here, data.quant, data.ints)
     elif isinstance(data, Const) and data.quant is not None:
         quant = _moved_quant(node, data, part)

@@ -34,7 +34,7 @@ _TYPE_OF_RANGE = {
     (-32768, 32767): "int16",
 }
 _FULL_RANGE = {"int4": (-8, 7), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
-#: plan type -> the torch type that holds one of its integers (4 bit: one per element until the constant is packed)
+#: plan type -> the torch type of one of its integers (4 bit: one per element until the constant is packed)
 STORAGE = {
     "int4": torch.int8,
     "uint4": torch.uint8,

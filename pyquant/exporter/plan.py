@@ -34,7 +34,7 @@ FLOATS = frozenset({"float32", "float16", "bfloat16"})
 class Quant:
     """Affine qparams of a tensor: `real = (q - zero_point) * scale`.
 
-    `scale` holds float32 values. `qmin`/`qmax` are the ends that the eager model uses; the file has only the
+    `scale` has float32 values. `qmin`/`qmax` are the ends that the eager model uses; the file has only the
     type's own. One scale is per tensor (`axis` None); more lie along `axis`.
     """
 
@@ -81,8 +81,8 @@ class Tensor:
     """One Circle tensor. `constant` indexes Graph.constants.
 
     `origin` is the fx node whose value (on this tensor's grid) it has; None for a tensor that lowering added.
-    `note` says why a float tensor has no qparams. `signature` is `shape` with -1 along an axis of open length, where
-    `shape` has 1; None when every size is fixed.
+    `note` is the reason why a float tensor has no qparams. `signature` is `shape` with -1 along an axis of open
+    length, where `shape` has 1; None when every size is fixed.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Graph:
 
     @property
     def constant_bytes(self) -> int:
-        """Bytes of all constants, as the file holds them."""
+        """Bytes of all constants in the file."""
         return sum(c.numel() * c.element_size() for c in self.constants)
 
     def replace(self, **changes: Any) -> Graph:

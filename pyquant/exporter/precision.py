@@ -35,7 +35,7 @@ def eager_dtype(traced: Traced) -> str:
 
 
 def low_floats(graph: Graph) -> list[str]:
-    """The low float types that tensors of the file have, sorted. No runtime that compare() knows computes in them."""
+    """The low float types that tensors of the file have, sorted. No runtime of compare() computes in them."""
     return sorted({tensor.dtype for tensor in graph.tensors} & (FLOATS - {"float32"}))
 
 

@@ -74,7 +74,7 @@ def names() -> list[str]:
 
 
 def is_move(target: str) -> bool:
-    """True for operators whose result holds the values of their first argument and no others."""
+    """True for operators whose result has the values of their first argument and no others."""
     return target in LOWERINGS and LOWERINGS[target].kind is Kind.MOVE
 
 

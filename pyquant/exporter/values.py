@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an fx node stands for while it is lowered: a tensor of the graph (Ref), or a constant (Const).
+"""The value of an fx node while it is lowered: a tensor of the graph (Ref), or a constant (Const).
 
 It owns when a constant is computed. When it becomes a tensor of the file is decided in context.py.
 """
@@ -31,7 +31,7 @@ class Const:
     """A value known at export time.
 
     `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
-    quantized; with `block`, a plan type of grid.BLOCKS, the file holds the value's blocks. Values are computed on
+    quantized; with `block`, a plan type of grid.BLOCKS, the file has the value's blocks. Values are computed on
     access, so that no float copy of a large weight stays in memory after its use.
     """
 

@@ -31,7 +31,7 @@ def check_dtype(op: str, name: str, tensor: Tensor, *expected: torch.dtype) -> N
 
 def check_grid(op: str, qmin: int, qmax: int) -> None:
     if not -32768 <= qmin < qmax <= 65535:
-        raise OpArgumentError(f"{op}: the grid [{qmin}, {qmax}] is not one; expected -32768 <= qmin < qmax <= 65535")
+        raise OpArgumentError(f"{op}: the grid [{qmin}, {qmax}] is invalid; expected -32768 <= qmin < qmax <= 65535")
 
 
 def check_search_grid(op: str, qmin: int, qmax: int, symmetric: bool) -> None:

@@ -21,7 +21,7 @@ def mse_range(x: Tensor, axis: int | None, group: int, qmin: int, qmax: int, sym
     """(lo, hi), float32, in the shape of the scales: the range whose grid has the least square error over x.
 
     The candidates are 100 % down to 21 % of the range of the finite values, both ends together; of equal ones the
-    widest is taken. Where x holds NaN or Inf it is the full range of the rest; (+inf, -inf) where nothing is finite.
+    widest is taken. Where x has NaN or Inf it is the full range of the rest; (+inf, -inf) where nothing is finite.
     """
     try:
         return _mse_range(observed(x), axis, group, qmin, qmax, symmetric)

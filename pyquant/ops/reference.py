@@ -163,7 +163,7 @@ def pack_int4(q: Tensor) -> Tensor:
     low, high = (-8, 7) if q.dtype == torch.int8 else (0, 15)
     if q.device.type == "cpu" and bool(((q < low) | (q > high)).any()):
         raise OpArgumentError(
-            "pack_int4: q holds values that need more than 4 bits; "
+            "pack_int4: q has values that need more than 4 bits; "
             f"expected {'-8 to 7 (int8)' if low else '0 to 15 (uint8)'}"
         )
     nibbles = torch.nn.functional.pad(q.flatten() & 15, (0, q.numel() % 2)).to(torch.uint8)

@@ -59,7 +59,7 @@ def _encode(op: str, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     half = d.half()
     if x.device.type == "cpu" and not bool(half.isfinite().all()):
         raise OpArgumentError(
-            f"{op}: x holds NaN, Inf, or a value too large for the half-precision scale of its block; expected "
+            f"{op}: x has NaN, Inf, or a value too large for the half-precision scale of its block; expected "
             "magnitudes below 520000 (bits 4) or 8300000 (bits 8)"
         )
     inverse = 1.0 / d

@@ -189,7 +189,7 @@ def collect(
 def _output(q: QModule, batch: Any) -> Tensor:
     floats = [tensor for tensor in tensors_in(call(q, batch)) if tensor.is_floating_point()]
     if not floats:
-        raise InputError("the model's output holds no floating tensor, so there is nothing to compare")
+        raise InputError("the model's output has no floating tensor, so there is nothing to compare")
     return torch.cat([tensor.detach().float().cpu().flatten() for tensor in floats])
 
 

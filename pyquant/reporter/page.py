@@ -67,7 +67,7 @@ _OUTPUT = "A sample of the output's values. On the line they are equal."
 _BYTES = "Parameters and constants, without the overhead of a file."
 _WORST = (
     "Sites of lowest SQNR of their own, on the float model's values. Blue: the values, counts on a log scale. Dotted "
-    "red: the ends of the grid; what lies beyond is clipped."
+    "red: the ends of the grid; values beyond are clipped."
 )
 
 _HTML = """<!doctype html>

@@ -61,7 +61,7 @@ class Bits:
 
 
 def mean_bits(parts: Iterable[tuple[Part, int]]) -> Bits:
-    """The means over parts, each at least as wide as its number says."""
+    """The means over parts, each at least as wide as its number."""
     elements, bits = {True: 0, False: 0}, {True: 0, False: 0}
     for part, width in parts:
         elements[part.constant] += part.elements

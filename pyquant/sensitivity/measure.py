@@ -98,7 +98,7 @@ class _Run:
         tensors = [tensor for tensor in tensors_in(counted) if tensor.is_floating_point()]
         if not tensors:
             raise InputError(
-                f"the model's output ({type(counted).__name__}) holds no floating tensor; choose what counts by output="
+                f"the model's output ({type(counted).__name__}) has no floating tensor; choose what counts by output="
             )
         return tensors, whole
 

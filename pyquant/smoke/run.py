@@ -71,10 +71,10 @@ def run(case: Case, recipe: str = "w8a8", *, export: bool = True, folder: Path |
         return dataclasses.replace(result, status=FAILED, reasons=(case.reason,))
     faults: list[str] = []
     try:
-        q, dry = _quantized(case, recipe)
+        q, no_data = _quantized(case, recipe)
         with torch.no_grad():
             expected, got = (list(tensors_in(call(module, case.call))) for module in (case.module, q))
-        result = dataclasses.replace(result, dry=dry, **_compared(expected, got))
+        result = dataclasses.replace(result, dry=no_data, **_compared(expected, got))
         faults += [] if result.shapes_match else [f"shapes {_shapes(got)}, expected {_shapes(expected)}"]
         faults += [] if result.finite else ["the quantized output is not finite"]
         if export:

@@ -51,10 +51,10 @@ def capture(
 
     A call is recorded when it returns, so children come before parents, and a call that raises is not recorded.
     Modules outside of `model` are not, nor is anything while torch.export or torch.compile traces (there are no
-    values then). Raises TraceError for a glob that matches no module and for a folder that holds a trace already,
+    values then). Raises TraceError for a glob that matches no module and for a folder that has a trace already,
     InputError for inputs of another type.
     """
-    # A module that has two paths is recorded under the first: a call does not tell by which path it was made.
+    # A module that has two paths is recorded under the first: a call does not record the path that it was made by.
     names = {id(module): name for name, module in model.named_modules()}
     recorded = set(names.values()) if modules is None else select(names.values(), modules, "modules")
     kept = select(names.values(), tensors, "tensors")

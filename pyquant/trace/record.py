@@ -134,7 +134,7 @@ class Trace:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises a TraceError when the folder holds a trace already."""
+    """Raises a TraceError when the folder has a trace already."""
     if (folder / "trace.json").exists() or (folder / "tensors").exists():
         raise TraceError(f"{folder} already has a trace; name another folder or remove it")
 

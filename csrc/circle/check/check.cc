@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the passes of the checker in order, and holds the small helpers that they share.
+// Runs the passes of the checker in order, and defines the helpers that they share.
 #include "circle/check/check.h"
 
 #include <cstring>

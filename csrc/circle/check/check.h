@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the passes of the checker share: where faults go, and safe looks at operands that may not exist.
+// What the passes of the checker share: where faults go, and safe access to operands that may not exist.
 // Each pass is one file and one idea; check.cc runs them in order.
 #pragma once
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pass 7: the order of things: every tensor is an input, a constant or produced once, and before it is used.
+// Pass 7: the order of operators: every tensor is an input, a constant or produced once, and before it is
+// used.
 #include "circle/check/check.h"
 
 namespace pyquant::circle {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Target onert: what onert 0.1.0 refuses, crashes on, or silently gets wrong, as measured
+// Target onert: what onert 0.1.0 rejects, crashes on, or computes wrongly without an error, as measured
 // (circle-and-runtimes.md, sections 2 and 3). Which dtypes each operator takes is in ops.def; here are the
 // rules that need more than a dtype.
 #include <algorithm>
@@ -17,7 +17,7 @@ class OnertCheck {
   void run() {
     if (name_ == "SPLIT_V") return fault(Code::E_ONERT_WRONG, "gives zeros; write SLICE or SPLIT instead");
     if (op_.op->onert.empty())
-      return fault(Code::E_ONERT_OPERATOR, "is refused; lower it to other operators");
+      return fault(Code::E_ONERT_OPERATOR, "is not supported; lower it to other operators");
     if (name_ == "FULLY_CONNECTED") return fully_connected();
     if (name_ == "GATHER" && data() && is_ggml(data()->dtype)) return gather_ggml();
     dtypes();
@@ -34,7 +34,7 @@ class OnertCheck {
  private:
   void fault(Code code, const std::string& message) { faults_.add(code, where_, message); }
 
-  // Roles a and c stand for data here: CAST, SHAPE and conversions have nothing else.
+  // Roles a and c are data here: CAST, SHAPE and conversions have nothing else.
   bool is_data(char role) const { return role == 'x' || role == 'a'; }
 
   const Tensor* data() const {
@@ -82,7 +82,7 @@ class OnertCheck {
       }
       if (is_ggml(w->dtype)) {
         if (op_.inputs.size() > 2 && op_.inputs[2] != -1)
-          fault(Code::E_ONERT_BIAS, "takes no bias with GGML weights; ADD it");
+          fault(Code::E_ONERT_BIAS, "supports no bias with GGML weights; ADD it");
         if (x->shape.size() != 2)
           fault(Code::E_ONERT_RANK, "aborts on GGML weights unless the data has rank 2; RESHAPE it");
         if (!w->shape.empty() && w->shape.back() % 32 != 0)
@@ -93,7 +93,8 @@ class OnertCheck {
         return fault(Code::E_ONERT_WRONG, weights + ": with uint8 data only uint8 weights are right");
       }
     } else {
-      return fault(Code::E_ONERT_DTYPE, input_text(model_, op_, 0) + ": refused; expected float32 or uint8");
+      return fault(Code::E_ONERT_DTYPE,
+                   input_text(model_, op_, 0) + ": not supported; expected float32 or uint8");
     }
     if (per_channel(*w)) {
       fault(Code::E_ONERT_WRONG,
@@ -101,7 +102,7 @@ class OnertCheck {
     }
     if (y->shape.size() != 2) {
       fault(Code::E_ONERT_RANK,
-            "gives a result of rank 2 whatever keep_num_dims says; write rank 2 and RESHAPE after it");
+            "gives a result of rank 2 for any keep_num_dims; write rank 2 and RESHAPE after it");
     }
   }
 
@@ -128,14 +129,14 @@ class OnertCheck {
     }
     const Tensor* out = output(model_, op_, 0);
     if (out && out->shape.size() > 4)
-      fault(Code::E_ONERT_RANK, "takes rank 2 to 4, the output has rank " + rank(*out));
+      fault(Code::E_ONERT_RANK, "supports rank 2 to 4, the output has rank " + rank(*out));
   }
 
   void rms_norm() {
     const Tensor* x = data();
     if (x && x->shape.size() != 3 && x->shape.size() != 4) {
       fault(Code::E_ONERT_RANK,
-            "takes rank 3 or 4, the input has rank " + rank(*x) + "; RESHAPE it or use MUL, MEAN, RSQRT");
+            "supports rank 3 or 4, the input has rank " + rank(*x) + "; RESHAPE it or use MUL, MEAN, RSQRT");
     }
   }
 
@@ -161,7 +162,7 @@ class OnertCheck {
       fault(Code::E_ONERT_WRONG, "float32 to int8 clamps negative values to 0; use uint8");
     } else if (from->dtype == to->dtype) {
       fault(Code::E_ONERT_DTYPE,
-            "from " + name_of(from->dtype) + " to itself is refused; DEQUANTIZE between");
+            "from " + name_of(from->dtype) + " to itself is not supported; DEQUANTIZE between");
     }
   }
 

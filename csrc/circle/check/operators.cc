@@ -23,13 +23,13 @@ void check_code(const Model& model, const Operator& op, const std::string& where
     faults.add(Code::E_OPCODE_FIELDS, where,
                "deprecated_builtin_code is " + std::to_string(code.deprecated) + ", builtin_code " +
                    std::to_string(code.builtin) + "; expected " + std::to_string(expected) +
-                   " in the first (onert reads it, and takes this for another operator)");
+                   " in the first (onert reads it, and reads this as another operator)");
   }
 }
 
 void check_options_table(const Operator& op, const std::string& where, Faults& faults) {
   const OptionsTable& table = *op.op->options;
-  // A table without fields says nothing, and TICO leaves that of GREATER out.
+  // A table without fields has no data, and TICO leaves that of GREATER out.
   if (table.fields.empty() && op.options_type == 0) return;
   if (op.options_type != table.value) {
     if (op.options_type == 0) {

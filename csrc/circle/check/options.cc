@@ -94,7 +94,7 @@ class OptionCheck {
     }
   }
 
-  // RESHAPE's option, when there, says the output's shape; -1 stands for one dimension.
+  // RESHAPE's option, when present, is the output's shape; -1 is any one dimension.
   void new_shape() {
     const auto shape = option(op_, "new_shape", std::vector<int32_t>());
     const Tensor* out = output(model_, op_, 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pass 5: the shapes of operands against each other, where an operator's rule is plain. Dynamic shapes are
-// not judged.
+// Pass 5: the shapes of operands against each other, where an operator has a simple rule. Dynamic shapes are
+// not checked.
 #include <algorithm>
 
 #include "circle/check/check.h"
@@ -148,7 +148,7 @@ class ShapeCheck {
     const auto rank = static_cast<int64_t>(out(0).size());
     int64_t axis = option<int64_t>(op_, "axis", 0);
     axis += axis < 0 ? rank : 0;
-    if (axis < 0 || axis >= rank) return;  // E_OPTION_VALUE says so
+    if (axis < 0 || axis >= rank) return;  // reported as E_OPTION_VALUE
     Shape expected = in(0);
     if (expected.size() != out(0).size()) return fault("one rank");
     for (size_t i = 1; i < op_.inputs.size(); ++i) {

@@ -25,7 +25,7 @@ void check_head(const Model& model, Faults& faults) {
   } else if (model.buffers[0].bytes.size > 0 || model.buffers[0].claimed > 0) {
     faults.add(
         Code::E_BUFFER_ZERO, "buffers[0]",
-        "holds " + count_of(model.buffers[0].bytes.size, "bytes") + ", expected none: 0 means 'no data'");
+        "has " + count_of(model.buffers[0].bytes.size, "bytes") + ", expected none: 0 means 'no data'");
   }
   for (size_t i = 0; i < model.buffers.size(); ++i) {
     const Buffer& buffer = model.buffers[i];
@@ -80,7 +80,7 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
   if (bytes && model.is_constant(index) && buffer.bytes.size != static_cast<uint64_t>(*bytes) &&
       buffer.bytes.size == std::max<uint64_t>(buffer.claimed, buffer.bytes.size)) {
     faults.add(Code::E_BUFFER_SIZE, where,
-               "its buffer holds " + count_of(buffer.bytes.size, "bytes") + ", " + name_of(t.dtype) + " " +
+               "its buffer has " + count_of(buffer.bytes.size, "bytes") + ", " + name_of(t.dtype) + " " +
                    shape_text(t.shape) + " needs " + std::to_string(*bytes));
   }
 }
@@ -105,7 +105,7 @@ void check_named(const std::vector<NamedIndex>& named, std::vector<int32_t> grap
   std::vector<int32_t> indices;
   for (const auto& [name, index] : named) {
     if (name.empty() || !names.insert(name).second) {
-      faults.add(Code::E_SIGNATURE, where, "name '" + name + "' is empty or stands twice");
+      faults.add(Code::E_SIGNATURE, where, "name '" + name + "' is empty or occurs twice");
     }
     indices.push_back(static_cast<int32_t>(index));
   }
@@ -142,7 +142,7 @@ void check_metadata(const Model& model, Faults& faults) {
       faults.add(Code::E_BUFFER_INDEX, where, "buffer " + std::to_string(entry.buffer) + " does not exist");
     }
     if (entry.name.empty() || !names.insert(entry.name).second) {
-      faults.add(Code::E_METADATA, where, "has no name, or one that stands twice");
+      faults.add(Code::E_METADATA, where, "has no name, or one that occurs twice");
     }
   }
 }

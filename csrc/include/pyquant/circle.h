@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Circle files without torch or Python: read, check, write, inspect, compare. Everything fails by value
+// Circle files without torch or Python: read, check, write, inspect, compare. Errors are values
 // (status.h). The structs that pass through are those of circle/ir.h; plans are those of circle/plan.h.
 #pragma once
 
@@ -15,7 +15,7 @@
 
 namespace pyquant::circle {
 
-/// Whose rules a model is judged by. Each has all the rules of Circle.
+/// Whose rules a model is checked by. Each has all the rules of Circle.
 enum class Target : uint8_t {
   Circle,  // the format, and what TICO's reference runtime runs
   Luci,    // ONE's verifier of quantized models
@@ -24,13 +24,13 @@ enum class Target : uint8_t {
 std::optional<Target> target_by_name(std::string_view name);
 const char* target_names();  // "circle, luci, onert"
 
-/// Maps and reads a file. Fails when its bytes are no Circle flatbuffer; what it holds may still be wrong:
+/// Maps and reads a file. Fails when its bytes are no Circle flatbuffer; the contents may still be wrong:
 /// check().
 Result<Model> read_file(const std::string& path);
 /// The same on bytes that the caller keeps alive (or that `owner` keeps alive).
 Result<Model> read_bytes(Bytes bytes, const std::string& what, std::shared_ptr<const void> owner = nullptr);
 
-/// Everything that is wrong with a model, in the order of the file; empty when nothing is.
+/// Every fault of a model, in the order of the file; empty when nothing is.
 std::vector<Fault> check(const Model& model, Target target);
 
 enum class Layout : uint8_t {
@@ -43,16 +43,16 @@ struct Written {
   bool external = false;
 };
 /// Checks a bound plan or a read model against `target` and writes it, whole or not at all. Constants are
-/// streamed from where they lie; the extra memory is that of the tables. The same input gives the same bytes.
+/// streamed from where they are; the extra memory is that of the tables. The same input gives the same bytes.
 Result<Written> write_file(const Model& model, const std::string& path, Target target = Target::Circle,
                            Layout layout = Layout::Auto);
 
-/// What a file holds, for people.
+/// The contents of a file, as text.
 std::string inspect_text(const Model& model, const std::string& title);
 /// The same as JSON.
 std::string inspect_json(const Model& model, const std::string& title);
 
-/// One line for each difference between two models; empty when they say the same.
+/// One line for each difference between two models; empty when they are equal.
 std::vector<std::string> diff(const Model& a, const Model& b);
 
 }  // namespace pyquant::circle

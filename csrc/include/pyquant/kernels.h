@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops over arrays: observe, fake-quantize, quantize, pack. Plain pointers and counts; no torch, no
-// exceptions, no allocation. Splitting work among threads is the caller's business: each kernel takes the
-// part it shall do.
+// exceptions, no allocation. Splitting work among threads is left to the caller: each kernel gets the
+// part that it processes.
 #pragma once
 
 #include <cmath>
@@ -17,13 +17,13 @@ enum class Isa : int { scalar = 0, portable = 1, avx2 = 2, avx512 = 3 };
 
 /// The best that this CPU has, chosen once.
 Isa best_isa();
-/// The one in use: best_isa() unless set_isa() said otherwise.
+/// The one in use: best_isa() unless set_isa() chose another.
 Isa active_isa();
 /// For tests and benchmarks. False, and nothing changes, where the CPU lacks it.
 bool set_isa(Isa isa);
 const char* isa_name(Isa isa);
 
-/// 16-bit floats as they lie in memory.
+/// 16-bit floats as they are in memory.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -65,7 +65,7 @@ void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, co
 template <class T>
 void fake_quantize_backward(const T* dy, const T* x, T* dx, const ScaleMap& map, const float* scale,
                             const int32_t* zero_point, Grid grid, int64_t begin, int64_t end);
-/// Q: int8_t, uint8_t, int16_t; it must hold the grid.
+/// Q: int8_t, uint8_t, int16_t; the grid must fit it.
 template <class T, class Q>
 void quantize(const T* x, Q* q, const ScaleMap& map, const float* scale, const int32_t* zero_point, Grid grid,
               int64_t begin, int64_t end);
@@ -89,7 +89,7 @@ struct Stats {
   float lo = std::numeric_limits<float>::infinity();
   float hi = -std::numeric_limits<float>::infinity();
 };
-/// Threads take whole chunks; chunks are merged in pairs, so that the result does not depend on threads.
+/// Threads process whole chunks; chunks are merged in pairs, so that the result does not depend on threads.
 constexpr int64_t kStatsChunk = 65536;
 /// n <= kStatsChunk.
 template <class T>
@@ -100,13 +100,13 @@ Stats merge(const Stats& a, const Stats& b);
 Stats merge_pairs(Stats* parts, int64_t n);
 
 // --- histogram: bins of width 2^exponent at multiples of it, so that bins merge exactly in pairs. Where the
-// bins lie depends on the extent of all data only: the counts are the same in whatever order, batches and
+// bins are depends only on the extent of all data: the counts are the same in whatever order, batches and
 // shards the data came.
 
 constexpr int64_t kMaxBins = 1 << 20;
 /// Values beyond it count as it.
 constexpr float kHistogramLimit = 0x1p120f;
-/// The exponent of the bins of data that is all zero: no grid takes so small a range for one.
+/// The exponent of the bins of data that is all zero: no grid has so small a range.
 constexpr int kHistogramExponent = -126;
 
 /// Bin b holds [(first + b) * 2^exponent, (first + b + 1) * 2^exponent).

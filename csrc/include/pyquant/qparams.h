@@ -47,7 +47,7 @@ inline bool is_representable(float x, ScaleZeroPoint p, Grid grid) {
 /// zero_point = clamp(round_half_away(qmin - lo / scale)). Symmetric: scale = max(|lo|, |hi|) / qmax,
 /// zero_point = 0. Computed in double, the scale stored as float32. A range whose scale is no normal float32
 /// number (all zeros, say) gives scale 1. A range that is not one (NaN, Inf, lo > hi, which is what an
-/// observer without data holds), or that overflows, gives scale NaN, so that nobody takes it for a result.
+/// observer without data holds), or that overflows, gives scale NaN, so that it cannot pass for a result.
 /// Where there is no better zero point, it is 0 clamped to the grid.
 ScaleZeroPoint choose_qparams(float lo, float hi, Grid grid, bool symmetric);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What went wrong, as values: Fault (code, message, where), Status and Result<T>; the native core throws
+// Errors as values: Fault (code, message, where), Status and Result<T>; the native core throws
 // nothing. Translating a Fault into a Python exception or an exit code is left to the bindings and the
 // command line.
 #pragma once

@@ -127,15 +127,15 @@ def _serve(library: ctypes.CDLL, path: str, requests: BinaryIO, answers: BinaryI
     loaded, shapes = None, None
     while True:
         try:
-            asked, data = pickle.load(requests)
+            wanted, data = pickle.load(requests)
         except EOFError:
             return
         try:
-            if loaded is None or asked != shapes:
+            if loaded is None or wanted != shapes:
                 if loaded is not None:
                     loaded.close()
-                loaded, shapes = None, asked
-                loaded = LoadedFile(library, path, asked)
+                loaded, shapes = None, wanted
+                loaded = LoadedFile(library, path, wanted)
             answer: Any = ("outputs", loaded.run(data))
         except OnertError as error:
             answer = ("refused", str(error))

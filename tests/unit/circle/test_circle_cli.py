@@ -155,7 +155,7 @@ def test_faults_lists_every_code(run: Run) -> None:
         (["inspect", "/"], "E_OPEN: /: not a regular file; a file is expected"),
         (["write", "plan.json"], "option -o is missing"),
         (["plan", "x.circle", "-o", "y"], "options -o and --weights are needed"),
-        (["write", "p", "-o", "a", "-o", "b"], "option '-o' stands twice"),
+        (["write", "p", "-o", "a", "-o", "b"], "option '-o' occurs twice"),
         (
             ["write", "p", "-o", "a", "--layout", "round"],
             "layout 'round' is unknown, expected one of auto, inline, external",
@@ -218,7 +218,7 @@ def test_weights_that_are_no_weights(run: Run, plan: tuple[Path, Path], tmp_path
 def test_a_constant_of_the_wrong_size(run: Run, plan: tuple[Path, Path], tmp_path: Path) -> None:
     save_file({**load_file(plan[1]), "w": torch.zeros(11, dtype=torch.uint8)}, plan[1])
     done = run("write", plan[0], "--weights", plan[1], "-o", tmp_path / "x.circle")
-    refused(done, 1, "E_BUFFER_SIZE: tensors[1] 'w': its buffer holds 11 bytes, uint8 [3, 4] needs 12")
+    refused(done, 1, "E_BUFFER_SIZE: tensors[1] 'w': its buffer has 11 bytes, uint8 [3, 4] needs 12")
 
 
 def test_bad_json(run: Run, plan: tuple[Path, Path], tmp_path: Path) -> None:
@@ -262,4 +262,4 @@ def test_a_corrupt_file(run: Run, tmp_path: Path) -> None:
         ["diff", path, path],
         ["plan", path, "-o", "p", "--weights", "w"],
     ):
-        refused(run(*words), 2, f"E_FLATBUFFER: {path}: flatbuffers' verifier refuses its 500 bytes")
+        refused(run(*words), 2, f"E_FLATBUFFER: {path}: flatbuffers' verifier rejects its 500 bytes")

@@ -59,7 +59,7 @@ def test_random_corruption_never_crashes() -> None:
         (b"", "E_NOT_CIRCLE: bytes: has 0 bytes, a Circle file has more"),
         (b"\x00" * 64, "does not carry the identifier CIR0 in bytes 4 to 7; is it a .circle file?"),
         (LINEAR[:4] + b"TFL3" + LINEAR[8:], "E_NOT_CIRCLE"),
-        (LINEAR[:400], "E_FLATBUFFER: bytes: flatbuffers' verifier refuses its 400 bytes: truncated or corrupted"),
+        (LINEAR[:400], "E_FLATBUFFER: bytes: flatbuffers' verifier rejects its 400 bytes: truncated or corrupted"),
     ],
     ids=["empty", "zeros", "tflite", "half"],
 )

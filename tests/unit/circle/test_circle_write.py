@@ -115,7 +115,7 @@ def test_a_constant_of_the_wrong_size(tmp_path: Path) -> None:
         b.constants[0] = b.constants[0][:2]
 
     text = error_of(change, tmp_path / "x.circle")
-    assert "E_BUFFER_SIZE: tensors[1] 'w': its buffer holds 8 bytes, uint8 [3, 4] needs 12" in text
+    assert "E_BUFFER_SIZE: tensors[1] 'w': its buffer has 8 bytes, uint8 [3, 4] needs 12" in text
 
 
 def test_a_constant_that_is_not_given(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
     "pack 5 bits": (
         "pack_int4",
         (torch.tensor([8], dtype=torch.int8),),
-        "q holds values that need more than 4 bits; expected -8 to 7 (int8)",
+        "q has values that need more than 4 bits; expected -8 to 7 (int8)",
         False,
     ),
     "statistics of float64": ("tensor_stats", (X.double(),), "x is float64; expected float32", True),
@@ -240,7 +240,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
         "packed has shape (2, 18); its last dimension must be a multiple of 34",
         True,
     ),
-    "block with NaN": ("fake_quantize_blocks", (torch.full((32,), torch.nan), 4), "x holds NaN, Inf, or", False),
+    "block with NaN": ("fake_quantize_blocks", (torch.full((32,), torch.nan), 4), "x has NaN, Inf, or", False),
     "unpack int8": ("unpack_int4", (torch.zeros(2, dtype=torch.int8), 4, True), "packed is int8; expected uint8", True),
 }
 
