@@ -35,27 +35,27 @@ Values = Tensor | np.ndarray[Any, Any] | Sequence[Any] | float
 
 def sqnr_db(reference: Values, other: Values) -> float:
     """Signal to quantization noise ratio in decibels: 10 log10(sum reference^2 / sum (reference - other)^2)."""
-    return Errors.of(reference, other).sqnr
+    return Deviation.of(reference, other).sqnr
 
 
 def peir(reference: Values, other: Values) -> float:
     """Peak error to interval ratio: max |reference - other| / (max reference - min reference)."""
-    return Errors.of(reference, other).peir
+    return Deviation.of(reference, other).peir
 
 
 def cosine(reference: Values, other: Values) -> float:
     """Cosine of the angle between the flattened tensors."""
-    return Errors.of(reference, other).cosine
+    return Deviation.of(reference, other).cosine
 
 
 def mean_abs_diff(reference: Values, other: Values) -> float:
     """Mean of |reference - other|."""
-    return Errors.of(reference, other).mean_abs
+    return Deviation.of(reference, other).mean_abs
 
 
 def max_abs_diff(reference: Values, other: Values) -> float:
     """Largest |reference - other|."""
-    return Errors.of(reference, other).max_abs
+    return Deviation.of(reference, other).max_abs
 
 
 def lsb_error(reference: Values, other: Values, scale: Values) -> Array:
@@ -95,8 +95,8 @@ def _unit(peak: float) -> float:
 
 
 @dataclass
-class Errors:
-    """The errors of any number of pairs of tensors, as if all of them were one pair.
+class Deviation:
+    """The metrics of any number of pairs of tensors (batches), as if all of them were one pair.
 
     elements: how many were compared. low, high: least and largest finite value of the reference (inf, -inf before the
     first). max_abs: largest |reference - other|.
@@ -113,11 +113,11 @@ class Errors:
     _noise: _Squares = field(default_factory=_Squares)
 
     @classmethod
-    def of(cls, reference: Values, other: Values) -> Errors:
-        """The errors of one pair. Raises InputError for tensors of different shapes."""
-        errors = cls()
-        errors.add(reference, other)
-        return errors
+    def of(cls, reference: Values, other: Values) -> Deviation:
+        """The deviation of one pair. Raises InputError for tensors of different shapes."""
+        deviation = cls()
+        deviation.add(reference, other)
+        return deviation
 
     @torch.no_grad()
     def add(self, reference: Values, other: Values) -> None:

@@ -37,7 +37,8 @@ class Context:
         self.values: dict[Node, Any] = dict(folded)
         self.node: Node
         self.where = Location()
-        self._shared: dict[Any, Any] = {}  # scalars, shapes, QUANTIZE and DEQUANTIZE results, by kind and contents
+        self._constants: dict[tuple[object, ...], Const] = {}  # scalars and shapes by kind and contents
+        self._conversions: dict[tuple[object, ...], Ref] = {}  # results of QUANTIZE and DEQUANTIZE
 
     def at(self, node: Node) -> None:
         """Make `node` the one that is lowered."""
@@ -94,19 +95,19 @@ class Context:
     def ints(self, numbers: Sequence[int], what: str) -> Const:
         """An int32 vector (shape, permutation, axes ...), one constant for equal vectors."""
         key = ("ints", tuple(numbers))
-        if key not in self._shared:
+        if key not in self._constants:
             data = torch.tensor(list(numbers), dtype=torch.int32)
-            self._shared[key] = Const(what, tuple(data.shape), torch.int32, lambda: data, self.where)
-        return self._shared[key]  # type: ignore[no-any-return]
+            self._constants[key] = Const(what, tuple(data.shape), torch.int32, lambda: data, self.where)
+        return self._constants[key]
 
     def number(self, value: float, dtype: torch.dtype = torch.float32, grid: Quant | None = None) -> Const:
         """A scalar constant; with `grid` it is exact on a grid of that one's integer type."""
         quant = exact_grid(float(value), grid) if grid else None
         key = ("number", float(value), str(np.float64(value)), dtype, quant)
-        if key not in self._shared:
+        if key not in self._constants:
             data = torch.tensor(value, dtype=dtype)
-            self._shared[key] = Const(f"scalar_{value:g}", (), dtype, lambda: data, self.where, quant)
-        return self._shared[key]  # type: ignore[no-any-return]
+            self._constants[key] = Const(f"scalar_{value:g}", (), dtype, lambda: data, self.where, quant)
+        return self._constants[key]
 
     def exact(self, value: Value, like: Quant) -> Ref | Const:
         """A number or one-element float constant on a grid that represents it exactly; anything else unchanged."""
@@ -129,15 +130,15 @@ class Context:
             const = value
             return Const(value.name, value.shape, value.dtype, lambda: _on_grid(const, quant), value.where, quant)
         key = ("quantize", value.index, quant)
-        if key not in self._shared:
+        if key not in self._conversions:
             tensor = self.build.tensors[value.index]
             out = self.emit(
                 "QUANTIZE", [value], shape=tensor.shape, dtype=quant.dtype, quant=quant, name=tensor.name + ".q"
             )
             if tensor.quant is None:
                 self.build.update(out, origin=tensor.origin)
-            self._shared[key] = out
-        return self._shared[key]  # type: ignore[no-any-return]
+            self._conversions[key] = out
+        return self._conversions[key]
 
     def dequantize(self, value: Value) -> Ref | Const:
         """`value` as float: itself, a float constant, or a DEQUANTIZE."""
@@ -149,12 +150,12 @@ class Context:
         if self.quant(value) is None or isinstance(value, Const):
             return value
         key = ("dequantize", value.index)
-        if key not in self._shared:
+        if key not in self._conversions:
             tensor = self.build.tensors[value.index]
-            self._shared[key] = self.emit(
+            self._conversions[key] = self.emit(
                 "DEQUANTIZE", [value], shape=tensor.shape, dtype="float32", name=tensor.name + ".f"
             )
-        return self._shared[key]  # type: ignore[no-any-return]
+        return self._conversions[key]
 
     def floats(self, values: Sequence[Value]) -> list[Ref | Const]:
         """All as float. A number or one-element constant gets the type of the other operands, as in eager."""

@@ -7,13 +7,14 @@ A moved quantized constant keeps its integers and its qparams. What a Const beco
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 
 from pyquant import ops
 from pyquant.errors import ExportError
@@ -111,7 +112,7 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
     return Const(name, shape, fake.dtype, real, here)
 
 
-def _run(node: Node, folded: Folded, part: int | None, instead: dict[Any, Tensor] | None = None) -> Tensor:
+def _run(node: Node, folded: Folded, part: int | None, instead: Mapping[Argument, Tensor] | None = None) -> Tensor:
     """Run one node on its constants; `instead` replaces some of them (integers for real values)."""
     given = instead or {}
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: given[n] if n in given else folded[n].value())
@@ -192,9 +193,9 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
     return Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
 
 
-def site_of(scale: Any, node: Node, folded: Folded) -> str:
+def site_of(scale: Argument, node: Node, folded: Folded) -> str:
     """The owner of a grid, for messages: the site whose scale it is ("site 'layers.0.fc:weight'"), else the module."""
-    constant = folded.get(scale)
+    constant = folded.get(scale) if isinstance(scale, Node) else None
     if isinstance(constant, Const) and (owner := _SITE_SCALE.fullmatch(constant.name)):
         return f"site '{owner[1] or ''}:{owner[2]}'"
     module = location_of(node).module
@@ -212,7 +213,7 @@ def schema_args(node: Node) -> list[Any]:
     return [given.get(argument.name, argument.default_value) for argument in schema.arguments]
 
 
-def _node(value: Any) -> Node:
+def _node(value: object) -> Node:
     assert isinstance(value, Node), f"a node was expected, got {value!r}"
     return value
 

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -132,7 +131,7 @@ def readable(path: str) -> str:
     return ".".join(parts)
 
 
-def static_shape(value: Any, node: Node) -> tuple[int, ...]:
+def static_shape(value: torch.Tensor, node: Node) -> tuple[int, ...]:
     """The integer shape of a fake tensor; ExportError when a size depends on data."""
     if not all(isinstance(size, int) for size in value.shape):
         raise ExportError(

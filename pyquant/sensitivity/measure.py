@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pyquant.batch import call, tensors_in
 from pyquant.errors import InputError, PhaseError
-from pyquant.metrics import Errors
+from pyquant.metrics import Deviation
 from pyquant.sensitivity.formats import SiteFormat
 from pyquant.sensitivity.groups import Grouping, Observation
 from pyquant.sensitivity.result import Damage, GroupDamage, Sensitivity
@@ -113,15 +113,15 @@ class _Run:
         """How far the outputs are from the reference with the sites that are quantized now."""
         results = [self.outputs(batch) for batch in self._batches]
         tensors = [tensors for tensors, _ in results]
-        columns = [Errors() for _ in self._reference[0]]
+        columns = [Deviation() for _ in self._reference[0]]
         for before, after in zip(self._reference, tensors, strict=True):
-            for errors, x, y in zip(columns, before, after, strict=True):
+            for deviation, x, y in zip(columns, before, after, strict=True):
                 if x.shape != y.shape:
                     raise InputError(
                         f"quantizing a group changed the shape of the output from {tuple(x.shape)} to "
                         f"{tuple(y.shape)}; choose outputs of one shape by output="
                     )
-                errors.add(x, y)
+                deviation.add(x, y)
         loss = None if self._loss is None else self._mean_loss([whole for _, whole in results]) - self._base_loss
         return Damage(max(c.peir for c in columns), min(c.sqnr for c in columns), loss)
 

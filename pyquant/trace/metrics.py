@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyquant.metrics import Errors
+from pyquant.metrics import Deviation
 from pyquant.trace.values import as_real
 
 Metric = float | None
@@ -67,15 +67,15 @@ def difference(a: Tensor, b: Tensor) -> tuple[Difference, int]:
     d = x - y
     low, high = (float(v) for v in torch.aminmax(d))
     std, mean = (float(v) for v in torch.std_mean(d, correction=0))
-    errors = Errors.of(x, y)
+    deviation = Deviation.of(x, y)
     found = Difference(
         elements=x.numel(),
         mean=mean,
         min=low,
         max=high,
         std=std,
-        peir=errors.peir,
-        sqnr=errors.sqnr,
-        cosine=errors.cosine,
+        peir=deviation.peir,
+        sqnr=deviation.sqnr,
+        cosine=deviation.cosine,
     )
     return found, clashes

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyquant import ops
 from pyquant.batch import call
 from pyquant.errors import PhaseError
-from pyquant.metrics import Errors
+from pyquant.metrics import Deviation
 from pyquant.ops.reference import spread
 from pyquant.site import Clip, Phase, Site
 from pyquant.trace.errors import TraceError
@@ -220,7 +220,7 @@ class _Gauge:
     nonfinite: int = 0
     left_out: int = 0
     clipped: int = 0
-    errors: Errors = field(default_factory=Errors)
+    deviation: Deviation = field(default_factory=Deviation)
     _ends: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ class _Gauge:
             return
         if self.histogram is not None:
             self.histogram.add(values)
-        self.errors.add(values, left)
+        self.deviation.add(values, left)
 
     def _grid_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The ends of the grid and half a step beyond, in shapes that broadcast with `x`."""
@@ -265,8 +265,8 @@ class _Gauge:
         return spec.qmin if self.site.role.is_constant else spec.dtype.qmin
 
     def record(self) -> SiteRecord:
-        site, qparams, errors = self.site, self.site.qparams, self.errors
-        seen = errors.elements > 0
+        site, qparams, deviation = self.site, self.site.qparams, self.deviation
+        seen = deviation.elements > 0
         found: dict[str, Any] = {}
         if qparams is not None:
             scale, zero_point = qparams.scale.double(), qparams.zero_point.double()
@@ -278,10 +278,10 @@ class _Gauge:
                     float(((self._least() - zero_point) * scale).min()),
                     float(((qparams.spec.qmax - zero_point) * scale).max()),
                 ),
-                "clipped": self.clipped / errors.elements if seen else None,
+                "clipped": self.clipped / deviation.elements if seen else None,
             }
         elif site.spec is not None:  # a format of blocks, each with its own scale
-            found = {"scales": errors.elements // ops.BLOCK_LENGTH}
+            found = {"scales": deviation.elements // ops.BLOCK_LENGTH}
         if seen and self.histogram is not None:
             found["edges"], found["counts"] = self.histogram.shown()
         return SiteRecord(
@@ -289,13 +289,13 @@ class _Gauge:
             site.role.value,
             str(site.spec) if site.spec is not None else FLOAT,
             calls=self.calls,
-            elements=errors.elements,
+            elements=deviation.elements,
             nonfinite=self.nonfinite,
             left_out=self.left_out,
-            low=errors.low if seen else None,
-            high=errors.high if seen else None,
-            sqnr=errors.sqnr if seen else None,
-            max_error=errors.max_abs if seen else None,
+            low=deviation.low if seen else None,
+            high=deviation.high if seen else None,
+            sqnr=deviation.sqnr if seen else None,
+            max_error=deviation.max_abs if seen else None,
             **found,
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from pyquant.exporter.plan import Graph
 def share_constants(graph: Graph) -> Graph:
     """One buffer for equal bytes, one tensor for equal constants (the first name stays)."""
     sizes = Counter(map(_size, graph.constants))
-    first: dict[Any, int] = {}
+    first: dict[object, int] = {}
     same: dict[int, int] = {}
     for index, constant in enumerate(graph.constants):
         if sizes[_size(constant)] > 1:
@@ -30,7 +29,7 @@ def share_constants(graph: Graph) -> Graph:
         tensor if tensor.constant is None else replace(tensor, constant=same.get(tensor.constant, tensor.constant))
         for tensor in graph.tensors
     )
-    known: dict[Any, int] = {}
+    known: dict[object, int] = {}
     instead: dict[int, int] = {}
     for index, tensor in enumerate(tensors):
         if tensor.constant is not None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyquant.metrics import Errors, cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
+from pyquant.metrics import Deviation, cosine, lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 
 REF = [0.0, 1.0, 3.0, -1.0]
 GOT = [0.0, 1.5, 2.0, -1.0]
@@ -101,29 +101,30 @@ def test_squares_neither_overflow_nor_vanish(unit: float) -> None:
 def test_a_small_batch_beside_a_large_one_and_the_reverse() -> None:
     small, large = (np.array(REF) * 1e-200, np.array(GOT) * 1e-200), (np.array(REF) * 1e200, np.array(GOT) * 1e200)
     for pairs in [(small, large), (large, small), (small, small), (large, large)]:
-        errors = Errors()
+        deviation = Deviation()
         for pair in pairs:
-            errors.add(*pair)
-        assert errors.sqnr == pytest.approx(sqnr_db(REF, GOT)), pairs
-        assert errors.cosine == pytest.approx(cosine(REF, GOT)), pairs
+            deviation.add(*pair)
+        assert deviation.sqnr == pytest.approx(sqnr_db(REF, GOT)), pairs
+        assert deviation.cosine == pytest.approx(cosine(REF, GOT)), pairs
 
 
 @given(st.lists(FINITE, min_size=1, max_size=4))
 def test_batches_give_what_their_concatenation_gives(batches: list[list[float]]) -> None:
-    errors = Errors()
+    deviation = Deviation()
     others = [np.array(batch) + np.linspace(-1, 1, len(batch)) for batch in batches]
     for batch, other in zip(batches, others, strict=True):
-        errors.add(batch, other)
+        deviation.add(batch, other)
     whole = np.concatenate(batches), np.concatenate(others)
-    found = errors.elements, errors.sqnr, errors.peir, errors.mean_abs, errors.max_abs
+    found = deviation.elements, deviation.sqnr, deviation.peir, deviation.mean_abs, deviation.max_abs
     assert found == pytest.approx((whole[0].size, *(m(*whole) for m in (sqnr_db, peir, mean_abs_diff, max_abs_diff))))
-    assert errors.cosine == pytest.approx(cosine(*whole), abs=1e-12)
+    assert deviation.cosine == pytest.approx(cosine(*whole), abs=1e-12)
 
 
 def test_no_batch_at_all() -> None:
-    errors = Errors()
-    assert (errors.elements, errors.sqnr, errors.peir, errors.cosine, errors.mean_abs) == (0, INF, 0.0, 1.0, 0.0)
-    assert (errors.low, errors.high) == (INF, -INF)
+    empty = Deviation()
+    assert (empty.elements, empty.mean_abs, empty.max_abs) == (0, 0.0, 0.0)
+    assert (empty.sqnr, empty.peir, empty.cosine) == (INF, 0.0, 1.0)
+    assert (empty.low, empty.high) == (INF, -INF)
 
 
 def test_integers_do_not_wrap() -> None:
