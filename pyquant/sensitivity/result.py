@@ -107,11 +107,13 @@ class Sensitivity:
     ) -> dict[str, int]:
         """Which groups should get more bits, and how many: name -> width, the most harmful first.
 
-        worst: that many of the most harmful groups get the largest of `widths`. budget: the mean bit width (that of
-        `bits`) of the result; steps are taken in the order of harm removed per bit, one of `widths` after the other,
-        and a step that no longer fits is skipped. among: names of groups that may be
-        chosen; None: all. Raises PolicyError for both or neither of `worst` and `budget`, for a budget below the
-        present mean bit width, and for widths other than 8 and 16.
+        worst: that many of the most harmful groups get the largest of `widths`.
+        budget: the mean bit width (that of `bits`) of the result; steps are taken in the order of harm removed per bit,
+            one of `widths` after the other, and a step that no longer fits is skipped.
+        among: names of groups that may be chosen; None: all.
+
+        Raises PolicyError for both or neither of `worst` and `budget`, for a budget below the present mean bit width,
+        and for widths other than 8 and 16.
         """
         if not widths or not set(widths) <= set(WIDTHS):
             raise PolicyError(f"widths={tuple(widths)}: sites are made {' or '.join(map(str, WIDTHS))} bits wide")

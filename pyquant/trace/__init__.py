@@ -2,8 +2,8 @@
 """The module-by-module tracer: inputs and outputs of each call of a model, the difference of two runs, and the error
 of each site of a quantized tree.
 
-It owns recording and comparing. Sites and grids are made in other rooms;
-`sensitivity` is pyquant.sensitivity's function, imported on first use.
+It owns recording and comparing. Sites and grids are made in other rooms; `sensitivity` is pyquant.sensitivity's
+function, imported on first use.
 """
 
 from __future__ import annotations

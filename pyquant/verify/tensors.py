@@ -81,9 +81,8 @@ def tensors(prog: CircleProgram, inputs: Inputs, file: str | Path | bytes | None
     """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor of the two.
 
     prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file to run instead of `prog`: one of
-    the same graph, whose tensors are found by name and whose constants are compared
-    with those of `prog`. Raises InputError for inputs that do not fit and a file of another graph, ImportError when
-    tico is not installed.
+    the same graph, whose tensors are found by name and whose constants are compared with those of `prog`. Raises
+    InputError for inputs that do not fit and a file of another graph, ImportError when tico is not installed.
     """
     require_float32(prog)
     given = ordered_inputs(prog, inputs)
