@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyquant.errors import InputError
 from pyquant.site import exporting
+from pyquant.wrap.hf import refuse_recording
 
 
 def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -37,7 +38,7 @@ def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
 
 def refuse_unsupported(kwargs: Mapping[str, Any], config: Any) -> None:
     """Raise InputError for what HF's text model does on request and this one does not."""
-    refuse_recording(kwargs)
+    refuse_recording(kwargs, config)
     if kwargs.get("is_causal", getattr(config, "is_causal", True)) is False:
         raise InputError(
             "is_causal=False makes the text model bidirectional, which the quantized one is not; give a 4-D "
@@ -70,10 +71,3 @@ def _check_positions(
 ) -> None:
     if not fits or (not exporting() and (shape[0] not in (1, batch) or shape[1] != length)):
         raise InputError(f"position_ids is {tuple(given.shape)}, expected ({batch}, {length}){alternatives}")
-
-
-def refuse_recording(kwargs: Mapping[str, Any]) -> None:
-    """HF's keywords are accepted, except those that ask for more output than is computed here. Raises InputError."""
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name):
-            raise InputError(f"{name}=True is not supported by quantized wrappers; watch the layers with pyquant.trace")

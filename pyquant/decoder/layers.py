@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
-from pyquant.decoder.inputs import refuse_recording
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.masks import text_mask
 from pyquant.decoder.past import KeyValue
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import QModule, Role, WrapContext
@@ -67,7 +67,7 @@ class DecoderAttention(QModule):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
         attention_mask: Mask = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         *,
         shared: dict[int, KeyValue] | None = None,
         per_head: bool = False,
@@ -75,12 +75,13 @@ class DecoderAttention(QModule):
     ) -> tuple[Tensor, Tensor]:
         """hidden_states (B, S, D), position_embeddings (cos, sin) each (B, S, head_dim) -> (B, S, D), probabilities.
 
-        `past_key_values` is an HF Cache, which is updated. `shared`: layer -> all keys and values, of layers that
-        others read; a layer with keys of its own adds them, one without finds them there. Further keywords are accepted
-        as HF accepts them.
+        `cache` is an HF Cache, which is updated; `past_key_values` is its older name. `shared`: layer -> all keys and
+        values, of layers that others read; a layer with keys of its own adds them, one without finds them there.
+        Further keywords are accepted as HF accepts them.
         """
+        cache = hf.take_cache(cache, kwargs)
         tables = RotaryTables.of(position_embeddings, parts=1)
-        mask = self._mask(hidden_states, attention_mask, past_key_values)
+        mask = self._mask(hidden_states, attention_mask, cache)
         batch, tokens = hidden_states.shape[:2]
 
         x = self.q("act_in", hidden_states)
@@ -88,8 +89,8 @@ class DecoderAttention(QModule):
         query = self.q_rotary(query, tables).transpose(1, 2)
         if self.kind.shares is None:
             key, value = self._keys(x, tables)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)
             if shared is not None:
                 shared[self.layer_idx] = (key, value)
         else:
@@ -150,7 +151,7 @@ class DecoderLayer(QModule):
         position_embeddings: tuple[Tensor, Tensor] | RotaryTables,
         attention_mask: Mask = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = False,
         *,
         shared: dict[int, KeyValue] | None = None,
@@ -158,13 +159,14 @@ class DecoderLayer(QModule):
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (B, S, D) -> (B, S, D); the other arguments as DecoderAttention takes them."""
-        refuse_recording(kwargs)
+        hf.refuse_recording(kwargs)
+        cache = hf.take_cache(cache, kwargs)
         x = self.q("act_in", hidden_states)
         attended, _ = self.self_attn(
             self.input_layernorm(x),
             position_embeddings,
             attention_mask,
-            past_key_values,
+            cache,
             shared=shared,
             per_head=per_head,
         )
@@ -185,7 +187,5 @@ class DecoderLayer(QModule):
 
 def _layer(module: DecoderLayer, given: StackInputs) -> Tensor:
     tables, mask = given.of(module.self_attn.kind)
-    out: Tensor = module(
-        given.hidden, tables, mask, past_key_values=given.past, shared=given.shared, per_head=given.per_head
-    )
+    out: Tensor = module(given.hidden, tables, mask, cache=given.past, shared=given.shared, per_head=given.per_head)
     return out

@@ -8,7 +8,7 @@ padded calibration batches rows.py, static graphs graphs.py. A family derives fr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pyquant.decoder.rows import row_by_row
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.site import exporting
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
@@ -116,39 +117,39 @@ class DecoderModel(QModule):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """input_ids (B, S) or inputs_embeds (B, S, D) -> last_hidden_state (B, S, D), past_key_values.
+        """input_ids (B, S) or inputs_embeds (B, S, D) -> last_hidden_state (B, S, D), and the cache.
 
         attention_mask: see masks.text_mask. position_ids: see inputs.positions_of; None counts on from the cache.
 
         While calibrating, rows of a batch that a 2-D mask pads run one by one without their padding; the outputs and
         the cache hold zeros there. Raises InputError for inputs that contradict each other.
         """
-        return self.run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs)
+        return self.run(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, kwargs)
 
     def run(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        past_key_values: Any,
+        cache: Any,
         inputs_embeds: Tensor | None,
         use_cache: bool | None,
-        kwargs: Mapping[str, Any],
+        kwargs: MutableMapping[str, Any],
         extras: Callable[[Tensor, torch.dtype], Mapping[str, Tensor]] | None = None,
     ) -> Any:
         """The steps of forward. `extras`: makes what the family adds, from the tokens and the model's floating type."""
         refuse_unsupported(kwargs, self.config)
+        cache = hf.take_cache(cache, kwargs)
         tokens = tokens_of(input_ids, inputs_embeds)
         if use_cache is None:
             use_cache = bool(getattr(self.config, "use_cache", False)) and not exporting()
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        cache = past_key_values
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         past = 0 if cache is None else cache.get_seq_length()
         positions, text_positions = positions_of(position_ids, tokens, past, self.rotary_emb.AXES)
         dtype = tokens.dtype if tokens.is_floating_point() else float_type(self.norm)
@@ -161,9 +162,8 @@ class DecoderModel(QModule):
             hidden = self._normed(StackInputs(embeds, self.tables(embeds, positions), masks, cache, added))
         else:
             hidden = row_by_row(self._row, tokens, valid, positions, cache, added)
-        out = BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
-        as_object = kwargs.get("return_dict")
-        return out if as_object is None or as_object else out.to_tuple()
+        out = hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden, cache=cache)
+        return hf.as_called(out, kwargs, self.config)
 
     def tables(self, like: Tensor, positions: Tensor) -> Mapping[str, RotaryTables]:
         """The rotary tables of each variant at `positions` (AXES, B, S), not yet on the grid."""
@@ -215,7 +215,7 @@ class DecoderModel(QModule):
         """Layer i and what follows it."""
         tables, mask = given.of(self.kinds[i])
         out: Tensor = self.layer(i)(
-            hidden, tables, mask, past_key_values=given.past, shared=given.shared, per_head=given.per_head
+            hidden, tables, mask, cache=given.past, shared=given.shared, per_head=given.per_head
         )
         return out
 

@@ -85,12 +85,12 @@ def cache_of(output: Any) -> Any:
 # --- outputs ---
 
 
-def make_output(hf_class: type[Any], default: type[Any], **values: Any) -> Any:
+def make_output(hf_class: type[Any] | None, default: type[Any], **values: Any) -> Any:
     """An object of the class that the forward of `hf_class` returns in this release, or of `default` if it says none.
 
     The cache is given as `cache`. Fields that the class lacks are left out; a wrapper's contract lists those it has.
     """
-    cls = output_class(hf_class) or default
+    cls = (None if hf_class is None else output_class(hf_class)) or default
     known = {field.name for field in fields(cls)}
     if "cache" in values:
         values[cache_name(cls)] = values.pop("cache")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
-from pyquant.decoder.inputs import refuse_recording
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.adapter import static_graph
@@ -23,6 +22,7 @@ from pyquant.models.gemma4.layers import Mask
 from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, VisionTables, padding_of
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, Role, WrapContext
@@ -55,12 +55,12 @@ class QuantGemma4VisionEncoder(QModule):
         *,
         position_embeddings: RotaryTables | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> Any:
         """inputs_embeds (B, P, V) -> last_hidden_state (B, P, V).
 
         attention_mask is (B, P), true where a patch is real, or 4-D. Positions (B, P, 2), or the tables `rotary` made.
         """
-        refuse_recording(kwargs)
+        hf.refuse_recording(kwargs)
         if position_embeddings is None:
             if pixel_position_ids is None:
                 raise InputError("the vision encoder needs pixel_position_ids (batch, patches, 2)")
@@ -69,7 +69,7 @@ class QuantGemma4VisionEncoder(QModule):
         hidden = inputs_embeds
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden = layer(hidden, position_embeddings, mask)
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        return hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden)
 
     def static_tables(self, profile: VisionProfile) -> tuple[RotaryTables, AdditiveMask | None]:
         """Rotary tables and mask of a profile."""
@@ -126,13 +126,13 @@ class QuantGemma4VisionModel(QModule):
         *,
         tables: VisionTables | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> Any:
         """pixel_values (B, P, 3 * patch**2) in [0, 1], pixel_position_ids (B, P, 2), (-1, -1) for padding
         -> last_hidden_state (real tokens of all images, V).
 
         Any batch, positions and padding that HF takes. `tables` stands for positions that are fixed.
         """
-        refuse_recording(kwargs)
+        hf.refuse_recording(kwargs, self.config)
         if tables is None:
             tables = self.tables(pixel_values, pixel_position_ids)
             pixel_values = self.patch_embedder.worth_observing(pixel_values, pixel_position_ids)
@@ -143,7 +143,8 @@ class QuantGemma4VisionModel(QModule):
         if self.standardize:
             hidden = self.q("centered", hidden - as_float32(self.const("std_bias", self.std_bias)))
             hidden = self.q("act_out", hidden * as_float32(self.const("std_scale", self.std_scale)))
-        return BaseModelOutputWithPooling(last_hidden_state=as_dtype(hidden, dtype))
+        out = hf.make_output(self.fp_type, BaseModelOutputWithPooling, last_hidden_state=as_dtype(hidden, dtype))
+        return hf.as_called(out, kwargs, self.config)
 
     def tables(self, pixel_values: Tensor, pixel_position_ids: Tensor | None) -> VisionTables:
         """What the positions of one batch mean. Raises InputError when they do not fit the pixels or the model."""

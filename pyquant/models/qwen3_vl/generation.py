@@ -14,8 +14,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pyquant.decoder.causal_lm import LOSS_ARGUMENTS, CausalLM
 from pyquant.decoder.model import DecoderModel
-from pyquant.models.qwen3_vl.hf import hf_class, hf_find
+from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
+from pyquant.wrap import hf
 from pyquant.wrap.registry import register
 
 
@@ -50,7 +51,7 @@ class QuantQwen3VLForConditionalGeneration(CausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -67,13 +68,14 @@ class QuantQwen3VLForConditionalGeneration(CausalLM):
 
         logits_to_keep: the last so many, 0 for all, or the indices of places.
         """
+        cache = hf.take_cache(cache, kwargs)
         as_object = kwargs.pop("return_dict", None)
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
@@ -81,17 +83,20 @@ class QuantQwen3VLForConditionalGeneration(CausalLM):
             video_grid_thw=video_grid_thw,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         logits = self.logits_of(out.last_hidden_state, logits_to_keep)
-        fields = {
-            "loss": self.loss_of(logits, labels, for_loss),
-            "logits": logits,
-            "past_key_values": out.past_key_values,
-        }
-        cls: Any = hf_find("Qwen3VLCausalLMOutputWithPast")
-        result = CausalLMOutputWithPast(**fields) if cls is None else cls(**fields, rope_deltas=out.rope_deltas)
-        return result.to_tuple() if as_object is False else result
+        more = ("rope_deltas", "image_outputs", "video_outputs")  # of some releases
+        result = hf.make_output(
+            self.fp_type,
+            CausalLMOutputWithPast,
+            loss=self.loss_of(logits, labels, for_loss),
+            logits=logits,
+            cache=hf.cache_of(out),
+            **{name: getattr(out, name, None) for name in more},
+        )
+        return hf.as_called(result, {"return_dict": as_object}, self.config)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """HF's `generate` over this tree: its arguments, its loop, its cache classes.

@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from pyquant.decoder.inputs import refuse_recording
 from pyquant.decoder.masks import key_padding
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.qwen3_vl.deltas import Deltas
 from pyquant.models.qwen3_vl.fusion import join, visual_index
 from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile, fusion_graph, whole_graph
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
-from pyquant.models.qwen3_vl.hf import hf_class, hf_find
+from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.positions import IMAGE, TEXT, VIDEO, continued, rope_index, token_types, visual_tokens
 from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.site import exporting
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.registry import register
@@ -72,7 +73,7 @@ class QuantQwen3VLModel(QModule):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
@@ -83,27 +84,28 @@ class QuantQwen3VLModel(QModule):
         **kwargs: Any,
     ) -> Any:
         """input_ids (B, S) or inputs_embeds (B, S, D), pixels (patches, pixels of a patch) with grids (images, 3)
-        -> HF's output class: last_hidden_state (B, S, D), past_key_values, and rope_deltas where HF has the field.
+        -> HF's output class: last_hidden_state (B, S, D), the cache (`past_key_values` in older releases, and
+        taken by both names), and rope_deltas or image_outputs and video_outputs where HF has these fields.
 
         Without position_ids they come from mm_token_type_ids (absent: from input_ids) and the grids; with a cache they
         go on from where the prompt in that very cache ended. Of inputs_embeds alone they are those of text, as in HF.
         While calibrating, padding that a 2-D mask names is not observed. Raises InputError for inputs that contradict
         each other; while calibrating, also for a prompt with placeholders and no pixels, which HF runs as text.
         """
-        refuse_recording(kwargs)
+        hf.refuse_recording(kwargs)
+        cache = hf.take_cache(cache, kwargs)
         given = _exactly_one(input_ids, inputs_embeds)
-        encoded = self._encoded(
-            dict(mm_encoder_outputs or {}), pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
-        )
-        if self.phase is Phase.CALIBRATE and not exporting() and not _length(past_key_values):
+        towers = dict(mm_encoder_outputs or {})
+        encoded = self._encoded(towers, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        if self.phase is Phase.CALIBRATE and not exporting() and not _length(cache):
             self._require_visual(given, encoded)
         index = None if encoded is None else visual_index(self._places(given), encoded.images, encoded.videos)
         if position_ids is None and not exporting():
             grids = (_grids(image_grid_thw, self.merge), _grids(video_grid_thw, self.merge))
-            position_ids, found = self._positions(given, mm_token_type_ids, grids, attention_mask, past_key_values)
+            position_ids, found = self._positions(given, mm_token_type_ids, grids, attention_mask, cache)
         else:
-            found = self._found(position_ids, given, attention_mask, past_key_values)
-        hidden = self._fused(given, encoded, index, attention_mask, past_key_values)
+            found = self._found(position_ids, given, attention_mask, cache)
+        hidden = self._fused(given, encoded, index, attention_mask, cache)
         as_object = kwargs.pop("return_dict", None)
         visual: dict[str, Any] = {}
         if encoded is not None and index is not None:
@@ -116,15 +118,24 @@ class QuantQwen3VLModel(QModule):
         out = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=hidden,
+            return_dict=True,
             **visual,
             **kwargs,
         )
-        self.deltas.note(out.past_key_values, found)
-        if (cls := hf_find("Qwen3VLModelOutputWithPast")) is not None:
-            out = cls(**out, rope_deltas=self.rope_deltas)
-        return out.to_tuple() if as_object is False else out
+        cache = hf.cache_of(out)
+        self.deltas.note(cache, found)
+        out = hf.make_output(
+            self.fp_type,
+            BaseModelOutputWithPast,
+            last_hidden_state=out.last_hidden_state,
+            cache=cache,
+            rope_deltas=self.rope_deltas,
+            image_outputs=towers.get("image"),
+            video_outputs=towers.get("video"),
+        )
+        return hf.as_called(out, {"return_dict": as_object}, self.config)
 
     # --- what HF's callers use ---
 

@@ -107,7 +107,7 @@ class QuantQwen3VLTextModel(DecoderModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         visual_pos_masks: Tensor | None = None,
@@ -123,9 +123,7 @@ class QuantQwen3VLTextModel(DecoderModel):
             shape = (*tokens.shape[:2], int(self.config.hidden_size))
             return named_addends(dense_addends(where, deepstack_visual_embeds, shape, dtype, self.taps))
 
-        return self.run(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs, extras
-        )
+        return self.run(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, kwargs, extras)
 
     def step(self, i: int, hidden: Tensor, given: StackInputs) -> Tensor:
         """Layer i and the addend that follows it."""

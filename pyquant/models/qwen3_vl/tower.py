@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from pyquant.decoder.inputs import refuse_recording
 from pyquant.errors import InputError, UnknownModuleError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.grids import Segments, gathered, grids_of, interpolated, position_ids
-from pyquant.models.qwen3_vl.hf import hf_class, vision_output
+from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.vision import (
     QuantQwen3VLVisionPatchEmbed,
     QuantQwen3VLVisionPatchMerger,
     QuantQwen3VLVisionRotaryEmbedding,
 )
 from pyquant.models.qwen3_vl.vision_static import VisionProfile, VisionTables, require_vision_profile, vision_graph
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
@@ -83,7 +84,7 @@ class QuantQwen3VLVisionModel(QModule):
         `tables` stands for all of them. `return_dict=False` gives a tuple. Raises InputError for grids that do not
         fit the model or the pixels.
         """
-        refuse_recording(kwargs)
+        hf.refuse_recording(kwargs, self.config)
         hidden = self.patch_embed(hidden_states)
         if tables is None:
             tables = self.tables(hidden, grid_thw, kwargs)
@@ -96,9 +97,14 @@ class QuantQwen3VLVisionModel(QModule):
             if number in self.deepstack_visual_indexes:
                 tap = self.deepstack_visual_indexes.index(number)
                 features.append(self.deepstack_merger_list[tap](hidden))
-        out = vision_output(last_hidden_state=hidden, pooler_output=self.merger(hidden), deepstack_features=features)
-        wanted = kwargs.get("return_dict", getattr(self.config, "return_dict", True))
-        return out.to_tuple() if wanted is False else out
+        out = hf.make_output(
+            self.fp_type,
+            BaseModelOutputWithPooling,
+            last_hidden_state=hidden,
+            pooler_output=self.merger(hidden),
+            deepstack_features=features,
+        )
+        return hf.as_called(out, kwargs, self.config)
 
     def tables(self, like: Tensor, grid_thw: Any, given: dict[str, Any]) -> VisionTables:
         """What the grids of one call mean, for rows as those of `like` (N, V); HF's precomputed tensors come first."""
