@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hf_names import CACHE
 from qwen_model_tiny import ROWS, A, B, C, batch, model
 from transformers import DynamicCache, StaticCache
 
@@ -63,7 +64,7 @@ def test_caches(pair: tuple[Any, Any], make: Any) -> None:
     for m in pair:
         options = {"max_cache_len": 40} if make is StaticCache else {}
         cache = make(config=m.config.text_config, **options)
-        found.append(m.generate(**given, max_new_tokens=5, do_sample=False, past_key_values=cache))
+        found.append(m.generate(**given, max_new_tokens=5, do_sample=False, **{CACHE: cache}))
     assert torch.equal(*found)
 
 

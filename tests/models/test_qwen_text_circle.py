@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import qwen_text_tiny as tiny
 import torch
+from hf_names import CACHE
 from qwen_text_tiny import BATCHES, PLAIN, STATIC
 from test_qwen_text_wrappers import adapter_and_inputs, quantized
 from torch import Tensor
@@ -125,7 +126,7 @@ def test_float_graphs_on_onert_are_transformers(step):
             rest = {"attention_mask": torch.zeros(1, 1, 1, 9), "cos": cos, "signed_sin": tiny.signed(sin)}
             tensors = {"inputs_embeds": token, **rest, **past}
             adapter = q.as_export_module(TextProfile(1, 1, past_len=8))
-            expected = fp(inputs_embeds=token, position_ids=at, past_key_values=first.past_key_values).last_hidden_state
+            expected = fp(inputs_embeds=token, position_ids=at, **{CACHE: first.past_key_values}).last_hidden_state
         assert list(adapter.input_specs) == list(tensors)
         out = Runtime(pyquant.export(adapter, target="onert")).run(list(tensors.values()))
         tiny.close(q.norm(out["hidden_states"]), expected, 1e-5)

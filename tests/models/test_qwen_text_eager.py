@@ -9,6 +9,7 @@ import tracemalloc
 import pytest
 import qwen_text_tiny as tiny
 import torch
+from hf_names import CACHE
 from qwen_text_tiny import BATCHES, Batch, close
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -95,7 +96,7 @@ def test_attention_alone_without_a_mask_is_causal_where_transformers_makes_it_so
     else:
         caches = [None, None]
     with torch.no_grad():
-        ours, theirs = (m(**given, past_key_values=c)[0] for m, c in zip((q, fp), caches, strict=True))
+        ours, theirs = (m(**given, **{CACHE: c})[0] for m, c in zip((q, fp), caches, strict=True))
     close(ours, theirs)
 
 
@@ -116,7 +117,7 @@ def test_masks_are_those_of_transformers(batch, past, cache_class):
     valid = torch.cat([torch.ones(batch.shape[0], past, dtype=torch.bool), batch.valid], dim=1)
     for given in (None, valid.long()):
         theirs = create_causal_mask(
-            config=config, inputs_embeds=embeds, attention_mask=given, past_key_values=cache, position_ids=None
+            config=config, inputs_embeds=embeds, attention_mask=given, **{CACHE: cache}, position_ids=None
         )
         ours = text_mask(given, embeds, cache).values
         assert torch.equal(ours.expand_as(theirs), theirs.clamp(min=FILL))
@@ -192,7 +193,7 @@ def test_steps_with_a_cache_are_one_long_call(both, batch, kind):
                     input_ids=ids[:, start:end],
                     attention_mask=None if batch.mask is None else batch.mask[:, :end],
                     position_ids=batch.positions[:, :, start:end],
-                    past_key_values=cache,
+                    **{CACHE: cache},
                 )
                 assert out.past_key_values is cache
                 parts.append(out.last_hidden_state)
@@ -315,7 +316,7 @@ def test_padded_calibration_returns_rows_in_place_and_fills_the_cache():
             ),
         ):
             given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-            ours, expected = q(**given, past_key_values=cache), fp(**given, past_key_values=theirs)
+            ours, expected = q(**given, **{CACHE: cache}), fp(**given, **{CACHE: theirs})
             valid = mask[:, -tokens.shape[1] :] != 0
             close(ours.last_hidden_state[valid], expected.last_hidden_state[valid])
             assert not bool(ours.last_hidden_state[~valid].any())
