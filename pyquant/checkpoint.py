@@ -439,7 +439,7 @@ def _read(
             value = reader.get(name, _STORAGE[grid.spec.dtype.name], shape)
         value = _dequantize(value, grid, dtype)
     if "stride" in entry:
-        return torch.empty_strided(shape, entry["stride"], dtype=value.dtype).copy_(value)
+        return torch.empty_strided(shape, entry["stride"], dtype=value.dtype, device=value.device).copy_(value)
     return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours
 
 

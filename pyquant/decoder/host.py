@@ -78,7 +78,11 @@ class Host:
 
     def rotary_table(self, entry: Mapping[str, Any]) -> RotaryTable:
         """Frequencies and scale of one variant."""
-        return RotaryTable(torch.tensor(entry["inv_freq"]), float(entry["attention_scaling"]), entry.get("axis"))
+        return RotaryTable(
+            torch.tensor(entry["inv_freq"], dtype=torch.float32, device="cpu"),
+            float(entry["attention_scaling"]),
+            entry.get("axis"),
+        )
 
     # --- the loop ---
 
@@ -100,14 +104,16 @@ class Host:
         padding = _ids(self._default("pad_token_id", pad_token_id)) or ended or [0]
         state = self._empty(prompt.real.sum(dim=1), prompt.deltas)
         hidden = self._prefill(run, embedded, prompt, state)
-        logits = self._logits(run, hidden[torch.arange(self.batch), state.lengths - 1][:, None])
-        done = torch.zeros(self.batch, dtype=torch.bool)
+        logits = self._logits(
+            run, hidden[torch.arange(self.batch, dtype=torch.int64, device="cpu"), state.lengths - 1][:, None]
+        )
+        done = torch.zeros(self.batch, dtype=torch.bool, device="cpu")
         tokens = ids
         for step in range(max_new_tokens):
             chosen = logits.argmax(dim=-1) if sampler is None else sampler(logits, tokens).reshape(-1)
             chosen = torch.where(done, padding[0], chosen.long())
             tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-            done |= torch.isin(chosen, torch.tensor(ended, dtype=torch.int64))
+            done |= torch.isin(chosen, torch.tensor(ended, dtype=torch.int64, device="cpu"))
             if bool(done.all()) or step + 1 == max_new_tokens:
                 break
             logits = self._logits(run, self._decode(run, chosen, state))
@@ -133,8 +139,8 @@ class Host:
         ids, mask = self.checked(input_ids, attention_mask)
         length = self.bucket(int(mask.sum(dim=1).max()), max_new_tokens)
         ids_in, real = (compact(t, mask, length) for t in (ids, mask))
-        counted = torch.arange(length)[None].expand(self.batch, -1)
-        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64))
+        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
+        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
         return self.loop(
             run,
             ids,
@@ -206,8 +212,8 @@ class Host:
 
     def _prefill(self, run: Run, embedded: Embedded, prompt: Prompt, state: CacheState) -> Tensor:
         length = prompt.ids.shape[1]
-        at = torch.arange(length)
-        keep = torch.ones(length, length, dtype=torch.bool).tril()[None] & prompt.real[:, None, :]
+        at = torch.arange(length, dtype=torch.int64, device="cpu")
+        keep = torch.ones(length, length, dtype=torch.bool, device="cpu").tril()[None] & prompt.real[:, None, :]
         masks = self._masks(keep, at[:, None], at[None, :])
         hidden, new = self._layers(run, f"prefill_s{length}", embedded, self._tables(prompt.positions) | masks, None)
         for layer, pair in new.items():
@@ -219,12 +225,12 @@ class Host:
     def _decode(self, run: Run, token: Tensor, state: CacheState) -> Tensor:
         """The hidden state (B, 1, D) of one more token for each row."""
         at = (state.lengths[:, None] + state.deltas).expand(3, -1, -1)
-        places = torch.arange(self.capacity + 1)
+        places = torch.arange(self.capacity + 1, dtype=torch.int64, device="cpu")
         keep = (places < state.lengths[:, None]) | (places == self.capacity)
         key_at = torch.where(places == self.capacity, state.lengths[:, None], places)
         masks = self._masks(keep[:, None], state.lengths[:, None, None], key_at[:, None])
         hidden, new = self._layers(run, "decode", self.embedded_token(run, token), self._tables(at) | masks, state)
-        rows = torch.arange(self.batch)
+        rows = torch.arange(self.batch, dtype=torch.int64, device="cpu")
         inside = state.lengths < self.capacity
         for layer, (key, value) in new.items():
             keys, values = state.layers[layer]
@@ -287,7 +293,9 @@ class Host:
         masks = {}
         for kind in self.variants.values():
             seen = keep if kind.window is None else keep & (key_at > query_at - kind.window)
-            masks[kind.mask] = torch.zeros(seen.shape).masked_fill(~seen, self.fill)[:, None]
+            masks[kind.mask] = torch.zeros(seen.shape, dtype=torch.float32, device="cpu").masked_fill(~seen, self.fill)[
+                :, None
+            ]
         return masks
 
     def _empty(self, lengths: Tensor, deltas: Tensor) -> CacheState:
@@ -295,7 +303,10 @@ class Host:
         for i, kind in enumerate(self.kinds):
             if kind.shares is None:
                 shape = (self.batch, kind.kv_heads, self.capacity, kind.head_dim)
-                layers[i] = (torch.zeros(shape), torch.zeros(shape))
+                layers[i] = (
+                    torch.zeros(shape, dtype=torch.float32, device="cpu"),
+                    torch.zeros(shape, dtype=torch.float32, device="cpu"),
+                )
         return CacheState(lengths.long(), deltas, layers)
 
     def _of(self, kind: str) -> list[str]:
@@ -312,7 +323,11 @@ class RotaryTable:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions (axes, B, S) -> cos and signed_sin, each (B, S, head_dim)."""
-        axis = torch.zeros(len(self.inv_freq), dtype=torch.int64) if self.axis is None else torch.tensor(self.axis)
+        axis = (
+            torch.zeros(len(self.inv_freq), dtype=torch.int64, device="cpu")
+            if self.axis is None
+            else torch.tensor(self.axis, dtype=torch.int64, device="cpu")
+        )
         angles = positions.float()[axis].permute(1, 2, 0) * self.inv_freq
         cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)

@@ -43,8 +43,8 @@ def text_mask(
         mask = AdditiveMask.of(attention_mask, embeds.dtype, keep=True)
         assert mask is not None
         return mask
-    query_at = torch.arange(queries, device=embeds.device) + past
-    key_at = torch.arange(keys, device=embeds.device) + first
+    query_at = torch.arange(queries, device=embeds.device, dtype=torch.int64) + past
+    key_at = torch.arange(keys, device=embeds.device, dtype=torch.int64) + first
     keep = (key_at[None, :] <= query_at[:, None])[None]
     if window is not None:
         keep = keep & (key_at[None, :] > query_at[:, None] - window)

@@ -96,7 +96,7 @@ class Context:
         """An int32 vector (shape, permutation, axes ...), one constant for equal vectors."""
         key = ("ints", tuple(numbers))
         if key not in self._constants:
-            data = torch.tensor(list(numbers), dtype=torch.int32)
+            data = torch.tensor(list(numbers), dtype=torch.int32, device="cpu")
             self._constants[key] = Const(what, tuple(data.shape), torch.int32, lambda: data, self.where)
         return self._constants[key]
 
@@ -105,7 +105,7 @@ class Context:
         quant = exact_grid(float(value), grid) if grid else None
         key = ("number", float(value), str(np.float64(value)), dtype, quant)
         if key not in self._constants:
-            data = torch.tensor(value, dtype=dtype)
+            data = torch.tensor(value, dtype=dtype, device="cpu")
             self._constants[key] = Const(f"scalar_{value:g}", (), dtype, lambda: data, self.where, quant)
         return self._constants[key]
 

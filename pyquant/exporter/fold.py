@@ -134,7 +134,7 @@ def _moved_quant(node: Node, data: Const, part: int | None) -> Quant:
         return quant
     view = [1] * len(data.shape)
     view[quant.axis] = -1
-    channels = torch.arange(data.shape[quant.axis], dtype=torch.int32).view(view).expand(data.shape)
+    channels = torch.arange(data.shape[quant.axis], dtype=torch.int32, device="cpu").view(view).expand(data.shape)
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: channels if n is node.args[0] else n)
     moved = node.target(*args, **kwargs)  # type: ignore[operator]
     moved = moved if part is None else moved[part]

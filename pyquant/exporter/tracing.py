@@ -16,6 +16,7 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from pyquant import autocast
 from pyquant.errors import ExportError, ProfileError
 from pyquant.exporter.plan import Location
 from pyquant.exporter.profile import TensorSpec, check_interface
@@ -50,7 +51,7 @@ def trace(adapter: nn.Module, name: str | None = None) -> Traced:
     device = next((t.device for t in [*adapter.parameters(), *adapter.buffers()]), torch.device("cpu"))
     examples = tuple(spec.example(device) for spec in specs.values())
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), autocast.off(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's internals; a caller cannot act on it
             program = torch.export.export(adapter, examples, strict=False)
     except Exception as error:  # torch.export raises whatever the model's forward raises, and types of its own

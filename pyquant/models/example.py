@@ -61,15 +61,19 @@ def example_of(model: nn.Module) -> Example:
 
 def made_up_image(height: int = 32, width: int = 32) -> Tensor:
     """uint8 (height, width, 3): a gradient, a disc and some noise; the same each time."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(0, 1, height, dtype=torch.float32, device="cpu"),
+        torch.linspace(0, 1, width, dtype=torch.float32, device="cpu"),
+        indexing="ij",
+    )
     disc = ((x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.06).float()
-    noise = torch.rand(height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return (torch.stack([x, 0.7 * y + 0.3 * disc, 0.5 * disc + 0.2 * noise], dim=-1) * 255).to(torch.uint8)
 
 
 def resized(image: Any, height: int, width: int) -> Tensor:
     """float32 (3, height, width) in [0, 1], bilinear, whatever the aspect was. Raises InputError for another form."""
-    pixels = torch.as_tensor(image)
+    pixels = torch.as_tensor(image, device="cpu")
     if pixels.dim() == 3 and pixels.shape[0] == CHANNELS != pixels.shape[-1]:
         pixels = pixels.permute(1, 2, 0)
     if pixels.dim() != 3 or pixels.shape[-1] != CHANNELS or not pixels.numel():
@@ -88,7 +92,7 @@ def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
     gains near 1, biases and tables near 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
         if parameter.dim() == 1:
             parameter.copy_(0.2 * noise if name.endswith("bias") else 1 + 0.2 * noise)
         elif "embed" in name and "proj" not in name:

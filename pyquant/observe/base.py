@@ -37,7 +37,7 @@ class Observer(abc.ABC):
     def reset(self) -> None:
         """Back to the state before any data."""
         self.batches = 0
-        self.count = torch.zeros(2, dtype=torch.int64)
+        self.count = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:

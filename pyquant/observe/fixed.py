@@ -35,7 +35,9 @@ class FixedObserver(Observer):
 
     def range(self) -> tuple[Tensor, Tensor]:
         device = self.count.device
-        return torch.tensor(self.lo, device=device), torch.tensor(self.hi, device=device)
+        return torch.tensor(self.lo, device=device, dtype=torch.float32), torch.tensor(
+            self.hi, device=device, dtype=torch.float32
+        )
 
     def qparams(self) -> QParams:
         if self.grid is None:

@@ -32,8 +32,8 @@ class HistogramObserver(Observer):
 
     def reset(self) -> None:
         super().reset()
-        self.counts = torch.zeros(self.bins, dtype=torch.int64)
-        self.edges = torch.tensor([torch.inf, -torch.inf])  # lo, hi of the bins
+        self.counts = torch.zeros(self.bins, dtype=torch.int64, device="cpu")
+        self.edges = torch.tensor([torch.inf, -torch.inf], dtype=torch.float32, device="cpu")  # lo, hi of the bins
 
     def _update(self, x: Tensor) -> None:
         ops.observe_histogram_(self.counts, self.edges, self.count, x)

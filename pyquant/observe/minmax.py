@@ -24,8 +24,8 @@ class MinMaxObserver(Observer):
     def reset(self) -> None:
         super().reset()
         self._shape: Sequence[int] = ()
-        self.lo = torch.tensor(torch.inf)
-        self.hi = torch.tensor(-torch.inf)
+        self.lo = torch.tensor(torch.inf, dtype=torch.float32, device="cpu")
+        self.hi = torch.tensor(-torch.inf, dtype=torch.float32, device="cpu")
 
     def _update(self, x: Tensor) -> None:
         view, axis, shape = channels_of(x, self.spec)

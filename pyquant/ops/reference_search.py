@@ -71,7 +71,10 @@ def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) 
     if lo <= hi:
         where = _grow_(counts, range, old, lo, hi, _LEAST)
         values = wide(x[torch.isfinite(x)]).clamp(-_LIMIT, _LIMIT)
-        index = torch.ldexp(values, torch.tensor(-where.exponent)).floor().long() - where.first
+        index = (
+            torch.ldexp(values, torch.tensor(-where.exponent, dtype=torch.int64, device="cpu")).floor().long()
+            - where.first
+        )
         counts += torch.bincount(index, minlength=counts.numel()).to(counts.device)
     count_elements_(count, x)
 
@@ -115,8 +118,13 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
     if where is None or not occupied:
         return range.new_full((), torch.nan), range.new_full((), torch.nan)
     weights = counts.cpu().double()
-    middles = torch.ldexp(torch.arange(counts.numel()) + (where.first + 0.5), torch.tensor(where.exponent))
-    full = torch.tensor([min(where.edge(occupied[0]), 0.0), max(where.edge(occupied[-1] + 1), 0.0)])
+    middles = torch.ldexp(
+        torch.arange(counts.numel(), dtype=torch.float32, device="cpu") + (where.first + 0.5),
+        torch.tensor(where.exponent, dtype=torch.int64, device="cpu"),
+    )
+    full = torch.tensor(
+        [min(where.edge(occupied[0]), 0.0), max(where.edge(occupied[-1] + 1), 0.0)], dtype=torch.float32, device="cpu"
+    )
     best, least = full, math.inf
 
     def error_of(lo: Tensor, hi: Tensor) -> float:
@@ -136,7 +144,7 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
         for step in builtins.range(min(center + 9, 1000), center - 10, -1):
             error_of(*range_at(parts[step]))
 
-    parts = torch.arange(1001).float() / 1000.0
+    parts = torch.arange(1001, dtype=torch.int64, device="cpu").float() / 1000.0
     search(lambda part: (full[0] * part, full[1] * part))
     if not symmetric:
         lo = best[0]
@@ -190,7 +198,7 @@ def _extent(counts: Tensor, where: Bins) -> tuple[float, float]:
 
 
 def _moved(counts: Tensor, old: Bins, new: Bins) -> Tensor:
-    index = torch.arange(counts.numel(), device=counts.device) + old.first
+    index = torch.arange(counts.numel(), device=counts.device, dtype=torch.int64) + old.first
     index = (index >> min(new.exponent - old.exponent, 62)) - new.first
     filled = counts != 0
     return torch.zeros_like(counts).index_add_(0, index[filled], counts[filled])

@@ -131,7 +131,13 @@ def _leaf(cls: type[nn.Module]) -> Case:
     first = next(_parameters(module), None)
     if first is None:
         return Case(name, cls, None, reason=f"{cls.__name__}.forward takes no named argument")
-    return Case(name, cls, module, {first: torch.randn(2, 4, SIZE, generator=generator)}, positional=True)
+    return Case(
+        name,
+        cls,
+        module,
+        {first: torch.randn(2, 4, SIZE, generator=generator, dtype=torch.float32, device="cpu")},
+        positional=True,
+    )
 
 
 def _parameters(module: nn.Module) -> Iterator[str]:

@@ -189,9 +189,9 @@ class _Histogram:
     """A histogram of finite values, whose range grows with them."""
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(BINS, dtype=torch.int64)
-        self._edges = torch.tensor([torch.inf, -torch.inf])
-        self._count = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(BINS, dtype=torch.int64, device="cpu")
+        self._edges = torch.tensor([torch.inf, -torch.inf], dtype=torch.float32, device="cpu")
+        self._count = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     def add(self, values: Tensor) -> None:
         ops.observe_histogram_(self._counts, self._edges, self._count, values.float().cpu().contiguous())

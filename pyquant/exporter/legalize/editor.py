@@ -69,7 +69,7 @@ class Editor:
         """`source` in another shape: itself when nothing changes and no output is named."""
         if out is None and self.tensors[source].shape == shape:
             return source
-        size = self.constant(torch.tensor(shape, dtype=torch.int32), "shape", at)
+        size = self.constant(torch.tensor(shape, dtype=torch.int32, device="cpu"), "shape", at)
         return self.emit("RESHAPE", [source, size], {"new_shape": list(shape)}, at, like=source, shape=shape, out=out)
 
     def cast(self, source: int, dtype: str, at: Op, out: int | None = None) -> int:

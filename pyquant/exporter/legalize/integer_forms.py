@@ -33,7 +33,7 @@ def _slice(edit: Editor, op: Op) -> None:
     first = ints(edit.before, begin)
     last = [start + size for start, size in zip(first, edit.tensors[op.outputs[0]].shape, strict=True)]
     vectors = [
-        edit.constant(torch.tensor(numbers, dtype=torch.int32), name, op)
+        edit.constant(torch.tensor(numbers, dtype=torch.int32, device="cpu"), name, op)
         for numbers, name in ((first, "begin"), (last, "end"), ([1] * len(first), "strides"))
     ]
     masks = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")

@@ -56,6 +56,6 @@ def _one_lead(edit: Editor, index: int, lead: tuple[int, ...], op: Op) -> int:
     wide = (*lead, *shape[-2:])
     if shape != wide:
         index = edit.reshape(index, (1,) * (len(wide) - len(shape)) + shape, op)
-        size = edit.constant(torch.tensor(wide, dtype=torch.int32), "shape", op)
+        size = edit.constant(torch.tensor(wide, dtype=torch.int32, device="cpu"), "shape", op)
         index = edit.emit("BROADCAST_TO", [index, size], {}, op, like=index, shape=wide)
     return edit.reshape(index, (math.prod(lead), *shape[-2:]), op)

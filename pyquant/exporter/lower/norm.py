@@ -63,7 +63,7 @@ def layer_norm(
 
 def _ones(cx: Context) -> Const:
     """A gamma of ones, which every grid represents exactly."""
-    return Const("ones", (1,), torch.float32, lambda: torch.ones(1), cx.where)
+    return Const("ones", (1,), torch.float32, lambda: torch.ones(1, dtype=torch.float32, device="cpu"), cx.where)
 
 
 def _last_only(cx: Context, normalized_shape: Sequence[int]) -> None:

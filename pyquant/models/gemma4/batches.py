@@ -23,7 +23,7 @@ def patchify(image: Any, patch_size: int, pooling_kernel_size: int = 1) -> tuple
     `image` is an array or tensor (H, W, 3) or (3, H, W); uint8 from 0 to 255, or floating point from 0 to 1. Each patch
     is flattened as (y, x, channel). Raises InputError for another form, or sides that are not whole pools.
     """
-    pixels = torch.as_tensor(image)
+    pixels = torch.as_tensor(image, device="cpu")
     if pixels.dim() == 3 and pixels.shape[-1] != CHANNELS and pixels.shape[0] == CHANNELS:
         pixels = pixels.permute(1, 2, 0)
     if pixels.dim() != 3 or pixels.shape[-1] != CHANNELS:
@@ -43,7 +43,11 @@ def patchify(image: Any, patch_size: int, pooling_kernel_size: int = 1) -> tuple
         raise InputError(f"an image is uint8 from 0 to 255 or floating point from 0 to 1, got {pixels.dtype}")
     rows, columns = height // patch_size, width // patch_size
     patches = pixels.float().reshape(rows, patch_size, columns, patch_size, CHANNELS).permute(0, 2, 1, 3, 4)
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(rows, dtype=torch.int64, device="cpu"),
+        torch.arange(columns, dtype=torch.int64, device="cpu"),
+        indexing="ij",
+    )
     return patches.reshape(rows * columns, -1), torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
@@ -81,7 +85,7 @@ def image_batches(
 def _padded(images: list[tuple[Tensor, Tensor]], num_patches: int | None) -> dict[str, Tensor]:
     length = max(len(patches) for patches, _ in images) if num_patches is None else num_patches
     pixels = images[0][0].new_zeros(len(images), length, images[0][0].shape[-1])
-    positions = torch.full((len(images), length, 2), -1, dtype=torch.int64)
+    positions = torch.full((len(images), length, 2), -1, dtype=torch.int64, device="cpu")
     for row, (patches, xy) in enumerate(images):
         pixels[row, : len(patches)] = patches
         positions[row, : len(xy)] = xy

@@ -44,8 +44,10 @@ def tiny_model() -> nn.Module:
             if name.endswith(("q_norm.weight", "k_norm.weight")):  # there is no 1 / sqrt(head_dim): keep attention soft
                 parameter.mul_(0.6)
         generator = torch.Generator().manual_seed(1)
-        model.std_bias.copy_(torch.randn(model.std_bias.shape, generator=generator))
-        model.std_scale.copy_(0.5 + torch.rand(model.std_scale.shape, generator=generator))
+        model.std_bias.copy_(torch.randn(model.std_bias.shape, generator=generator, dtype=torch.float32, device="cpu"))
+        model.std_scale.copy_(
+            0.5 + torch.rand(model.std_scale.shape, generator=generator, dtype=torch.float32, device="cpu")
+        )
     return cast(nn.Module, model.eval())
 
 

@@ -70,7 +70,7 @@ class VisionProfile:
     @property
     def positions(self) -> Tensor:
         """pixel_position_ids as HF takes them: int64 (batch, patches, 2)."""
-        return torch.tensor(self.pixel_position_ids, dtype=torch.int64)
+        return torch.tensor(self.pixel_position_ids, dtype=torch.int64, device="cpu")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def _row_major(height: int, width: int) -> list[Position]:
 def _images(ids: Any) -> tuple[list[list[Position]], int]:
     """The valid patches of each image, and the length with padding. Raises ProfileError unless padding is a suffix."""
     try:
-        tensor = torch.as_tensor(ids)
+        tensor = torch.as_tensor(ids, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ProfileError(f"pixel_position_ids must be (batch, patches, 2) integers: {error}") from error
     if tensor.dim() != 3 or tensor.shape[-1] != 2 or not tensor.numel() or tensor.dtype not in _INTEGERS:

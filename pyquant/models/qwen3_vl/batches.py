@@ -36,7 +36,7 @@ def patchify(
     (channel, time, y, x) with the image at every time. Raises InputError for another form, or sides that are not whole
     tokens.
     """
-    pixels = torch.as_tensor(image)
+    pixels = torch.as_tensor(image, device="cpu")
     if pixels.dim() == 3 and pixels.shape[0] != CHANNELS and pixels.shape[-1] == CHANNELS:
         pixels = pixels.permute(2, 0, 1)
     if pixels.dim() != 3 or pixels.shape[0] != CHANNELS:
@@ -98,13 +98,16 @@ def prompt_batch(
     if not ids or not all(ids):
         raise InputError("a batch of prompts has at least one row, and a row at least one token or image")
     length = max(map(len, ids))
-    input_ids = torch.full((len(ids), length), pad_token_id, dtype=torch.int64)
+    input_ids = torch.full((len(ids), length), pad_token_id, dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(input_ids)
     for number, line in enumerate(ids):
         where = slice(length - len(line), None) if side == "left" else slice(len(line))
-        input_ids[number, where], mask[number, where] = torch.tensor(line), 1
+        input_ids[number, where], mask[number, where] = torch.tensor(line, dtype=torch.int64, device="cpu"), 1
     types = token_types(input_ids, config.image_token_id, config.video_token_id)
     out = {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
     if pixels:
-        out |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
+        out |= {
+            "pixel_values": torch.cat(pixels),
+            "image_grid_thw": torch.tensor(grids, dtype=torch.int64, device="cpu"),
+        }
     return out

@@ -90,7 +90,7 @@ class Qwen3VLParts(BundleParts):
         frequencies = rotary.inv_freq.detach().float().cpu()
         driven = []
         for axis in range(3):
-            at = torch.zeros(3, 1, 1, dtype=torch.int64)
+            at = torch.zeros(3, 1, 1, dtype=torch.int64, device="cpu")
             at[axis] = 1
             _, sin = rotary(frequencies, at.to(rotary.inv_freq.device))
             driven.append(sin.flatten()[: len(frequencies)].cpu() != 0)

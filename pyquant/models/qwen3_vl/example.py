@@ -83,7 +83,7 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
     merge, patch = int(vision.spatial_merge_size), int(vision.patch_size)
     side = CELLS * merge
     pixels = [_patches(resized(image, side * patch, side * patch), vision) for image in images]
-    grid = torch.tensor([[1, side, side]] * len(images))
+    grid = torch.tensor([[1, side, side]] * len(images), dtype=torch.int64, device="cpu")
     if vision is config:
         if ids is not None or not images:
             raise InputError(f"a {type(model).__name__} takes images alone; leave the prompt and ids out")
@@ -97,7 +97,7 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
             f"the ids hold {found} image tokens ({config.image_token_id}), and {len(images)} images make {tokens} "
             f"each: write {tokens * len(images)}, or none (the images then stand first)"
         )
-    input_ids = torch.tensor([row])
+    input_ids = torch.tensor([row], dtype=torch.int64, device="cpu")
     out = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if images:
         types = (input_ids == config.image_token_id).to(torch.int32)

@@ -22,7 +22,7 @@ def visual_index(types: Tensor, images: int, videos: int) -> Tensor:
     the r-th image row, and so for videos. Raises InputError unless there is one placeholder for each visual row.
     """
     batch, length = types.shape
-    index = torch.arange(batch * length, device=types.device)
+    index = torch.arange(batch * length, device=types.device, dtype=torch.int64)
     flat, first = types.reshape(-1), batch * length
     for kind, rows, word, source in (
         (IMAGE, images, "image", "pixel_values"),
@@ -36,7 +36,7 @@ def visual_index(types: Tensor, images: int, videos: int) -> Tensor:
                 f"{source} make {rows} visual tokens; expand each {word}'s placeholder to frames * height * width / "
                 "spatial_merge_size**2 tokens, as HF's processor does"
             )
-        index[here] = first + torch.arange(rows, device=types.device)
+        index[here] = first + torch.arange(rows, device=types.device, dtype=torch.int64)
         first += rows
     return index.reshape(batch, length)
 

@@ -87,7 +87,10 @@ def position_ids(grids: Iterable[Grid], merge: int, device: torch.device | None 
     """(row, column) of every patch, int64 (N, 2), in the order in which the model takes patches."""
     parts = []
     for frames, height, width in grids:
-        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        rows, columns = (
+            torch.arange(height, device=device, dtype=torch.int64),
+            torch.arange(width, device=device, dtype=torch.int64),
+        )
         place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
         parts.append(in_merge_order(place, merge).repeat(frames, 1))
     return torch.cat(parts)
@@ -117,7 +120,7 @@ def square_side(entries: int) -> int:
 def _resampled(table: Tensor, size: int) -> Tensor:
     """table (side, ...) -> (size, ...): linear between the two nearest rows. The coordinates are exact fractions."""
     last, steps = table.shape[0] - 1, max(size - 1, 1)
-    below = torch.tensor([place * last // steps for place in range(size)], device=table.device)
+    below = torch.tensor([place * last // steps for place in range(size)], device=table.device, dtype=torch.int64)
     parts = [place * last % steps / steps for place in range(size)]
     share = torch.tensor(parts, dtype=torch.float32, device=table.device)
     above = (below + 1).clamp(max=last)

@@ -204,7 +204,7 @@ class QuantQwen3VLModel(QModule):
         for kind, token in ((IMAGE, self.config.image_token_id), (VIDEO, self.config.video_token_id)):
             rows = [table.weight[token].detach()]
             if self.phase is Phase.QUANTIZED:
-                rows.append(table(torch.tensor([token], device=given.device))[0])
+                rows.append(table(torch.tensor([token], device=given.device, dtype=torch.int64))[0])
             for row in rows:
                 types[(given == row.to(given.dtype)).all(dim=-1)] = kind
         return types
@@ -298,7 +298,11 @@ class QuantQwen3VLModel(QModule):
             return continued(length, past, deltas, mask, batch).to(given.device), deltas
         start = None
         if past:
-            before = torch.full((batch, 1), past) if mask is None else mask[:, :past].sum(dim=1, keepdim=True).cpu()
+            before = (
+                torch.full((batch, 1), past, dtype=torch.int64, device="cpu")
+                if mask is None
+                else mask[:, :past].sum(dim=1, keepdim=True).cpu()
+            )
             start = before if deltas is None else before + deltas.cpu()
         now = None if mask is None else mask[:, -length:]
         positions, added = rope_index(types, *grids, now, merge=self.merge, start=start)

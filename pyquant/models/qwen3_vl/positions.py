@@ -62,8 +62,8 @@ def rope_index(
             f"token types are (batch, seq) and a mask has their shape, got {tuple(types.shape)} and {seen}"
         )
     supply = {IMAGE: list(image_grids)[::-1], VIDEO: list(frames_of(video_grids))[::-1]}
-    positions = torch.zeros(3, *types.shape, dtype=torch.int64)
-    deltas = torch.zeros(types.shape[0], 1, dtype=torch.int64)
+    positions = torch.zeros(3, *types.shape, dtype=torch.int64, device="cpu")
+    deltas = torch.zeros(types.shape[0], 1, dtype=torch.int64, device="cpu")
     valid = torch.ones_like(types, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     keep = valid.cpu()
     first = [0] * len(types) if start is None else start.reshape(-1).tolist()
@@ -90,7 +90,7 @@ def _row(types: list[int], supply: dict[int, list[Grid]], merge: int, row: int) 
     for kind, run in groupby(types):
         length = len(list(run))
         if kind == TEXT:
-            parts.append((torch.arange(length) + at).expand(3, -1))
+            parts.append((torch.arange(length, dtype=torch.int64, device="cpu") + at).expand(3, -1))
             at += length
         left = 0 if kind == TEXT else length
         while left:  # images without a text token between them make one run
@@ -116,7 +116,12 @@ def _row(types: list[int], supply: dict[int, list[Grid]], merge: int, row: int) 
 
 def _block(grid: Grid, merge: int) -> Tensor:
     t, h, w = grid
-    axes = torch.meshgrid(torch.arange(t), torch.arange(h // merge), torch.arange(w // merge), indexing="ij")
+    axes = torch.meshgrid(
+        torch.arange(t, dtype=torch.int64, device="cpu"),
+        torch.arange(h // merge, dtype=torch.int64, device="cpu"),
+        torch.arange(w // merge, dtype=torch.int64, device="cpu"),
+        indexing="ij",
+    )
     return torch.stack(axes).reshape(3, -1)
 
 
@@ -126,7 +131,7 @@ def continued(length: int, past: int, rope_deltas: Tensor | None, attention_mask
     attention_mask (B, past + length) tells padding, which takes no step, from tokens.
     """
     if attention_mask is None:
-        steps = torch.arange(past, past + length).expand(batch, -1)
+        steps = torch.arange(past, past + length, dtype=torch.int64, device="cpu").expand(batch, -1)
     else:
         steps = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)[:, -length:]
     if rope_deltas is not None:

@@ -210,7 +210,9 @@ def _output(tensor: circle.Tensor, info: tuple[int, tuple[int, ...]], data: byte
 
 
 def _grid(tensor: circle.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.tensor(tensor.scale[0]), torch.tensor(tensor.zero_point[0], dtype=torch.int32)
+    return torch.tensor(tensor.scale[0], dtype=torch.float32, device="cpu"), torch.tensor(
+        tensor.zero_point[0], dtype=torch.int32, device="cpu"
+    )
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -41,7 +41,7 @@ def expected(
     values = {t.origin: seen[t.name] for t in program.graph.tensors if seen and t.origin and t.name in seen}
     with torch.no_grad():
         outputs = _Onert(program.exported.module(), values).run(
-            *(torch.as_tensor(value) for value in ordered(names, inputs))
+            *(torch.as_tensor(value, device="cpu") for value in ordered(names, inputs))
         )
     parts = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     return dict(zip((tensor.name for tensor in program.outputs), parts, strict=True))
