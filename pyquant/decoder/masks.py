@@ -64,7 +64,7 @@ def sizes(cache: Any, queries: int, layer: int = 0) -> tuple[Any, int, int]:
         return 0, queries, 0
     keys, first = cache.get_mask_sizes(queries, layer)
     offset = getattr(cache, "get_query_offset", cache.get_seq_length)  # only some releases tell the two apart
-    return offset(), keys, first
+    return offset(layer), keys, first
 
 
 def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None) -> Tensor | None:

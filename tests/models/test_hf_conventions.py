@@ -85,6 +85,23 @@ def test_assisted_generation(qwen: tuple[Any, Any]) -> None:
     assert torch.equal(got, expected)
 
 
+class OffsetOfALayer(DynamicCache):
+    """5.14.0: get_query_offset has no default layer."""
+
+    def get_query_offset(self, layer_idx: int) -> Any:
+        return self.get_seq_length(layer_idx)
+
+
+@torch.no_grad()
+def test_a_cache_that_wants_to_know_the_layer(qwen: tuple[Any, Any]) -> None:
+    logits = []
+    for make in (DynamicCache, OffsetOfALayer):
+        cache = make(config=qwen[1].config.text_config)
+        qwen[1](**batch((2, A, 3)), cache=cache)
+        logits.append(qwen[1](input_ids=TOKEN, cache=cache).logits)
+    assert torch.equal(*logits)
+
+
 # --- outputs ---
 
 
