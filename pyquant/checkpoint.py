@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyquant import checkpoint_index, companions, files, lifecycle, ops
+from pyquant import checkpoint_index, companions, files, lifecycle, models, ops
 from pyquant.block_site import BlockSite
 from pyquant.checkpoint_index import CHECKED, CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
 from pyquant.companions import GENERATION
@@ -281,7 +281,7 @@ class _Reader:
 def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
     """The recorded class with weights that mean nothing. Only a registered class is ever built."""
     root = index["root"]
-    cls = registry.find(root)
+    cls = models.find(root)
     config_class = None if cls is None else _config_class(cls)
     if cls is None or config_class is None or CONFIG not in index["sha256"]:
         why = "has no wrapper here" if cls is None else "is not a transformers class with a config.json in the folder"

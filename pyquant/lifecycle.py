@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import autocast, wrap
+from pyquant import autocast, models, wrap
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
@@ -71,6 +71,7 @@ def build(fp: nn.Module, policy: Policy) -> QModule:
         )
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
+        models.load(map(type, fp.modules()))
         return wrap.wrap(fp, WrapContext("", policy))
 
 

@@ -55,14 +55,14 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
     import torch
     import transformers
 
+    from pyquant import models
     from pyquant.cli import weights
-    from pyquant.wrap import registry
 
     if not sys.stderr.isatty():  # a bar is for a person who waits
         says: Any = transformers.utils.logging
         says.disable_progress_bar()
     cls: Any = model_class(name)
-    registry.wrapper_of(cls)  # before gigabytes are read
+    models.wrapper_of(cls)  # before gigabytes are read
     weights.check_files(Path(name))
     try:
         model, said = cls.from_pretrained(

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyquant.calibration import CalibrationData
-    from pyquant.models.request import BundleChoice, Family, Sizes
+    from pyquant.models.family import Requests
+    from pyquant.models.request import BundleChoice, Sizes
     from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
@@ -118,37 +119,36 @@ def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
     """Checks everything that does not need the weights: class, data line by line, grids, lengths."""
     from transformers import AutoConfig
 
-    from pyquant import calibration
+    from pyquant import calibration, models
     from pyquant.calibration.data import forward_arguments, only
     from pyquant.cli import checkpoints
-    from pyquant.models.request import Request, family_of
-    from pyquant.wrap import registry
+    from pyquant.models.request import Request
 
     request = Request(
         args.max_seq_len, tuple(args.image_grid), tuple(args.prefill_lengths), args.batch_size, args.layers,
         args.attention,
     )  # fmt: skip
     cls = checkpoints.model_class(args.model)
-    family = family_of(cls)
-    registry.wrapper_of(cls)
+    requests = models.family_of(cls).requests
+    models.wrapper_of(cls)
     with timer.step("read data"):
         lines = args.data.suffix == ".jsonl"
         reader = calibration.load_reader(args.model) if lines else None
         for note in reader.said if reader else ():
             console.print(f"note: {note}")
-        everything = calibration.read(args.data, reader).map(family.inputs)
+        everything = calibration.read(args.data, reader).map(requests.inputs)
         everything = everything.map(partial(only, forward_arguments(cls), cls.__name__, drop=lines))
         data = everything if args.samples is None else everything.sample(args.samples, args.seed)
         if args.samples is not None and args.samples > len(everything):
             console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are used")
-        seen = _sizes(data, family)
-    choice = family.choose(AutoConfig.from_pretrained(args.model, trust_remote_code=False), request, seen)
+        seen = _sizes(data, requests)
+    choice = requests.choose(AutoConfig.from_pretrained(args.model, trust_remote_code=False), request, seen)
     for guess in choice.guesses:
         console.print(f"guessed: {guess}")
     return Job(cls, data, len(everything), sum(sizes.rows for sizes in seen), choice)
 
 
-def _sizes(data: CalibrationData, family: Family) -> list[Sizes]:
+def _sizes(data: CalibrationData, requests: Requests) -> list[Sizes]:
     """Reads each sample once, so that an error in one is found before hours of calibrating."""
     from tqdm import tqdm
 
@@ -156,7 +156,7 @@ def _sizes(data: CalibrationData, family: Family) -> list[Sizes]:
     for index in tqdm(range(len(data)), desc="read", unit="sample", disable=None):
         batch = data[index]
         try:
-            seen.append(family.sizes(batch))
+            seen.append(requests.sizes(batch))
         except PyquantError as error:
             raise CalibrationError(f"{data.where(index)}: {error}") from error
     return seen

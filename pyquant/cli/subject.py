@@ -59,7 +59,7 @@ def _batches(args: argparse.Namespace, fp: nn.Module) -> list[Any]:
     from pyquant import calibration
     from pyquant.calibration.data import forward_arguments, only
     from pyquant.cli import trace_run
-    from pyquant.models.request import family_of
+    from pyquant.models import family_of
 
     if args.image or args.prompt is not None or args.ids is not None:
         raise UsageError("give either --data, or --image and --prompt or --ids")
@@ -68,4 +68,4 @@ def _batches(args: argparse.Namespace, fp: nn.Module) -> list[Any]:
         raise UsageError(f"--data {args.data} is lines for a processor, which {args.model} does not have; give batches")
     data = calibration.read(args.data, calibration.load_reader(args.model) if lines else None)
     fitting = partial(only, forward_arguments(type(fp)), type(fp).__name__, drop=lines)
-    return list(data.map(family_of(type(fp)).inputs).map(fitting))
+    return list(data.map(family_of(type(fp)).requests.inputs).map(fitting))

@@ -31,10 +31,11 @@ def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path 
     from pyquant import circle, exporter, verify
     from pyquant.batch import call, tensors_in
     from pyquant.errors import InputError
+    from pyquant.models import family_of
     from pyquant.models.alone import alone
 
     theirs = None if file is None else _inputs(circle.read(file))
-    family = type(fp).__module__.split(".")[2]
+    family = family_of(type(fp))
     base = getattr(fp, "base_model_prefix", "")
     found, seen = {}, []
     for name in ["", *([base] if base and hasattr(q, base) else [])]:

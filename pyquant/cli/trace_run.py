@@ -29,16 +29,16 @@ def load(name: str, dtype: str) -> nn.Module:
     """`tiny:FAMILY`, a checkpoint folder or a hub name, in eval mode. Raises ModelError, UnknownModuleError."""
     import torch
 
+    from pyquant import models
     from pyquant.cli import checkpoints
-    from pyquant.models import example
 
     if name.startswith(TINY):
         family = name.removeprefix(TINY)
-        if family not in example.families():
+        if family not in models.FAMILIES:
             raise ModelError(
-                f"there is no tiny model {name!r}; there are {', '.join(TINY + each for each in example.families())}"
+                f"there is no tiny model {name!r}; there are {', '.join(TINY + each for each in models.FAMILIES)}"
             )
-        return example.example(family).tiny_model().to(getattr(torch, dtype))
+        return models.by_name(family).example.tiny_model().to(getattr(torch, dtype))
     return checkpoints.load(name, dtype)
 
 
@@ -47,7 +47,7 @@ def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, 
     from pyquant.calibration import Line
     from pyquant.calibration.processor import open_image
     from pyquant.errors import CalibrationError
-    from pyquant.models import example
+    from pyquant.models import family_of
 
     files = [Path(file) for file in args.image]
     for file in files:
@@ -58,7 +58,7 @@ def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, 
         import numpy as np
 
         ids = list(args.prompt.encode()) if args.prompt is not None else args.ids
-        return _cast(example.example_of(model).example_inputs(model, [np.array(i) for i in images], ids), model)
+        return _cast(family_of(type(model)).example.example_inputs(model, [np.array(i) for i in images], ids), model)
     reader, why = _reader(args.model, note)
     if reader is not None and args.ids is None and (args.prompt is not None or reader.processor is not None):
         prompt = args.prompt if args.prompt is not None or not files else "What is in this image?"
@@ -72,7 +72,7 @@ def inputs(args: argparse.Namespace, model: nn.Module, note: Note) -> dict[str, 
     import numpy as np
 
     note(f"images are resized plainly, without the model's own image processor ({why})" if files else "made-up inputs")
-    return _cast(example.example_of(model).example_inputs(model, [np.array(i) for i in images], args.ids), model)
+    return _cast(family_of(type(model)).example.example_inputs(model, [np.array(i) for i in images], args.ids), model)
 
 
 def _reader(name: str, note: Note) -> tuple[Any, str]:
@@ -91,9 +91,9 @@ def _reader(name: str, note: Note) -> tuple[Any, str]:
 def _for(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A processor's batch by the names of the model's arguments, without other entries."""
     from pyquant.calibration.data import forward_arguments
-    from pyquant.models.request import family_of
+    from pyquant.models import family_of
 
-    batch = family_of(type(model)).inputs(batch)
+    batch = family_of(type(model)).requests.inputs(batch)
     takes = forward_arguments(type(model))
     return _cast({name: value for name, value in batch.items() if name in takes}, model)
 

@@ -10,6 +10,7 @@ import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -79,6 +80,14 @@ class ExportProfile:
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
         object.__setattr__(self, "outputs", tuple(self.outputs))
         check_interface(self.inputs, self.outputs)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What `pyquant.export(q, profile)` takes for a part of a model, and the graph's inputs by name."""
+
+    profile: Any
+    inputs: Mapping[str, torch.Tensor]
 
 
 def check_interface(inputs: Mapping[str, TensorSpec], outputs: tuple[str, ...]) -> None:

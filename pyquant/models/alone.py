@@ -1,45 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a part of a model is exported alone: the profile and the graph's inputs, from what it was called with.
 
-It owns the default (every argument is a tensor or absent) and finding a family's own, `alone.py` in its room:
-`alone(q, arguments, batch)`, which returns None for the default and raises ProfileError for a part without a graph.
+It owns the default: every argument is a tensor or absent. A family's own is `alone.py` in its folder; see
+family.AloneOf.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyquant.errors import ProfileError
-from pyquant.exporter.profile import ExportProfile, TensorSpec
+from pyquant.exporter.profile import Alone, ExportProfile, TensorSpec
+from pyquant.models.family import Family
 from pyquant.wrap.base import QModule
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What `pyquant.export(q, profile)` takes, and the graph's inputs by name."""
-
-    profile: Any
-    inputs: Mapping[str, Tensor]
-
-
 def alone(
-    q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Any], outputs: int, family: str | None = None
+    q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Any], outputs: int, family: Family | None = None
 ) -> Alone:
     """Of a converted wrapper that was called with `arguments` in a run of its model on `batch`.
 
     outputs: how many tensors it returns. Raises ProfileError for a part that has no graph of its own.
     """
-    room = f"{__package__}.{family}.alone"
-    if family is not None and importlib.util.find_spec(room):
-        found: Alone | None = importlib.import_module(room).alone(q, arguments, batch)
-        if found is not None:
-            return found
+    own = None if family is None else family.alone(q, arguments, batch)
+    if own is not None:
+        return own
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     others = [name for name, value in arguments.items() if not isinstance(value, Tensor) and _matters(value)]
     if others or not tensors:

@@ -1,62 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a family offers to try it without a checkpoint: a tiny model, and inputs of images and token ids for any of its.
+"""What the examples of families share: an image that is made up, plain resizing, random weights.
 
-It owns finding the family and resizing an image plainly. A family's own is `example.py` in its room: `tiny_model()`,
-`example_inputs(model, images, ids)`.
+It owns nothing of a family. A family's own example is `example.py` in its folder; see family.Example.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyquant.errors import InputError, UnknownModuleError
+from pyquant.errors import InputError
 
 CHANNELS = 3
-
-
-class Example(Protocol):
-    """What the `example.py` of a family's room holds."""
-
-    def tiny_model(self) -> nn.Module:
-        """A transformers model of the family, small, with random weights that are the same each time."""
-
-    def example_inputs(
-        self, model: nn.Module, images: Sequence[Any] = (), ids: Sequence[int] | None = None
-    ) -> dict[str, Tensor]:
-        """Keyword arguments of one call. `images`: arrays or tensors (H, W, 3) or (3, H, W), resized as the model needs
-        them; without any and without ids, an image is made up. `ids`: one prompt. Raises InputError."""
-
-
-def families() -> list[str]:
-    """The rooms that have an example."""
-    rooms = sorted(path.parent.name for path in Path(__file__).parent.glob("*/example.py"))
-    return [room for room in rooms if importlib.util.find_spec(f"{__package__}.{room}.example")]
-
-
-def example(family: str) -> Example:
-    """The example of a room of pyquant/models/, such as `gemma4`. Raises UnknownModuleError."""
-    if family not in families():
-        raise UnknownModuleError(f"there is no tiny model of {family!r}; there are {', '.join(families())}")
-    return cast("Example", importlib.import_module(f"{__package__}.{family}.example"))
-
-
-def example_of(model: nn.Module) -> Example:
-    """The example of the family that a transformers model belongs to. Raises UnknownModuleError."""
-    for cls in type(model).__mro__:
-        parts = cls.__module__.split(".")
-        if parts[:2] == ["transformers", "models"] and len(parts) > 2 and parts[2] in families():
-            return example(parts[2])
-    raise UnknownModuleError(
-        f"pyquant can make no inputs for a {type(model).__name__} by itself; it can for models of "
-        f"{', '.join(families())}; use a checkpoint folder with a processor"
-    )
 
 
 def made_up_image(height: int = 32, width: int = 32) -> Tensor:
@@ -100,3 +58,18 @@ def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
         else:
             parameter.copy_(noise * parameter[0].numel() ** -0.5)
     return model
+
+
+PROMPT = b"What is this?"
+
+
+def byte_ids(size: int, ids: Sequence[int] | None, special: Collection[int] = ()) -> list[int]:
+    """`ids`, or those of a made-up prompt: PROMPT's bytes, wrapped around where a vocabulary of `size` is smaller than
+    the bytes, without `special` ones. Raises InputError for no ids, and for one beyond the vocabulary."""
+    if ids is None:
+        plain = [each for each in range(min(size, 256)) if each not in special]
+        return [plain[byte % len(plain)] for byte in PROMPT]
+    bad = [each for each in ids if not 0 <= each < size]
+    if bad or not len(ids):
+        raise InputError(f"ids are 0 to {size - 1}, got {bad[0] if bad else 'none'}")
+    return list(ids)

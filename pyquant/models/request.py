@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user asks of a bundle, what calibration data shows, and what a family makes of both: profiles, and guesses.
 
-It owns the form that all families share. A family's own is `request.py` in its room: `inputs`, `sizes`, `choose`.
+It owns the form that all families share. A family's own is `request.py` in its folder; see
+family.Requests.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, cast
+from typing import Any
 
 from torch import Tensor
 
-from pyquant.errors import ProfileError, UnknownModuleError
+from pyquant.errors import ProfileError
 
 Grid = tuple[int, int, int]
 MOST_GRIDS = 8  # each is a graph with all weights of the vision model in it
@@ -71,31 +70,6 @@ class BundleChoice:
     guesses: tuple[str, ...] = ()
 
 
-class Family(Protocol):
-    """What the `request.py` of a family's room holds."""
-
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a processor or a file gives, under the names of the model's arguments."""
-
-    def sizes(self, batch: Mapping[str, Tensor]) -> Sizes:
-        """What a batch of the model's arguments shows. Raises InputError."""
-
-    def choose(self, config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
-        """Profiles for a model of `config`. Raises ProfileError for a request that it cannot serve."""
-
-
-def family_of(cls: type) -> Family:
-    """The family of a transformers class. Raises UnknownModuleError for one that has no bundles here."""
-    parts = cls.__module__.split(".")
-    room = f"{__package__}.{parts[2]}" if parts[:2] == ["transformers", "models"] and len(parts) > 2 else ""
-    if not room or not importlib.util.find_spec(room) or not importlib.util.find_spec(f"{room}.request"):
-        raise UnknownModuleError(
-            f"pyquant makes no bundles of a {cls.__name__} by itself; quantize it from Python, with a profile of your "
-            f"own: pyquant.prepare, calibrate, convert, export"
-        )
-    return cast("Family", importlib.import_module(f"{room}.request"))
-
-
 def grids_of(request: Request, seen: Sequence[Sizes]) -> tuple[tuple[Grid, ...], list[str]]:
     """The grids asked for, or else all that the data has; and the guess in words. Raises ProfileError for too many."""
     if request.image_grids:
@@ -107,6 +81,46 @@ def grids_of(request: Request, seen: Sequence[Sizes]) -> tuple[tuple[Grid, ...],
             f"each; name those that the device will use: --image-grid HxW (in Python: image_grids)"
         )
     return found, [f"image grids {_said(found)}: those of the calibration data"] if found else []
+
+
+ANSWER = 64  # tokens that a guessed max_seq_len leaves for the answer
+
+
+def text_sizes(batch: Mapping[str, Tensor]) -> Sizes:
+    """Tokens of a row, and how many rows; 0 tokens where there is no text."""
+    text = next((batch[name] for name in ("input_ids", "inputs_embeds") if name in batch), None)
+    return Sizes() if text is None else Sizes(int(text.shape[1]), (), len(text))
+
+
+def text_options(limit: int, request: Request, seen: Sequence[Sizes]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a DecoderProfile, and a line for each that nobody asked for.
+
+    limit: the model's max_position_embeddings. Raises ProfileError for lengths that contradict it.
+    """
+    guesses: list[str] = []
+    longest = max((each.tokens for each in seen), default=0)
+    lengths, length = request.prefill_lengths, request.max_seq_len
+    whole = request.layers == "whole"
+    if length is None:
+        prompt, answer = max([longest, *lengths]), 0 if whole else ANSWER
+        length = min(rounded(prompt + answer), limit)
+        room = f", and {answer} for the answer" if answer else ""
+        guesses.append(f"max sequence length {length}: the longest prompt has {prompt} tokens{room}, in steps of 64")
+    if length > limit:
+        raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
+    if not lengths and not whole:
+        lengths = (min(rounded(longest), length),)
+        cut = ", but no more than max_seq_len" if lengths[0] < longest else ""
+        guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64{cut}")
+    elif lengths and max(lengths) < longest:
+        short = sum(each.tokens > max(lengths) for each in seen)
+        guesses.append(
+            f"prefill lengths {list(lengths)}: {short} of {len(seen)} calibration prompts are longer (up to {longest} "
+            "tokens), and the bundle will refuse such prompts"
+        )
+    options: dict[str, Any] = {"max_seq_len": length, "batch_size": request.batch_size, "prefill_lengths": lengths}
+    options |= {name: value for name in ("layers", "attention") if (value := getattr(request, name)) is not None}
+    return options, guesses
 
 
 def rounded(count: int, unit: int = 64) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyquant.models import example
+from pyquant import models
 from pyquant.wrap import registry
 
 SIZE = 8  # of every required argument of a leaf's constructor
@@ -49,24 +49,23 @@ class Case:
 def cases() -> list[Case]:
     """One for each registered class: families first, then the leaves of torch and transformers, each sorted by name."""
     found: dict[type[nn.Module], Case] = {}
-    for family in example.families():
+    for family in models.FAMILIES:
         for cls, case in family_cases(family).items():
             found.setdefault(cls, case)
     importlib.import_module("pyquant.wrap.hf_activations")
     for cls in registry.classes():
         if cls not in found and cls.__module__.startswith(("torch.", "transformers.")):
-            room = _family_of(cls)
+            room = models.name_of(cls)
             found[cls] = _leaf(cls) if room is None else _unreached(cls, room)
     return sorted(found.values(), key=lambda case: (case.family is None, case.name))
 
 
 def family_cases(family: str) -> dict[type[nn.Module], Case]:
     """Class -> its first call while the family's tiny model runs on its example inputs, for each registered class."""
-    made = example.example(family)
+    made = models.by_name(family).example
     model = made.tiny_model()
     _without_cache(model)
     batch = made.example_inputs(model)
-    importlib.import_module(f"pyquant.models.{family}")
     known, found = set(registry.classes()), {}
 
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,7 +73,7 @@ def family_cases(family: str) -> dict[type[nn.Module], Case]:
         if cls in known and cls not in found:
             # A copy: the model changes its arguments later.
             arguments = copy.deepcopy(_by_name(module, args, kwargs))
-            own = family if _family_of(cls) == family else None
+            own = family if models.name_of(cls) == family else None
             plain = not kwargs and len(arguments) == len(args)
             found[cls] = Case(_name(cls, own), cls, module, arguments, batch, own, positional=plain)
 
@@ -148,11 +147,6 @@ def _parameters(module: nn.Module) -> Iterator[str]:
 
 def _unreached(cls: type[nn.Module], family: str) -> Case:
     return Case(_name(cls, family), cls, None, family=family, reason=f"the tiny model of {family} does not call it")
-
-
-def _family_of(cls: type[nn.Module]) -> str | None:
-    parts = cls.__module__.split(".")
-    return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
 
 
 def _name(cls: type[nn.Module], family: str | None) -> str:

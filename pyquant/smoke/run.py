@@ -117,7 +117,9 @@ def _compared(expected: list[Tensor], got: list[Tensor]) -> dict[str, Any]:
 
 def _exported(case: Case, q: QModule, outputs: int, result: Result, folder: Path | None) -> tuple[Result, list[str]]:
     with torch.no_grad():
-        graph = alone(q, case.arguments, case.batch, outputs, case.family)
+        graph = alone(
+            q, case.arguments, case.batch, outputs, None if case.family is None else models.by_name(case.family)
+        )
     program = exporter.export(q, graph.profile)
     missing, data = program.missing_qparams(), program.to_bytes()
     faults = [str(fault) for fault in circle.check(data)]

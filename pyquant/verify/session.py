@@ -2,24 +2,26 @@
 """Session: a bundle's graphs, run in one runtime, with the host code that its manifest names.
 
 It owns reading the manifest, the checksums, and each graph's runtime. What a family's host does between the graphs is
-`pyquant.models.<family>.host`, found by the manifest's `family`; nothing else of a model is needed.
+its own (models/family.py), found by the manifest's `family`; nothing else of a model is needed.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyquant import files
+from pyquant import files, models
 from pyquant.errors import CircleError, InputError, PyquantError
+
+if TYPE_CHECKING:
+    from pyquant.decoder.host import Host
 
 MANIFEST = "manifest.json"
 RuntimeName = Literal["tico", "onert"]
@@ -128,16 +130,15 @@ def _verify(path: Path, name: str, sha256: str) -> None:
         )
 
 
-def _host_of(manifest: Mapping[str, Any]) -> Any:
+def _host_of(manifest: Mapping[str, Any]) -> type[Host]:
     family = str(manifest.get("family", ""))
-    home = f"pyquant.models.{family}.host"
-    known = family.isidentifier() and importlib.util.find_spec(f"pyquant.models.{family}")
-    if not known or not importlib.util.find_spec(home):
+    host = models.by_name(family).host if family in models.FAMILIES else None
+    if host is None:
         raise InputError(
             f"the bundle is of the model family {family!r}, which has no host side here; run its graphs one by one "
             "with Session.run"
         )
-    return importlib.import_module(home).Qwen3VLHost
+    return host
 
 
 def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor]) -> None:

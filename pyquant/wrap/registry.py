@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -69,30 +68,14 @@ def qualified(cls: type) -> str:
 
 
 def find(name: str) -> type[nn.Module] | None:
-    """The registered class of a qualified name, after loading its transformers family; None if there is none."""
-    load_family(name.partition(":")[0])
+    """The registered class of a qualified name; None if there is none."""
     return next((cls for cls in _WRAPPERS if qualified(cls) == name), None)
-
-
-def load_family(module: str) -> None:
-    """Import the room with the wrappers for classes of `module`, if we have one; so that nobody must know its name.
-
-    transformers.models.<family> is pyquant.models.<family>; transformers.activations is wrap.hf_activations.
-    """
-    parts = module.split(".")
-    home = None
-    if module == "transformers.activations":
-        home = "pyquant.wrap.hf_activations"
-    elif parts[:2] == ["transformers", "models"] and len(parts) > 2 and importlib.util.find_spec("pyquant.models"):
-        home = f"pyquant.models.{parts[2]}"
-    if home and importlib.util.find_spec(home):
-        importlib.import_module(home)
 
 
 def wrapper_of(cls: type[nn.Module], path: str = "") -> type[QModule]:
     """The wrapper of exactly `cls`. Raises UnknownModuleError that lists what exists."""
-    if cls not in _WRAPPERS:
-        load_family(cls.__module__)
+    if cls not in _WRAPPERS and cls.__module__ == "transformers.activations":
+        importlib.import_module("pyquant.wrap.hf_activations")  # not at start: it imports transformers
     if cls not in _WRAPPERS:
         raise UnknownModuleError(_unknown(cls, path))
     return _WRAPPERS[cls]

@@ -13,10 +13,10 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
 from pyquant.errors import InputError, ProfileError, UnknownModuleError
-from pyquant.models import gemma4, qwen3_vl
+from pyquant.models import family_of, gemma4, qwen3_vl
 from pyquant.models.gemma4 import request as gemma4_request
 from pyquant.models.qwen3_vl import request as qwen_request
-from pyquant.models.request import Request, Sizes, family_of
+from pyquant.models.request import Request, Sizes
 
 QWEN = Qwen3VLConfig(text_config={"max_position_embeddings": 512}, vision_config={"spatial_merge_size": 2})
 GEMMA = Gemma4VisionConfig(pooling_kernel_size=2, position_embedding_size=16)
@@ -154,6 +154,6 @@ def test_numbers_below_one_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_class_finds_its_family_or_says_that_there_is_none() -> None:
-    assert family_of(Gemma4VisionModel) is gemma4_request
+    assert family_of(Gemma4VisionModel).requests is gemma4_request
     with pytest.raises(UnknownModuleError, match="makes no bundles of a Linear by itself"):
         family_of(nn.Linear)

@@ -10,24 +10,23 @@ import torch
 from torch import nn
 
 import pyquant
-from pyquant import trace
+from pyquant import models, trace
 from pyquant.errors import InputError, UnknownModuleError
-from pyquant.models import example
 
 torch.set_num_threads(1)
-FAMILIES = example.families()
+FAMILIES = models.FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tiny_model_is_the_same_each_time_and_nothing_in_it_is_idle(family: str) -> None:
-    room = example.example(family)
+    room = models.by_name(family).example
     model, again = room.tiny_model(), room.tiny_model()
     assert not model.training
     assert sum(p.numel() for p in model.parameters()) < 200_000
     for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q), name
         assert p.unique().numel() > 1, name
-    assert example.example_of(model) is room
+    assert models.family_of(type(model)).example is room
     batch = room.example_inputs(model)
     with torch.no_grad():
         out = model(**batch)[0]
@@ -38,7 +37,7 @@ def test_the_tiny_model_is_the_same_each_time_and_nothing_in_it_is_idle(family: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_quantizes_well_enough_to_show_something(family: str) -> None:
-    room = example.example(family)
+    room = models.by_name(family).example
     model = room.tiny_model()
     batch = room.example_inputs(model)
     q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
@@ -53,7 +52,7 @@ def test_qwen_patches_lie_as_transformers_puts_them() -> None:
     hf = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     from pyquant.models.qwen3_vl.example import _patches
 
-    vision = example.example("qwen3_vl").tiny_model().config.vision_config
+    vision = models.by_name("qwen3_vl").example.tiny_model().config.vision_config
     processor = hf.Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -81,7 +80,7 @@ def test_resizing_keeps_what_has_the_size_already() -> None:
 
 
 def test_ids_and_images_of_a_prompt() -> None:
-    room = example.example("qwen3_vl")
+    room = models.by_name("qwen3_vl").example
     model = room.tiny_model()
     own = room.example_inputs(model, ids=[1, 2, 3])
     assert own["input_ids"].tolist() == [[1, 2, 3]]
@@ -98,9 +97,9 @@ def test_ids_and_images_of_a_prompt() -> None:
 
 def test_what_there_is_no_example_of() -> None:
     with pytest.raises(UnknownModuleError, match="no tiny model of 'gpt2'; there are gemma4"):
-        example.example("gpt2")
+        models.by_name("gpt2").example
     with pytest.raises(UnknownModuleError, match="can make no inputs for a Linear"):
-        example.example_of(nn.Linear(1, 1))
+        models.family_of(type(nn.Linear(1, 1)).example)
     with pytest.raises(InputError, match="an image is"):
         example.resized(torch.zeros(4, 4), 2, 2)
 
@@ -108,7 +107,7 @@ def test_what_there_is_no_example_of() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrappers_know_whom_they_stand_for(family: str) -> None:
     """Also where the wrapped tree hangs under another prefix, as in an adapter or a user's own module."""
-    model = example.example(family).tiny_model()
+    model = models.by_name(family).example.tiny_model()
     q = pyquant.prepare(model, pyquant.Policy.preset("float"))
     names = {name for name, _ in model.named_modules()}
     pairs = trace.counterparts(model, q)
@@ -121,7 +120,7 @@ def test_wrappers_know_whom_they_stand_for(family: str) -> None:
 
 def test_made_up_ids_fit_a_vocabulary_smaller_than_bytes() -> None:
     """Found on examples/digits/vlm, which has 30 tokens: `pyquant trace --image` said `ids are 0 to 29, got 87`."""
-    room = example.example("qwen3_vl")
+    room = models.by_name("qwen3_vl").example
     model = room.tiny_model()
     model.config.text_config.vocab_size = 30
     for number, name in enumerate(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")):

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
     "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
-    "lifecycle": VALUES | {"policy", "site", "wrap", "batch", "autocast"},
+    "lifecycle": VALUES | {"models", "policy", "site", "wrap", "batch", "autocast"},
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
     "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile"},
-    "verify": VALUES | {"ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
+    "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
     "sensitivity": VALUES | {"policy", "site", "wrap", "files"} | RUNS,
     "smoke": VALUES

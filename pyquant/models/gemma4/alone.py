@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyquant.models.alone import Alone
+from pyquant.exporter.profile import Alone
 from pyquant.models.gemma4 import (
     QuantGemma4VisionAttention,
     QuantGemma4VisionEncoder,

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pyquant.errors import InputError
-from pyquant.models.example import made_up_image, randomize_, resized
+from pyquant.models.example import byte_ids, made_up_image, randomize_, resized
 
-PROMPT = b"What is this?"
 CELLS = 2  # merged patches along each side of an image
 # The tiny model reads bytes: one id each, then the special ones.
 IMAGE, VIDEO, START, END, EOS, PAD, VOCAB = 256, 257, 258, 259, 260, 261, 264
@@ -90,7 +89,7 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
         return {"hidden_states": torch.cat(pixels), "grid_thw": grid}
 
     tokens = CELLS * CELLS
-    row = _row(config, _made_up_ids(config) if ids is None else list(ids), len(images), tokens)
+    row = _row(config, ids, len(images), tokens)
     found = row.count(config.image_token_id)
     if found != tokens * len(images):
         raise InputError(
@@ -105,22 +104,13 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
     return out
 
 
-def _made_up_ids(config: Any) -> list[int]:
-    """PROMPT's bytes as ids, wrapped around where a vocabulary is smaller than the bytes."""
+def _row(config: Any, ids: Sequence[int] | None, images: int, tokens: int) -> list[int]:
     special = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
-    plain = [each for each in range(min(int(config.text_config.vocab_size), 256)) if each not in special]
-    return [plain[byte % len(plain)] for byte in PROMPT]
-
-
-def _row(config: Any, ids: list[int], images: int, tokens: int) -> list[int]:
-    size = int(config.text_config.vocab_size)
-    bad = [each for each in ids if not 0 <= each < size]
-    if bad or not ids:
-        raise InputError(f"ids are 0 to {size - 1}, got {bad[0] if bad else 'none'}")
-    if config.image_token_id in ids:
-        return ids
+    row = byte_ids(int(config.text_config.vocab_size), ids, special)
+    if config.image_token_id in row:
+        return row
     image = [config.vision_start_token_id, *[config.image_token_id] * tokens, config.vision_end_token_id]
-    return image * images + ids
+    return image * images + row
 
 
 def _patches(image: Tensor, vision: Any) -> Tensor:

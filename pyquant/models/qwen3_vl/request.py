@@ -6,6 +6,7 @@ It owns the guesses. What a Profile means, and which graphs it stands for, is pr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,8 @@ from torch import Tensor
 from pyquant.errors import ProfileError, UnknownModuleError
 from pyquant.models.qwen3_vl.grids import fault_of, grids_of
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
-from pyquant.models.request import BundleChoice, Grid, Request, Sizes, rounded
+from pyquant.models.request import BundleChoice, Grid, Request, Sizes, text_options, text_sizes
 from pyquant.models.request import grids_of as chosen_grids
-
-ANSWER = 64  # tokens that a guessed max_seq_len leaves for the answer
 
 
 def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -27,10 +26,9 @@ def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def sizes(batch: Mapping[str, Tensor]) -> Sizes:
     """Tokens of a row, and the grid of every image and video. Raises InputError for a grid that is none."""
-    text = next((batch[name] for name in ("input_ids", "inputs_embeds") if name in batch), None)
-    held = (batch[name] for name in ("image_grid_thw", "video_grid_thw", "grid_thw") if name in batch)
-    grids = tuple(grid for table in held if len(table) for grid in grids_of(table, 1))
-    return Sizes(0, grids) if text is None else Sizes(int(text.shape[1]), grids, len(text))
+    present = (batch[name] for name in ("image_grid_thw", "video_grid_thw", "grid_thw") if name in batch)
+    grids = tuple(grid for table in present if len(table) for grid in grids_of(table, 1))
+    return dataclasses.replace(text_sizes(batch), grids=grids)
 
 
 def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
@@ -75,32 +73,15 @@ def _whole(
 ) -> BundleChoice:
     from pyquant.models.qwen3_vl.profiles import Profile
 
-    longest = max((each.tokens for each in seen), default=0)
-    limit = int(config.text_config.max_position_embeddings)
-    lengths, length = request.prefill_lengths, request.max_seq_len
-    if length is None:
-        prompt, answer = max([longest, *lengths]), 0 if request.layers == "whole" else ANSWER
-        length = min(rounded(prompt + answer), limit)
-        room = f", and {answer} for the answer" if answer else ""
-        guesses.append(f"max sequence length {length}: the longest prompt has {prompt} tokens{room}, in steps of 64")
-    if length > limit:
-        raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
-    if not lengths and request.layers != "whole":
-        lengths = (min(rounded(longest), length),)
-        cut = ", but no more than max_seq_len" if lengths[0] < longest else ""
-        guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64{cut}")
-    elif lengths and max(lengths) < longest:
-        short = sum(each.tokens > max(lengths) for each in seen)
-        guesses.append(
-            f"prefill lengths {list(lengths)}: {short} of {len(seen)} calibration prompts are longer (up to {longest} "
-            "tokens), and the bundle will refuse such prompts"
-        )
+    options, more = text_options(int(config.text_config.max_position_embeddings), request, seen)
+    guesses += more
     missed = sorted({grid for each in seen for grid in each.grids if not {grid, (1, *grid[1:])} & set(grids)})
     if missed and request.layers != "whole":
         guesses.append(f"image grids: the calibration data has {missed} too, which the bundle will refuse")
-    options: dict[str, Any] = {"max_seq_len": length, "image_grids": grids, "batch_size": request.batch_size}
-    if lengths:
-        options["prefill_lengths"] = lengths
-    options |= {name: value for name in ("layers", "attention") if (value := getattr(request, name)) is not None}
-    settings = {**options, "image_grids": [list(grid) for grid in grids], "prefill_lengths": list(lengths)}
+    options = {"image_grids": grids, **options}
+    settings = {
+        **options,
+        "image_grids": [list(grid) for grid in grids],
+        "prefill_lengths": list(options["prefill_lengths"]),
+    }
     return BundleChoice(Profile(**options), settings, tuple(guesses))

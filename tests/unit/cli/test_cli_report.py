@@ -11,7 +11,7 @@ import torch
 
 import pyquant
 from pyquant.cli.main import main
-from pyquant.models import example, gemma4
+from pyquant.models import gemma4
 from pyquant.policy import Policy
 from pyquant.sensitivity import Sensitivity
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 def test_report_writes_a_page_and_says_the_same(tmp_path, capsys):
-    made = example.example("gemma4")
+    made = models.by_name("gemma4").example
     model = made.tiny_model()
     batch = made.example_inputs(model)
     q = pyquant.prepare(model, Policy.preset("w8a16"))

@@ -16,12 +16,12 @@ from cli_runs import Done
 from PIL import Image
 
 import pyquant
-from pyquant.models import example
+from pyquant import models
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.trace import Comparison, SiteTrace, Trace
 
 Run = Callable[..., Done]
-FAMILIES = example.families()
+FAMILIES = models.FAMILIES
 MLP = {"gemma4": "encoder.layers.0.mlp", "qwen3_vl": "model.visual.blocks.0.mlp"}
 
 
@@ -43,7 +43,7 @@ def test_in_float_the_wrappers_are_the_model(family: str, run: Run, tmp_path: Pa
     assert done.code == 0, done.err
     assert headings(done.out) == ["unquantized", "quantized", "side by side"]
     data = json.loads(file.read_text())
-    fp = example.example(family).tiny_model()
+    fp = models.by_name(family).example.tiny_model()
     called = {call.name for call in Trace.from_json(json.dumps(data["unquantized"]))}
     assert called <= {name for name, _ in fp.named_modules()}
     assert MLP[family] in called
@@ -133,7 +133,7 @@ def test_it_stops_at_interesting_modules(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_checkpoint_folder(run: Run, tmp_path: Path, picture: Path) -> None:
-    example.example("gemma4").tiny_model().save_pretrained(tmp_path / "model")
+    models.by_name("gemma4").example.tiny_model().save_pretrained(tmp_path / "model")
     done = run("trace", "--model", tmp_path / "model", "--image", picture, "--save", tmp_path / "kept")
     assert done.code == 0, done.err
     assert "note: images are resized plainly" in done.err
@@ -183,8 +183,8 @@ def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_pa
 def test_a_file_with_a_wrong_constant_and_a_saved_model(run: Run, tmp_path: Path) -> None:
     """A folder of `pyquant quantize` is looked at as it is, and the file beside it where it differs."""
     pytest.importorskip("tico")
-    fp = example.example("gemma4").tiny_model()
-    batch = example.example("gemma4").example_inputs(fp)
+    fp = models.by_name("gemma4").example.tiny_model()
+    batch = models.by_name("gemma4").example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
     pyquant.calibrate(q, [batch], progress=False)
     pyquant.convert(q, unused=["*:mask", "*:masked_logits"])

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyquant import circle, smoke
+from pyquant import circle, models, smoke
 from pyquant.cli.main import main
-from pyquant.models import example
 from pyquant.models.gemma4 import QuantGemma4RMSNorm
 from pyquant.verify.runtimes import tico
 from pyquant.wrap import registry
@@ -34,9 +33,9 @@ def test_every_registered_class_has_a_case():
     names = {case.cls for case in smoke.cases()}
     ours = {cls for cls in registry.classes() if cls.__module__.startswith(("torch.", "transformers."))}
     assert names == ours
-    assert {"gemma4", "qwen3_vl"} <= set(example.families())
-    for family in example.families():
-        called = {type(module) for module in example.example(family).tiny_model().modules()}
+    assert {"gemma4", "qwen3_vl"} <= set(models.FAMILIES)
+    for family in models.FAMILIES:
+        called = {type(module) for module in models.by_name(family).example.tiny_model().modules()}
         assert called & ours <= names
 
 
@@ -63,7 +62,7 @@ def test_the_file_of_a_case_computes_what_its_line_says(everything):
     """The whole vision tower: its file, run by us, against transformers on the tiny model's own inputs."""
     results, _ = everything
     result = next(r for r in results if r["case"] == "gemma4/Gemma4VisionModel")
-    made = example.example("gemma4")
+    made = models.by_name("gemma4").example
     model = made.tiny_model()
     batch = made.example_inputs(model)
     with torch.no_grad():
@@ -120,8 +119,8 @@ def test_thresholds_and_mistakes(capsys):
 
 
 def test_a_class_that_no_model_calls_fails_by_name(monkeypatch):
-    monkeypatch.setattr(example.example("gemma4"), "tiny_model", lambda: torch.nn.Identity())
-    monkeypatch.setattr(example.example("gemma4"), "example_inputs", lambda model: {"input": torch.zeros(1)})
+    monkeypatch.setattr(models.by_name("gemma4").example, "tiny_model", lambda: torch.nn.Identity())
+    monkeypatch.setattr(models.by_name("gemma4").example, "example_inputs", lambda model: {"input": torch.zeros(1)})
     lost = [case for case in smoke.cases() if case.family == "gemma4"]
     assert len(lost) == 9
     result = smoke.run(lost[0])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyquant
-from pyquant.models import example
+from pyquant import models
 from pyquant.trace import Loss, capture, compare, counterparts, losses, render_losses, sites
 from pyquant.wrap import QModule
 
@@ -21,12 +21,12 @@ GATE = "model.language_model.layers.1.mlp.gate_proj"
 
 @pytest.fixture(scope="module", name="fp")
 def _fp() -> nn.Module:
-    return example.example("qwen3_vl").tiny_model()
+    return models.by_name("qwen3_vl").example.tiny_model()
 
 
 @pytest.fixture(scope="module", name="batch")
 def _batch(fp: nn.Module) -> dict[str, torch.Tensor]:
-    return example.example("qwen3_vl").example_inputs(fp)
+    return models.by_name("qwen3_vl").example.example_inputs(fp)
 
 
 @pytest.fixture(name="q")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pyquant
+from pyquant import models
 from pyquant.errors import InputError
-from pyquant.models import example
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.verify import tensors
 
@@ -21,8 +21,8 @@ pytest.importorskip("tico", reason="the reference runtime of the demo and test e
 
 @pytest.fixture(scope="module")
 def program() -> tuple[pyquant.CircleProgram, torch.Tensor]:
-    fp = example.example("gemma4").tiny_model()
-    batch = example.example("gemma4").example_inputs(fp)
+    fp = models.by_name("gemma4").example.tiny_model()
+    batch = models.by_name("gemma4").example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
     pyquant.calibrate(q, [batch], progress=False)
     pyquant.convert(q)
@@ -86,8 +86,8 @@ def test_a_file_in_the_place_of_the_program(
 
 def test_a_file_of_other_shapes_is_refused() -> None:
     """A bundle's head takes the same input for one token: TICO's own error came through as a traceback."""
-    fp = example.example("gemma4").tiny_model()
-    batch = example.example("gemma4").example_inputs(fp)
+    fp = models.by_name("gemma4").example.tiny_model()
+    batch = models.by_name("gemma4").example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
     pyquant.calibrate(q, [batch], progress=False)
     pyquant.convert(q)

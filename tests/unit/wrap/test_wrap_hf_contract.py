@@ -19,8 +19,8 @@ from transformers import cache_utils, masking_utils
 from transformers.models.qwen3_vl import modeling_qwen3_vl as hf
 
 import pyquant
+from pyquant import models
 from pyquant.errors import CompatibilityError
-from pyquant.models import example
 from pyquant.wrap import hf_contract, hf_facts, hf_records
 from tests import contracts
 
@@ -29,7 +29,7 @@ W8A8 = pyquant.Policy.preset("w8a8")
 
 @pytest.fixture(scope="module")
 def fp() -> nn.Module:
-    return example.example("qwen3_vl").tiny_model()
+    return models.by_name("qwen3_vl").example.tiny_model()
 
 
 def refused(fp: nn.Module, *parts: str) -> None:
@@ -157,7 +157,7 @@ def test_a_cache_whose_update_computes_something_else(fp: nn.Module, monkeypatch
 def test_a_vision_tower_does_not_ask_about_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(cache_utils.Cache, "update")
     assert hf_contract.cache_mismatches() == ["Cache.update of transformers.cache_utils does not exist"]
-    pyquant.prepare(example.example("gemma4").tiny_model(), W8A8)
+    pyquant.prepare(models.by_name("gemma4").example.tiny_model(), W8A8)
 
 
 def test_other_arithmetic(fp: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

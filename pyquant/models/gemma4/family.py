@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Family object of gemma4; see pyquant.models.family."""
+
+from __future__ import annotations
+
+from pyquant.models.family import Family
+from pyquant.models.gemma4 import example, request
+from pyquant.models.gemma4.alone import alone
+
+FAMILY = Family("gemma4", example, request, alone)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle of a Llama is made of: a Profile from what a user asked for and what calibration data shows.
+
+It owns no guess of its own: they are those of every text model (models/request.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyquant.models.request import BundleChoice, Request, Sizes, text_options, text_sizes
+
+
+def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tokenizer's names are the model's."""
+    return batch
+
+
+def sizes(batch: Mapping[str, Tensor]) -> Sizes:
+    """Tokens of a row, and how many rows."""
+    return text_sizes(batch)
+
+
+def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
+    """The Profile of a LlamaForCausalLM or a LlamaModel. Raises ProfileError for a request that it cannot serve."""
+    from pyquant.models.llama.profiles import Profile
+
+    request.refuse(("image_grids",), "a text model")
+    options, guesses = text_options(int(config.max_position_embeddings), request, seen)
+    settings = {**options, "prefill_lengths": list(options["prefill_lengths"])}
+    return BundleChoice(Profile(**options), settings, tuple(guesses))
