@@ -69,6 +69,7 @@ def build(fp: nn.Module, policy: Policy) -> QModule:
             "which a quantized model cannot do; bake them in before prepare, each by its call:\n"
             + "\n".join([*(f"  {line}" for line in computed[:5]), *more])
         )
+    models.load(map(type, fp.modules()))
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
         models.load(map(type, fp.modules()))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant import circle, exporter, lifecycle, verify
+from pyquant import circle, exporter, lifecycle, models, verify
 from pyquant.batch import call, tensors_in
 from pyquant.errors import ProfileError, PyquantError
 from pyquant.metrics import mean_abs_diff, to_plain
@@ -117,9 +117,8 @@ def _compared(expected: list[Tensor], got: list[Tensor]) -> dict[str, Any]:
 
 def _exported(case: Case, q: QModule, outputs: int, result: Result, folder: Path | None) -> tuple[Result, list[str]]:
     with torch.no_grad():
-        graph = alone(
-            q, case.arguments, case.batch, outputs, None if case.family is None else models.by_name(case.family)
-        )
+        family = None if case.family is None else models.by_name(case.family)
+        graph = alone(q, case.arguments, case.batch, outputs, family)
     program = exporter.export(q, graph.profile)
     missing, data = program.missing_qparams(), program.to_bytes()
     faults = [str(fault) for fault in circle.check(data)]

@@ -155,5 +155,5 @@ def test_numbers_below_one_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_class_finds_its_family_or_says_that_there_is_none() -> None:
     assert family_of(Gemma4VisionModel).requests is gemma4_request
-    with pytest.raises(UnknownModuleError, match="makes no bundles of a Linear by itself"):
+    with pytest.raises(UnknownModuleError, match="Linear belongs to no model family of pyquant"):
         family_of(nn.Linear)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pyquant
+from pyquant import models
 from pyquant.cli.main import main
 from pyquant.models import gemma4
 from pyquant.policy import Policy

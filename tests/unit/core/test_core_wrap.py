@@ -15,7 +15,7 @@ from core_toys import QuantToyNorm, ToyBlock, ToyLinear, ToyModel, ToyNorm, ToyU
 from torch import Tensor, nn
 
 import pyquant
-from pyquant import ObserverSpec, PerAxis, PerGroup, Policy, QuantSpec, Rule, ops, wrap
+from pyquant import ObserverSpec, PerAxis, PerGroup, Policy, QuantSpec, Rule, models, ops, wrap
 from pyquant.errors import PhaseError, PolicyError, ProfileError, UnknownModuleError
 from pyquant.spec import INT4, INT8, INT16, UINT4, UINT8
 from pyquant.wrap import GraphAdapter, Phase, QModule, Role, WrapContext, registry
@@ -92,10 +92,12 @@ def test_a_misspelt_neighbour_is_offered() -> None:
 
 
 def test_families_load_on_demand_and_only_ours() -> None:
-    registry.load_family("transformers.models.no_such_family.modeling")
-    registry.load_family("os.path")
-    assert registry.find("os:system") is None
-    assert registry.find("core_toys:ToyNorm") is ToyNorm
+    assert models.find("transformers.models.no_such_family.modeling:Model") is None
+    assert models.find("os:system") is None
+    assert models.find("core_toys:ToyNorm") is ToyNorm
+    found = models.find("transformers.models.llama.modeling_llama:LlamaModel")
+    assert found is not None
+    assert registry.wrapper_of(found).__name__ == "QuantLlamaModel"
 
 
 # --- building ---
