@@ -19,14 +19,12 @@ from typing import Any
 from packaging.version import Version
 from torch import nn
 
+from pyquant import models
 from pyquant.wrap import hf_contract, hf_records, registry
 from pyquant.wrap.hf_facts import CACHE_MODULE, Facts, cache_facts, facts
 
 ROOT = Path(__file__).resolve().parents[1]
-HOMES = (
-    "pyquant.wrap.hf_activations",
-    *(f"pyquant.models.{p.parent.name}" for p in ROOT.glob("pyquant/models/*/hf.py")),
-)
+HOMES = ("pyquant.wrap.hf_activations", *(f"pyquant.models.{name}" for name in models.FAMILIES))
 
 
 def classes() -> Iterator[type[nn.Module]]:

@@ -137,23 +137,36 @@ class Host:
         InputError for prompts or lengths that the bundle has no graph or no room for.
         """
         ids, mask = self.checked(input_ids, attention_mask)
-        length = self.bucket(int(mask.sum(dim=1).max()), max_new_tokens)
-        ids_in, real = (compact(t, mask, length) for t in (ids, mask))
-        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
-        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
+        prompt = self.prompt(ids, mask, self.bucket(int(mask.sum(dim=1).max()), max_new_tokens))
         return self.loop(
             run,
             ids,
             mask,
             prompt,
-            Embedded(self.tokens(run, ids_in)),
+            Embedded(self.tokens(run, prompt.ids)),
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
             sampler=sampler,
         )
 
+    @torch.no_grad()
+    def hidden_states(self, run: Run, input_ids: Tensor) -> Tensor:
+        """Hidden states (B, S, D) before the final norm of a prompt (B, S) without padding, by its prefill graph; for
+        measuring text, token by token. Raises InputError as `generate`."""
+        ids, mask = self.checked(input_ids, None)
+        prompt = self.prompt(ids, mask, self.bucket(ids.shape[1], 1))
+        state = self._empty(prompt.real.sum(dim=1), prompt.deltas)
+        hidden = self._prefill(run, Embedded(self.tokens(run, prompt.ids)), prompt, state)
+        return hidden[:, : ids.shape[1]]
+
     # --- before the graphs ---
+
+    def prompt(self, ids: Tensor, mask: Tensor, length: int) -> Prompt:
+        """A prompt of text alone, in a graph of `length` places."""
+        ids_in, real = (compact(t, mask, length) for t in (ids, mask))
+        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
+        return Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
 
     def checked(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The prompt int64 (B, S) and where it is real, bool. Raises InputError for another form."""
