@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "model_card": VALUES | {"block_site", "wrap"},
     "checkpoint_index": VALUES | {"wrap", "files", "companions"},
     "checkpoint": VALUES
-    | {"ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
+    | {"models", "ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
     | {"companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
