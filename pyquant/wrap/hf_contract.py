@@ -118,9 +118,9 @@ def _cache_differs(name: str, value: str | None, known: list[str | None]) -> str
 
 
 def _parameters_differ(value: str, known: list[str]) -> str:
-    """What is new or gone, compared with the recorded signature that is nearest."""
+    """What is new or gone, compared with the recorded signature that is nearest; the newest of several."""
     now = _by_name(value)
-    old = max(map(_by_name, known), key=lambda names: len(names.items() & now.items()), default={})
+    old = max(map(_by_name, reversed(known)), key=lambda names: len(names.items() & now.items()), default={})
     gained, lost = ([name for name in a if name not in b] for a, b in ((now, old), (old, now)))
     if gained or lost:
         return _gained_and_lost(gained, lost, "takes")
