@@ -8,7 +8,7 @@ says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -23,9 +23,6 @@ from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
 from pyquant.wrap.attention import FILL
 from pyquant.wrap.base import QModule
-
-if TYPE_CHECKING:
-    pass
 
 Part = tuple[nn.Module, Any]
 

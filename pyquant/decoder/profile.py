@@ -8,7 +8,7 @@ only it has (image grids).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
@@ -18,7 +18,7 @@ from pyquant.errors import ProfileError
 
 Layers = Literal["stack", "per_layer"]
 Attention = Literal["batched", "per_head"]
-Embedding = Literal["both", "dynamic", "fixed"]
+Embedding = Literal["auto", "dynamic", "fixed", "both"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class DecoderProfile:
     each, a prompt takes the shortest that holds it; by default max_seq_len. batch_size: rows of every graph.
 
     layers: "stack" has one graph for all decoder layers, "per_layer" one for each. attention: all heads in one product,
-    or one product per head. token_embedding: one graph of open length, one for each fixed length, or both (each holds
-    the table).
+    or one product per head. token_embedding: "dynamic" is one graph of open length (a shape signature), "fixed" one for
+    each length, "both" these together; each graph holds the whole table. "auto" picks the one that the target reads:
+    see for_target.
 
     Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
     """
@@ -40,7 +41,7 @@ class DecoderProfile:
     batch_size: int = field(default=1, kw_only=True)
     layers: str = field(default="stack", kw_only=True)
     attention: Attention = field(default="batched", kw_only=True)
-    token_embedding: Embedding = field(default="both", kw_only=True)
+    token_embedding: Embedding = field(default="auto", kw_only=True)
     LAYERS: ClassVar[Any] = Layers
     PARTS: ClassVar[type[BundleParts]] = BundleParts
 
@@ -70,14 +71,23 @@ class DecoderProfile:
         """Tokens that the cache of the decode graph holds."""
         return self.max_seq_len - 1
 
+    def for_target(self, target: str) -> DecoderProfile:
+        """This profile with token_embedding decided: "dynamic", which reads any length from one table.
+
+        "fixed" for onert with several rows, whose Q4_0 tables are read through reshapes that know their sizes.
+        """
+        if self.token_embedding != "auto":
+            return self
+        return replace(self, token_embedding="fixed" if target == "onert" and self.batch_size > 1 else "dynamic")
+
     def graphs(self, q: nn.Module) -> Mapping[str, tuple[nn.Module, Any]]:
-        """File name -> the part of `q` and the profile that make that graph. Raises ProfileError when the model cannot
-        take this profile."""
-        return self.PARTS(self, q).graphs()
+        """File name -> the part of `q` and the profile that make that graph; token_embedding="auto" stands for that of
+        target "circle". Raises ProfileError when the model cannot take this profile."""
+        return self.PARTS(self.for_target("circle"), q).graphs()
 
     def manifest(self, q: nn.Module) -> dict[str, Any]:
         """What a host has to know beyond shapes: meanings, cache, rotary frequencies, token ids, and its steps."""
-        return self.PARTS(self, q).manifest()
+        return self.PARTS(self.for_target("circle"), q).manifest()
 
 
 def _require_count(name: str, value: Any, least: int) -> None:

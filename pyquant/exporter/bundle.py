@@ -22,8 +22,9 @@ from tqdm import tqdm
 from pyquant import __version__, files
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
-from pyquant.exporter.pipeline import export
+from pyquant.exporter.pipeline import build
 from pyquant.exporter.plan import Tensor
+from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
@@ -39,25 +40,29 @@ def export_bundle(
 
     `profiles` is one profile, a sequence of them (named by `profile.name`), a mapping name -> profile, or a model
     family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
-    and `manifest(q)`, entries for the manifest. Every graph is exported, checked and written to a temporary folder
+    and `manifest(q)`, entries for the manifest; where it has `for_target(target)`, that makes the profile for one
+    target. Every graph is exported, checked and written to a temporary folder
     before the first file is moved to its place, the manifest last: a failure leaves the folder as it was. Files of a
     former bundle that the new manifest does not name are removed. On a terminal a bar shows the progress. Large
-    constants of the programs are mapped from the files, so that those of one graph at a time are in memory.
+    constants of the programs are mapped from the files, so that those of one graph at a time are in memory. Warns once
+    with LowPrecisionWarning when the model computes in bfloat16 or float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
-    parts, entries = _parts(q, profiles)
+    parts, entries = _parts(q, profiles, target)
     folder = Path(out_dir)
     _require_folder(folder, parts)
     exported = (
         (name, _exported(name, part, profile, target))
         for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None)
     )
-    return _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), exported)
+    programs = _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), exported)
+    warn_low_precision((program.graph, program.traced) for program in programs.values())
+    return programs
 
 
 def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> CircleProgram:
-    program = export(part, profile, name=name, target=target)
+    program = build(part, profile, name=name, target=target)
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(
@@ -66,8 +71,10 @@ def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> Circl
     return program
 
 
-def _parts(q: nn.Module, profiles: Any) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any]]:
+def _parts(q: nn.Module, profiles: Any, target: Target) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any]]:
     """Graph name -> (module, its profile), and what a family adds to the manifest."""
+    if callable(getattr(profiles, "for_target", None)):
+        profiles = profiles.for_target(target)
     if callable(getattr(profiles, "graphs", None)) and callable(getattr(profiles, "manifest", None)):
         parts = _named(profiles.graphs(q))
         return parts, profiles.manifest(q)

@@ -42,6 +42,15 @@ def export(
     other. Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no
     Circle form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
     """
+    program = build(q, profile, name=name, target=target, allow_float=allow_float)
+    warn_low_precision([(program.graph, program.traced)])
+    return program
+
+
+def build(
+    q: nn.Module, profile: Any = None, *, name: str | None = None, target: Target = "circle", allow_float: bool = False
+) -> CircleProgram:
+    """As export(), without the LowPrecisionWarning: a bundle warns once for all of its graphs."""
     if target not in TARGETS:
         raise ExportError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
     if not isinstance(q, nn.Module):
@@ -58,7 +67,6 @@ def export(
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
-    warn_low_precision(graph, traced)
     return program
 
 

@@ -7,6 +7,7 @@ It owns the warning. Which type a tensor of the file has is decided in lower/.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 
@@ -15,6 +16,7 @@ from pyquant.exporter.tracing import Traced
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ADVICE = "q32 = copy.deepcopy(q).float()"
+_NAMED = 3  # graphs that a warning names
 
 
 class LowPrecisionWarning(UserWarning):
@@ -39,20 +41,24 @@ def low_floats(graph: Graph) -> list[str]:
     return sorted({tensor.dtype for tensor in graph.tensors} & (FLOATS - {"float32"}))
 
 
-def warn_low_precision(graph: Graph, traced: Traced, stacklevel: int = 3) -> None:
-    """Warn with LowPrecisionWarning when eager computes in less than float32."""
-    dtype = eager_dtype(traced)
-    if dtype == "float32":
+def warn_low_precision(programs: Iterable[tuple[Graph, Traced]], stacklevel: int = 2) -> None:
+    """One LowPrecisionWarning for all graphs of which eager computes in less than float32; none for none."""
+    low = [(graph, dtype) for graph, traced in programs if (dtype := eager_dtype(traced)) != "float32"]
+    if not low:
         return
-    if low := low_floats(graph):
+    names = ", ".join(f"'{graph.name}'" for graph, _ in low[:_NAMED])
+    names += f" and {len(low) - _NAMED} more" if len(low) > _NAMED else ""
+    several = len(low) > 1
+    if held := sorted({dtype for graph, _ in low for dtype in low_floats(graph)}):
         text = (
-            f"the graph '{graph.name}' has {' and '.join(low)} tensors, which the runtimes do not compute; cast to "
-            f"float32 first: {ADVICE}, then export q32 (a profile that names dtypes names float32)"
+            f"{'the graphs' if several else 'the graph'} {names} {'have' if several else 'has'} {' and '.join(held)} "
+            f"tensors, which the runtimes do not compute; cast to float32 first: {ADVICE}, then export q32 (a profile "
+            "that names dtypes names float32)"
         )
     else:
         text = (
-            f"eager computes '{graph.name}' in {dtype}, the file in float32 and integers, so that eager is a coarse "
-            f"simulation (tens of steps of 16 bits in each operator); for the exact one, {ADVICE}, export q32 and "
-            "compare with it (tables that the adapter computes are then float32 too)"
+            f"eager computes {names} in {' and '.join(sorted({dtype for _, dtype in low}))}, the file in float32 and "
+            "integers, so that eager is a coarse simulation (tens of steps of 16 bits in each operator); for the exact "
+            f"one, {ADVICE}, export q32 and compare with it (tables that the adapter computes are then float32 too)"
         )
     warnings.warn(text, LowPrecisionWarning, stacklevel=stacklevel + 1)

@@ -114,7 +114,7 @@ def test_a_float_bundle_generates_what_transformers_does(
 @torch.no_grad()
 def test_float_vision_prefill_and_decode_one_by_one(floating: tuple[Any, Any]) -> None:
     fp, q = floating
-    graphs = profile("two").graphs(q)
+    graphs = profile("two").for_target("onert").graphs(q)
     grid = torch.tensor([tiny.A])
     pixels = torch.randn(16, tiny.PIXELS)
     image = fp.model.visual(pixels, grid_thw=grid)
@@ -174,7 +174,7 @@ GRAPHS = ("vision_t1_h4_w4", "prefill_s20", "decode", "lm_head", "token_embeddin
 def test_weight_only_graphs_are_what_onerts_arithmetic_makes_them(weights: tuple[str, Any, Any], name: str) -> None:
     """onert's own 8-bit rounding of activations is in `expected`; what is left between the two is float32's."""
     _, _, q = weights
-    part, part_profile = profile("two").graphs(q)[name]
+    part, part_profile = profile("two").for_target("onert").graphs(q)[name]
     program = pyquant.export(part, part_profile, target="onert")
     assert program.check("onert") == []
     given = {key: example(key, spec, seed) for seed, (key, spec) in enumerate(program.adapter.input_specs.items())}

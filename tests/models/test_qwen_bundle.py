@@ -26,7 +26,7 @@ from pyquant.verify import Session, compare
 from pyquant.verify.tolerance import deep_faults, op_faults
 
 POLICIES = ("w8a8", "w8a16", "w4a16")
-GIVEN = {"image_grids": (A, C), "prefill_lengths": (14,), "max_seq_len": 18}
+GIVEN = {"image_grids": (A, C), "prefill_lengths": (14,), "max_seq_len": 18, "token_embedding": "both"}
 SAID = {"text": (6,), "image_last": (3, A), "apart": (C, 3, A)}
 
 

@@ -102,6 +102,18 @@ def test_a_video_by_its_own_grid_or_frame_by_frame() -> None:
     assert "vision_t1_h4_w2" not in whole.seen
 
 
+@pytest.mark.parametrize("prompt", ["image_last", "video", "text"])
+def test_a_grid_table_of_no_rows_is_no_image(prompt: str) -> None:
+    given = batch(PROMPTS[prompt])
+    full = dict(given)
+    full.setdefault("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64))
+    full.setdefault("video_grid_thw", torch.zeros(0, 3, dtype=torch.int64))
+    full.setdefault("pixel_values_videos", torch.zeros(0, 96))
+    run = eager()
+    expected = run.host().generate(run, **given, max_new_tokens=3)
+    assert torch.equal(run.host().generate(run, **full, max_new_tokens=3), expected)
+
+
 def test_an_answer_that_ends() -> None:
     """The token that comes second ends a row: what follows is padding, and the loop stops with the last row."""
     _, q = tree()
@@ -152,6 +164,28 @@ def test_two_profiles_do_not_disturb_each_other() -> None:
         after = run.host().generate(run, **given, max_new_tokens=4), q(**given).logits
     for first, second in zip(before, after, strict=True):
         assert torch.equal(first, second)
+
+
+# --- one form of the token embedding ---
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "names"),
+    [
+        ("circle", 1, ["token_embedding"]),
+        ("circle", 2, ["token_embedding"]),
+        ("luci", 1, ["token_embedding"]),
+        ("onert", 1, ["token_embedding"]),
+        ("onert", 2, ["token_embedding_s1", "token_embedding_s8", "token_embedding_s24"]),
+    ],
+)
+def test_the_token_table_stands_in_one_form(target: str, rows: int, names: list[str]) -> None:
+    _, q = tree()
+    chosen = profile(batch_size=rows).for_target(target)
+    assert [name for name in chosen.graphs(q) if name.startswith("token")] == names
+    explicit = profile(batch_size=rows, token_embedding="both")
+    assert explicit.for_target(target) is explicit
+    assert list(chosen.graphs(q)) == list(chosen.manifest(q)["graphs"])
 
 
 # --- the whole model in one graph ---
@@ -235,6 +269,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "all_padding": ((4,), {"attention_mask": torch.zeros(1, 4)}, "all padding"),
     "no_pixels": ((2, A), {"pixel_values": None}, "belong together"),
     "no_image": ((2, A), {"pixel_values": None, "image_grid_thw": None}, "no grid is left"),
+    "bytes": ((2, A), {"pixel_values": torch.zeros(16, 96, dtype=torch.uint8)}, "are torch.uint8, expected floating"),
     "few_pixels": ((2, A), {"pixel_values": torch.zeros(12, 96)}, "12 rows"),
     "other_image": ((2, A), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "image"),
     "image_nowhere": ((4,), {"pixel_values": torch.zeros(4, 96), "image_grid_thw": torch.tensor([C])}, "1 more image"),

@@ -58,6 +58,29 @@ def test_prompts(pair: tuple[Any, Any], case: str, side: str) -> None:
         assert torch.equal(got.rope_deltas, expected.rope_deltas)
 
 
+@pytest.mark.parametrize("empty", ["video", "image", "both"])
+def test_a_grid_table_of_no_rows_is_no_image(pair: tuple[Any, Any], empty: str) -> None:
+    """HF runs it: the processor of a batch without videos may pass such a table."""
+    given = batch(*ROWS[{"video": "image_middle", "image": "video", "both": "text"}[empty]])
+    none = torch.zeros(0, 3, dtype=torch.int64)
+    given |= {f"{kind}_grid_thw": none for kind in ("image", "video") if empty in (kind, "both")}
+    given.setdefault("mm_token_type_ids", torch.zeros_like(given["input_ids"], dtype=torch.int32))
+    same(pair, given)
+    expected, got = (m.generate(**given, max_new_tokens=3, do_sample=False) for m in pair)
+    assert torch.equal(got, expected)
+    source = "pixel_values_videos" if empty == "video" else "pixel_values"
+    with torch.no_grad():
+        assert torch.equal(pair[1](**given, **{source: torch.zeros(0, 96)}).logits, pair[1](**given).logits)
+    with pytest.raises(InputError, match="grid_thw has no rows"):
+        pair[1](**given, **{source: torch.zeros(4, 96)})
+
+
+def test_pixels_that_are_bytes(pair: tuple[Any, Any]) -> None:
+    given = batch(*ROWS["image_middle"])
+    with pytest.raises(InputError, match=r"pixel_values are torch\.uint8, expected floating point"):
+        pair[1](**{**given, "pixel_values": torch.zeros(given["pixel_values"].shape, dtype=torch.uint8)})
+
+
 @pytest.mark.parametrize("case", ["text", "images_apart", "image_and_video"])
 def test_without_a_mask(pair: tuple[Any, Any], case: str) -> None:
     same(pair, batch(*ROWS[case], mask=False))

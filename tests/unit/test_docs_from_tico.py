@@ -113,7 +113,9 @@ def test_graphs_exist(trees: list[Any]) -> None:
     named |= {"token_embedding"}
     made: set[str] = set()
     for layers in ("stack", "per_layer"):
-        profile = qwen3_vl.Profile(max_seq_len=40, image_grids=((1, 4, 6),), prefill_lengths=(32,), layers=layers)
+        profile = qwen3_vl.Profile(
+            max_seq_len=40, image_grids=((1, 4, 6),), prefill_lengths=(32,), layers=layers, token_embedding="both"
+        )
         made |= set(profile.graphs(trees[0]))
     numbers = {"{S}": "32", "{t}": "1", "{h}": "4", "{w}": "6", "{i}": "0"}
     for name in sorted(named):

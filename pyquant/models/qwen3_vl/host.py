@@ -18,6 +18,7 @@ from pyquant.decoder.host import Embedded, Host, Prompt, Run, Sampler, compact
 from pyquant.errors import InputError
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
+from pyquant.models.qwen3_vl.pixels import present, require_floating
 from pyquant.models.qwen3_vl.positions import rope_index, token_types, visual_tokens
 from pyquant.models.qwen3_vl.text import named_addends
 
@@ -97,10 +98,12 @@ class Qwen3VLHost(Host):
         self, run: Run, pixels: Tensor | None, grid_thw: Any, source: str, name: str
     ) -> tuple[list[list[Tensor]], tuple[Grid, ...]]:
         """What the vision graphs make of each image or frame, [image_embeds, deepstack_0, ...]."""
+        pixels, grid_thw = present(pixels, grid_thw)
         if pixels is None and grid_thw is None:
             return [], ()
         if pixels is None or grid_thw is None:
             raise InputError(f"{source} and {name} belong together, and only one of them is given")
+        require_floating(pixels)
         grids = grids_of(grid_thw, self.merge, pixels.shape[0])
         made, start = [], 0
         for graph, frames, patches in [call for grid in grids for call in self._calls(grid)]:

@@ -22,6 +22,7 @@ from pyquant.models.qwen3_vl.fusion import join, visual_index
 from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile, fusion_graph, whole_graph
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
 from pyquant.models.qwen3_vl.hf import hf_class
+from pyquant.models.qwen3_vl.pixels import present, require_floating
 from pyquant.models.qwen3_vl.positions import IMAGE, TEXT, VIDEO, continued, rope_index, token_types, visual_tokens
 from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
@@ -87,14 +88,17 @@ class QuantQwen3VLModel(QModule):
         -> HF's output class: last_hidden_state (B, S, D), the cache (`past_key_values` in older releases, and
         taken by both names), and rope_deltas or image_outputs and video_outputs where HF has these fields.
 
-        Without position_ids they come from mm_token_type_ids (absent: from input_ids) and the grids; with a cache they
-        go on from where the prompt in that very cache ended. Of inputs_embeds alone they are those of text, as in HF.
+        A grid table of no rows is no image. Without position_ids they come from mm_token_type_ids (absent: from
+        input_ids) and the grids; with a cache they go on from where the prompt in that very cache ended. Of
+        inputs_embeds alone they are those of text, as in HF.
         While calibrating, padding that a 2-D mask names is not observed. Raises InputError for inputs that contradict
         each other; while calibrating, also for a prompt with placeholders and no pixels, which HF runs as text.
         """
         hf.refuse_recording(kwargs)
         cache = hf.take_cache(cache, kwargs)
         given = _exactly_one(input_ids, inputs_embeds)
+        pixel_values, image_grid_thw = present(pixel_values, image_grid_thw)
+        pixel_values_videos, video_grid_thw = present(pixel_values_videos, video_grid_thw)
         towers = dict(mm_encoder_outputs or {})
         encoded = self._encoded(towers, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         if self.phase is Phase.CALIBRATE and not exporting() and not _length(cache):
@@ -143,6 +147,7 @@ class QuantQwen3VLModel(QModule):
         """The vision model's output, with pooler_output split into one (n, D) per image; and deepstack_features too in
         releases of transformers that split them."""
         weight = self.visual.pos_embed.weight
+        require_floating(pixel_values)
         kwargs["return_dict"] = True
         out = self.visual(pixel_values.type(weight.dtype), grid_thw=image_grid_thw, **kwargs)
         sizes = [visual_tokens(grid, self.merge) for grid in _grids(image_grid_thw, self.merge)]
@@ -344,7 +349,7 @@ def _exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tens
 
 
 def _grids(grid_thw: Tensor | None, merge: int) -> tuple[Grid, ...]:
-    return () if grid_thw is None else grids_of(grid_thw, merge)
+    return () if grid_thw is None or len(grid_thw) == 0 else grids_of(grid_thw, merge)
 
 
 def _length(cache: Any) -> int:

@@ -37,6 +37,6 @@ class Profile(DecoderProfile):
         object.__setattr__(self, "image_grids", grids)
 
     def _lengths(self) -> tuple[int, ...]:
-        if self.layers == "whole" and self.prefill_lengths:
+        if self.layers == "whole" and tuple(self.prefill_lengths) not in ((), (self.max_seq_len,)):
             raise ProfileError('layers="whole" has the one length max_seq_len; leave prefill_lengths out')
         return super()._lengths()

@@ -17,6 +17,7 @@ from pyquant.errors import InputError, ProfileError, UnknownModuleError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.qwen3_vl.grids import Segments, position_ids
 from pyquant.models.qwen3_vl.hf import hf_class
+from pyquant.models.qwen3_vl.pixels import require_floating
 from pyquant.models.qwen3_vl.vision_static import (
     VisionProfile,
     VisionTables,
@@ -59,11 +60,7 @@ class QuantQwen3VLVisionPatchEmbed(QModule):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Pixels (N, channels * frames * height * width), or anything that reshapes to it -> (N, V)."""
-        if not hidden_states.is_floating_point():
-            raise InputError(
-                f"pixel_values are {hidden_states.dtype}, expected floating point; let transformers' image processor "
-                "scale and normalize the bytes"
-            )
+        require_floating(hidden_states)
         if hidden_states.numel() % self.pixels:
             raise InputError(
                 f"pixel_values of shape {tuple(hidden_states.shape)} are no rows of {self.pixels} pixels, which one "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,3 +129,15 @@ def test_the_float32_copy_of_a_bf16_tower_differs_in_computed_tables_only() -> N
         and not torch.equal(exact.graph.constants[tensor.constant], program.graph.constants[tensor.constant])
     }
     assert changed <= {"tables"}
+
+
+def test_a_bundle_warns_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    q = converted(hf.Gemma4VisionMLP(config()).eval().to(torch.bfloat16), {"x": torch.randn(X).to(torch.bfloat16)})
+    profiles = {f"rows{n}": ExportProfile({"x": TensorSpec((n, 3, 32), torch.bfloat16)}, ("y",)) for n in range(1, 6)}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pyquant.export_bundle(q, tmp_path / "out", profiles)
+    (only,) = [each for each in seen if issubclass(each.category, LowPrecisionWarning)]
+    assert "eager computes 'rows1', 'rows2', 'rows3' and 2 more in bfloat16" in str(only.message)
+    assert only.filename == __file__
