@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pyquant.decoder.ends import HeadProfile, head_graph
 from pyquant.decoder.model import DecoderModel
 from pyquant.errors import ProfileError
+from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, WrapContext
 
@@ -99,33 +100,35 @@ class TextCausalLM(CausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """As DecoderModel -> CausalLMOutputWithPast with logits (B, S or as many as logits_to_keep, vocabulary), and
+        """As DecoderModel -> HF's output class with logits (B, S or as many as logits_to_keep, vocabulary), and
         loss where labels (B, S) are given: next token, -100 ignored.
 
         logits_to_keep: the last so many, 0 for all, or the indices of places.
         """
+        cache = hf.take_cache(cache, kwargs)
         as_object = kwargs.pop("return_dict", None)
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.logits_of(out.last_hidden_state, logits_to_keep)
         loss = self.loss_of(logits, labels, for_loss)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
-        return result.to_tuple() if as_object is False else result
+        result = hf.make_output(self.fp_type, CausalLMOutputWithPast, loss=loss, logits=logits, cache=hf.cache_of(out))
+        return hf.as_called(result, {"return_dict": as_object}, self.config)
 
 
 LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")  # of HF's forward, for its loss alone

@@ -102,6 +102,22 @@ def test_a_cache_that_wants_to_know_the_layer(qwen: tuple[Any, Any]) -> None:
     assert torch.equal(*logits)
 
 
+@torch.no_grad()
+def test_llama_by_each_name_and_by_generate() -> None:
+    fp, q = pair_of(example.example("llama").tiny_model())
+    ids = torch.tensor([[3, 4, 5, 6]])
+    expected = fp(input_ids=torch.cat([ids, TOKEN], dim=1))
+    for name in CACHE_NAMES:
+        cache = DynamicCache(config=q.config)
+        q(input_ids=ids, **{name: cache})
+        got = q(input_ids=TOKEN, **{name: cache})
+        assert type(got) is type(expected)
+        assert cache.get_seq_length() == 5
+        torch.testing.assert_close(got.logits[:, -1], expected.logits[:, -1], **TOLERANCE)
+    options = {"input_ids": ids, "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(q.generate(**options), fp.generate(**options))
+
+
 # --- outputs ---
 
 
