@@ -15,8 +15,8 @@ from qwen_model_tiny import A, B, batch, model
 from transformers import DynamicCache
 
 import pyquant
+from pyquant import models
 from pyquant.errors import InputError
-from pyquant.models import example
 from pyquant.wrap import Phase, hf, set_phase
 from pyquant.wrap.hf_facts import CACHE_NAMES
 
@@ -38,7 +38,7 @@ def qwen() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def gemma() -> tuple[Any, Any]:
-    return pair_of(example.example("gemma4").tiny_model())
+    return pair_of(models.by_name("gemma4").example.tiny_model())
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def test_a_cache_that_wants_to_know_the_layer(qwen: tuple[Any, Any]) -> None:
 
 @torch.no_grad()
 def test_llama_by_each_name_and_by_generate() -> None:
-    fp, q = pair_of(example.example("llama").tiny_model())
+    fp, q = pair_of(models.by_name("llama").example.tiny_model())
     ids = torch.tensor([[3, 4, 5, 6]])
     expected = fp(input_ids=torch.cat([ids, TOKEN], dim=1))
     for name in CACHE_NAMES:
@@ -143,7 +143,7 @@ def test_outputs_are_of_the_class_and_with_the_fields_of_transformers(qwen: tupl
 
 @torch.no_grad()
 def test_the_vision_tower_of_gemma4_gives_the_class_of_transformers(gemma: tuple[Any, Any]) -> None:
-    given = example.example("gemma4").example_inputs(gemma[0])
+    given = models.by_name("gemma4").example.example_inputs(gemma[0])
     expected, got = (m(**given) for m in gemma)
     assert type(got) is type(expected)
     assert list(got.keys()) == list(expected.keys())
@@ -156,7 +156,7 @@ def parts(qwen: tuple[Any, Any], gemma: tuple[Any, Any]) -> dict[str, Any]:
     """name -> (float module, wrapper, a call): the modules that read their config in every forward."""
     fp, q = qwen
     given = batch((2, A, 3))
-    pixels = example.example("gemma4").example_inputs(gemma[0])
+    pixels = models.by_name("gemma4").example.example_inputs(gemma[0])
     return {
         "text": (fp.model.language_model, q.model.language_model, lambda m: m(input_ids=TOKEN)),
         "vision": (
