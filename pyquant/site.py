@@ -22,7 +22,7 @@ from pyquant.role import Phase, Role, fixed_grid
 from pyquant.spec import QuantSpec
 from pyquant.tree_state import Phased, TreeState
 
-__all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState", "exporting"]
+__all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState"]
 
 Clip = tuple[float | None, float | None]
 _CLOCK = itertools.count(1)
@@ -362,12 +362,6 @@ def _follow_scale(site: Any, _: Any) -> None:
 
 def _clamp(x: Tensor, clip: Clip | None) -> Tensor:
     return x if clip is None or clip == (None, None) else torch.clamp(x, *clip)
-
-
-def exporting() -> bool:
-    """True while torch.export or torch.compile traces. Only until models/ asks `q.state.explicit`, which says what an
-    adapter wants and does not hang on who traces."""
-    return torch.compiler.is_compiling()
 
 
 def _observer(role: Role, spec: QuantSpec, kind: str, params: Mapping[str, Any]) -> observe.Observer:

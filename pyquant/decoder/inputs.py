@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
-from pyquant.site import exporting
 from pyquant.wrap.hf import refuse_recording
 
 
@@ -69,5 +68,5 @@ def positions_of(position_ids: Tensor | None, tokens: Tensor, past: Any, axes: i
 def _check_positions(
     given: Tensor, fits: bool, shape: tuple[int, ...], batch: int, length: int, alternatives: str
 ) -> None:
-    if not fits or (not exporting() and (shape[0] not in (1, batch) or shape[1] != length)):
+    if not fits or shape[0] not in (1, batch) or shape[1] != length:
         raise InputError(f"position_ids is {tuple(given.shape)}, expected ({batch}, {length}){alternatives}")

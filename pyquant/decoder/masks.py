@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
-from pyquant.site import exporting
 from pyquant.wrap.attention import FILL, AdditiveMask
 
 
@@ -98,19 +97,19 @@ def _valid(mask: Tensor, batch: int, queries: int, past: Any, keys: int, first: 
             "(batch, 1 or heads, queries, keys)"
         )
     given = mask.shape[1]
-    if not exporting() and (mask.shape[0] not in (1, batch) or not int(past) + queries <= given <= keys + first):
+    if mask.shape[0] not in (1, batch) or not int(past) + queries <= given <= keys + first:
         raise InputError(
             f"attention_mask is {tuple(mask.shape)}, but the call has {batch} rows and {queries} tokens after {past} "
             f"in the cache: expected ({batch}, {int(past) + queries}), zero at padding"
         )
     valid = mask != 0
-    if not exporting() and given < keys + first:
+    if given < keys + first:
         valid = torch.nn.functional.pad(valid, (0, keys + first - given))
     return valid[:, first : first + keys]
 
 
 def _check(mask: Tensor, shape: tuple[int | None, ...]) -> None:
-    if exporting() or all(want is None or got in (1, want) for got, want in zip(mask.shape, shape, strict=True)):
+    if all(want is None or got in (1, want) for got, want in zip(mask.shape, shape, strict=True)):
         return
     raise InputError(
         f"attention_mask is {tuple(mask.shape)}, but the call needs ({shape[0]}, 1 or heads, {shape[2]}, {shape[3]}): "

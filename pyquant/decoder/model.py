@@ -25,7 +25,6 @@ from pyquant.decoder.past import Past
 from pyquant.decoder.rows import row_by_row
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.site import exporting
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
@@ -147,14 +146,14 @@ class DecoderModel(QModule):
         cache = hf.take_cache(cache, kwargs)
         tokens = tokens_of(input_ids, inputs_embeds)
         if use_cache is None:
-            use_cache = bool(getattr(self.config, "use_cache", False)) and not exporting()
+            use_cache = bool(getattr(self.config, "use_cache", False))
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else cache.get_seq_length()
         positions, text_positions = positions_of(position_ids, tokens, past, self.rotary_emb.AXES)
         dtype = tokens.dtype if tokens.is_floating_point() else float_type(self.norm)
         added = {} if extras is None else extras(tokens, dtype)
-        observing = self.phase is Phase.CALIBRATE and not exporting()
+        observing = self.phase is Phase.CALIBRATE
         valid = padded_keys(attention_mask, tokens, cache) if observing else None
         if valid is None:
             embeds = self._embed(tokens)

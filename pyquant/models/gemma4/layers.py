@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyquant.autocast import uncompiled
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.tables import StaticTables, padding_of
-from pyquant.site import TensorStamp, exporting
+from pyquant.site import TensorStamp
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
@@ -60,10 +61,11 @@ class QuantGemma4ClippableLinear(QModule):
         super().compute_bias_scales()
         self.derive()
 
-    def refresh(self) -> None:
-        """As QModule.refresh; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
+    @uncompiled  # it looks at the tensors themselves
+    def _follow(self) -> None:
+        """As QModule._follow; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
         bounds = [t for name in self.BOUNDS if (t := self._buffers.get(name)) is not None]
-        if bounds and not exporting() and not self.state.converted and not self._read.is_of(*bounds):
+        if bounds and not self._read.is_of(*bounds):
             self._read = TensorStamp(*bounds)
             self.derive()
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
-from pyquant.site import exporting
 
 
 def dense_addends(
@@ -36,12 +35,18 @@ def dense_addends(
         )
     device = where.device
     where = where.to(torch.bool)
-    rows = None if exporting() else int(where.sum())
+    # The number of rows is data: a graph of torch.export keeps no check of it, and the same numbers.
+    rows = feature_rows(where)
     for k, feature in enumerate(features):
-        if feature.dim() != 2 or feature.shape[1] != shape[2] or (rows is not None and feature.shape[0] != rows):
+        if feature.dim() != 2 or feature.shape[1] != shape[2] or rows not in (None, feature.shape[0]):
             raise InputError(
                 f"deepstack_visual_embeds[{k}] is {tuple(feature.shape)}, expected ({rows or 'visual tokens'}, "
                 f"{shape[2]}): a row for each true entry of visual_pos_masks"
             )
     zeros = torch.zeros(shape, dtype=dtype, device=device)
     return tuple(zeros.masked_scatter(where.unsqueeze(-1), feature.to(device, dtype)) for feature in features)
+
+
+def feature_rows(where: Tensor) -> int | None:
+    """How many entries of `where` are true; None in the middle of torch.export, which knows no data."""
+    return None if torch.compiler.is_exporting() else int(where.sum())

@@ -26,7 +26,6 @@ from pyquant.models.qwen3_vl.pixels import present, require_floating
 from pyquant.models.qwen3_vl.positions import IMAGE, TEXT, VIDEO, continued, rope_index, token_types, visual_tokens
 from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
-from pyquant.site import exporting
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
@@ -101,10 +100,10 @@ class QuantQwen3VLModel(QModule):
         pixel_values_videos, video_grid_thw = present(pixel_values_videos, video_grid_thw)
         towers = dict(mm_encoder_outputs or {})
         encoded = self._encoded(towers, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        if self.phase is Phase.CALIBRATE and not exporting() and not _length(cache):
+        if self.phase is Phase.CALIBRATE and not _length(cache):
             self._require_visual(given, encoded)
         index = None if encoded is None else visual_index(self._places(given), encoded.images, encoded.videos)
-        if position_ids is None and not exporting():
+        if position_ids is None:
             grids = (_grids(image_grid_thw, self.merge), _grids(video_grid_thw, self.merge))
             position_ids, found = self._positions(given, mm_token_type_ids, grids, attention_mask, cache)
         else:
@@ -257,7 +256,7 @@ class QuantQwen3VLModel(QModule):
     ) -> Tensor:
         """What enters the text model. Padding has zeros there while calibrating, and no part in any statistics."""
         valid = None
-        if self.phase is Phase.CALIBRATE and not exporting():
+        if self.phase is Phase.CALIBRATE:
             past, length = _length(cache), given.shape[1]
             padding = key_padding(mask, past, length)
             valid = None if padding is None else padding[:, past:].expand(given.shape[0], -1)
@@ -316,7 +315,7 @@ class QuantQwen3VLModel(QModule):
 
     def _found(self, position_ids: Tensor | None, given: Tensor, mask: Tensor | None, cache: Any) -> Tensor | None:
         """The rope deltas that positions given by the caller amount to."""
-        if position_ids is None or exporting():
+        if position_ids is None:
             return None
         axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-3:]
         tokens = _length(cache) + given.shape[1]
