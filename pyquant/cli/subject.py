@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `quantized` reads."""
     add = parser.add_argument
-    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:qwen3_vl")
+    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:llama ...")
     add("--recipe", choices=recipes(), default="w8a8", help="the formats (%(default)s)")
     add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe")
     add("--data", type=Path, metavar="FILE", help="what to calibrate and compare on, as for pyquant quantize")

@@ -41,7 +41,7 @@ IN_MEMORY = 2**28  # bytes of parameters up to which the tensors of a trace are 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:qwen3_vl")
+    add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:llama ...")
     add("--image", nargs="+", action="extend", default=[], metavar="FILE", help="image files, in order")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--prompt", metavar="TEXT", help="text, through the model's tokenizer (tiny models read bytes)")

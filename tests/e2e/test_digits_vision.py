@@ -5,7 +5,6 @@ How well each recipe does is a bound here, too; single operators and wrappers ar
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -182,18 +181,6 @@ def test_the_demo_prints_what_it_promises(capfd, tmp_path):
         assert word in text
     assert "native check: 0 faults" in text
     assert (tmp_path / "digits_vision.circle").is_file()
-
-
-def test_the_code_of_the_readme_runs(capfd, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
-    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "digits_vision.circle").is_file()
-    assert "exported program equals eager" in capfd.readouterr().out
 
 
 def test_batches_of_calibration_are_what_the_forward_takes(fp):
