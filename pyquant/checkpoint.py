@@ -37,6 +37,8 @@ __all__ = ["load_quantized", "save_quantized"]
 
 _STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
+QUANT_METHOD = "pyquant"  # in config.json: no quantizer of transformers has that name
+
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +97,7 @@ def save_quantized(
         with files.folder(Path(path), last=INDEX) as new:
             save_file({name: _plain(t) for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
             if hasattr(q.config, "to_json_string"):
-                (new / CONFIG).write_text(q.config.to_json_string(), encoding="utf-8")
+                (new / CONFIG).write_text(_config_text(q.config), encoding="utf-8")
             _save_companions(q, new, place, {"tokenizer": tokenizer, "processor": processor})
             checked = [file for file in sorted(new.iterdir()) if file.name in CHECKED]
             index["sha256"] = {file.name: files.sha256(file) for file in checked}
@@ -292,6 +294,7 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         try:
             config = _eager(config_class.from_json_file(folder / CONFIG))
+            config.__dict__.pop("quantization_config", None)
             if isinstance(index.get("base"), str) and hasattr(config, "_name_or_path"):
                 config._name_or_path = index["base"]
             return cls(config)
@@ -317,6 +320,14 @@ def _eager(config: Any) -> Any:
         if hasattr(config, name):
             setattr(config, name, "eager")
     return config
+
+
+def _config_text(config: Any) -> str:
+    """config.json with `quantization_config`: transformers, which would read integers as weights, warns by that name,
+    and pyquant's own commands refuse the folder as a float model."""
+    data = json.loads(config.to_json_string())
+    data["quantization_config"] = {"quant_method": QUANT_METHOD}
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
 def _config_class(cls: type[Any]) -> Any:

@@ -72,7 +72,6 @@ def build(fp: nn.Module, policy: Policy) -> QModule:
     models.load(map(type, fp.modules()))
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
-        models.load(map(type, fp.modules()))
         return wrap.wrap(fp, WrapContext("", policy))
 
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3VLFor
 
 import pyquant
 from pyquant import Policy
-from pyquant.errors import CheckpointError
+from pyquant.cli.checkpoints import model_class
+from pyquant.errors import CheckpointError, ModelError
 from tests import checkpoints
 
 GENERATION = {
@@ -159,3 +160,11 @@ def test_a_source_that_was_not_fetched(folder: Path, loaded: Any, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"source='.*config.json' is a file; give the checkpoint folder"):
         pyquant.save_quantized(loaded, tmp_path / "q", source=folder / "config.json")
     assert not (tmp_path / "q").exists()
+
+
+def test_a_saved_folder_is_no_float_checkpoint(saved: Path) -> None:
+    """transformers would read its integers as weights; the commands refuse it by the name that its config has."""
+    assert json.loads((saved / "config.json").read_text())["quantization_config"] == {"quant_method": "pyquant"}
+    with pytest.raises(ModelError, match=r"quantized already \(pyquant"):
+        model_class(str(saved))
+    assert not hasattr(pyquant.load_quantized(saved).config, "quantization_config")
