@@ -22,7 +22,11 @@ from pyquant.trace import Comparison, SiteTrace, Trace
 
 Run = Callable[..., Done]
 FAMILIES = models.FAMILIES
-MLP = {"gemma4": "encoder.layers.0.mlp", "qwen3_vl": "model.visual.blocks.0.mlp"}
+MLP = {
+    "gemma4": "encoder.layers.0.mlp",
+    "llama": "model.layers.0.mlp",
+    "qwen3_vl": "model.visual.blocks.0.mlp",
+}
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def test_in_float_the_wrappers_are_the_model(family: str, run: Run, tmp_path: Pa
     assert not found.above(1e-5)
     assert sum(entry.difference is not None for entry in found) >= 0.9 * len(called)
     names = set(done.out.split())
-    assert {"pixel_values:", "inputs", MLP[family]} <= names
+    first = "input_ids:" if family == "llama" else "pixel_values:"
+    assert {first, "inputs", MLP[family]} <= names
     assert f"{MLP[family]}: " in done.out
     assert data["recipe"] is None
 
