@@ -172,7 +172,6 @@ QUIET = ["--no-trace-unquantized", "--no-trace-quantized", "--no-side-by-side"]
 
 @pytest.mark.parametrize(("family", "graphs"), [("gemma4", {""}), ("qwen3_vl", {"", "model"})])
 def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("tico")
     words = ["trace", "--model", f"tiny:{family}", "--enable-quantization", *QUIET]
     done = run(*words, "--circle", "--json", tmp_path / "t.json")
     assert done.code == 0, done.err
@@ -187,7 +186,6 @@ def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_pa
 
 def test_a_file_with_a_wrong_constant_and_a_saved_model(run: Run, tmp_path: Path) -> None:
     """A folder of `pyquant quantize` is looked at as it is, and the file beside it where it differs."""
-    pytest.importorskip("tico")
     fp = models.by_name("gemma4").example.tiny_model()
     batch = models.by_name("gemma4").example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
