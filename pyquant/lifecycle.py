@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyquant import autocast, models, wrap
+from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
@@ -208,25 +209,20 @@ def _tree(q: Any, verb: str) -> QModule:
     return q
 
 
-def _run(q: QModule, batch: Any, number: int) -> None:
-    if not isinstance(batch, Mapping | tuple | list | Tensor):
+def _run(q: QModule, batch: object, number: int) -> None:
+    if not is_batch(batch):
         raise CalibrationError(
             f"batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or list of "
             f"positional arguments, or a tensor"
         )
     try:
-        if isinstance(batch, Mapping):
-            q(**batch)
-        elif isinstance(batch, Tensor):
-            q(batch)
-        else:
-            q(*batch)
-    except PolicyError:  # about a site's format, whatever the batch
+        call(q, batch)
+    except PolicyError:  # about the format of a site, not about this batch
         raise
     except Exception as error:
         raise CalibrationError(
-            f"batch {number}: the model raised {type(error).__name__}: {error}; the batch was {_form(batch)}; repair "
-            f"or leave it out, and start again from pyquant.prepare (some sites have seen it)"
+            f"batch {number}: the model raised {type(error).__name__}: {error}; the batch was {describe(batch)}; "
+            f"repair or leave it out, and start again from pyquant.prepare (some sites have seen it)"
         ) from error
 
 
@@ -242,17 +238,6 @@ def _reason(number: int, error: BaseException) -> str:
         return str(error).partition(";")[0]
     text = str(cause).partition("\n")[0]
     return f"batch {number} failed with {type(cause).__name__}{': ' if text else ''}{text}"
-
-
-def _form(batch: Any) -> str:
-    """`x: float32 (3, 5), n: int`: what a message says of a batch."""
-    if isinstance(batch, Mapping):
-        return ", ".join(f"{key}: {_form(value)}" for key, value in batch.items()) or "nothing"
-    if isinstance(batch, tuple | list):
-        return f"({', '.join(_form(value) for value in batch[:8])}{', ...' if len(batch) > 8 else ''})"
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
-    return type(batch).__name__
 
 
 def _warn_of_hooks(fp: nn.Module) -> None:
@@ -291,7 +276,7 @@ def _non_finite(sites: Sequence[Site]) -> list[Site]:
     return bad
 
 
-def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: Any) -> str:
+def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: object) -> str:
     first = sorted(bad, key=lambda site: site.last_seen)
     named = ", ".join(repr(site.path) for site in first[:3])
     more = f" and {len(first) - 3} sites after" if len(first) > 3 else ""
@@ -302,7 +287,9 @@ def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: Any) ->
             f"batch {number} made NaN or Inf, first at site {named}{more}; the model itself holds NaN or Inf in "
             f"{', '.join(map(repr, broken[:3]))}{rest}; repair the checkpoint, and start again from pyquant.prepare"
         )
-    if any(weight.dtype == torch.float16 for weight in q.parameters()) and _finite(batch):
+    if any(weight.dtype == torch.float16 for weight in q.parameters()) and all(
+        bool(value.isfinite().all()) for value in tensors_in(batch)
+    ):
         return (
             f"batch {number} made NaN or Inf, first at site {named}{more}; the batch itself is finite and the model "
             f"computes in float16, whose largest value is 65504: the model overflows by itself. Load it in bfloat16 or "
@@ -312,15 +299,6 @@ def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: Any) ->
         f"batch {number} made NaN or Inf, first at site {named}{more}; repair or leave out that batch, and start again "
         f"from pyquant.prepare (this tree has seen it)"
     )
-
-
-def _finite(value: Any) -> bool:
-    """Whether no tensor of a batch holds NaN or Inf."""
-    if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    if isinstance(value, tuple | list):
-        return all(map(_finite, value))
-    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _used(sites: list[Site], unused: Sequence[str]) -> list[Site]:
