@@ -7,6 +7,7 @@ says.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from pyquant.decoder.causal_lm import CausalLM
 from pyquant.decoder.ends import HeadProfile, embedding_profile
+from pyquant.decoder.generation import asks_nothing
 from pyquant.decoder.graphs import TextProfile
 from pyquant.decoder.kind import LayerKind, named
 from pyquant.decoder.model import DecoderModel
@@ -70,9 +72,12 @@ class BundleParts:
             parts += self.before_prefill(length)
             parts += self._text_parts(length, 0)
         parts += self._text_parts(1, profile.cache_len)
-        if isinstance(self.q, CausalLM):
-            parts.append((self.q, HeadProfile(profile.batch_size)))
+        parts += self.head()
         return {part_profile.name: (part, part_profile) for part, part_profile in parts}
+
+    def head(self) -> list[Part]:
+        """The final norm and the head, of a model that has one."""
+        return [(self.q, HeadProfile(self.profile.batch_size))] if isinstance(self.q, CausalLM) else []
 
     def encoders(self) -> list[Part]:
         """Graphs of what is not text."""
@@ -182,11 +187,17 @@ def refuse_changing(rotary: Any) -> None:
 
 
 def _generation(q: nn.Module) -> dict[str, Any]:
+    """What the model's generation config asks for beyond transformers' defaults, by transformers' names."""
     config = getattr(q, "generation_config", None)
-    names = ("eos_token_id", "pad_token_id")
-    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    if config is None:
+        return {}
+    entries: dict[str, Any] = json.loads(config.to_json_string())
+    if isinstance(bias := config.sequence_bias, dict):  # JSON has no tuples as keys; transformers takes pairs as well
+        entries["sequence_bias"] = [[list(tokens), value] for tokens, value in bias.items()]
+    return {name: value for name, value in entries.items() if not (name in _METADATA or asks_nothing(name, value))}
 
 
+_METADATA = ("transformers_version", "_from_model_config")
 TABLES = {
     "attention_mask*": (
         "0 where a query may look, the fill elsewhere: later places, padding, unused places of the cache"
@@ -223,10 +234,14 @@ ROTARY = (
     "rotary: angle j of a token is inv_freq[j] times its position, which counts the row's tokens from 0; cos and sin "
     "are attention_scaling times those of the angles, written twice side by side, and the first half of sin is negated"
 )
+LAST_TOKEN = (
+    "lm_head on the hidden state of each row's last token; choose the next token by `generation`, as transformers' "
+    "generate does: penalties, temperature and what follows it, sampling, tokens that end a text"
+)
 LAST_STEPS = (
     "prefill: mask later places and places from the end of each row on; write new keys and values of real tokens into "
     "the cache from place 0 on",
-    "lm_head on the hidden state of each row's last token; choose the next token",
+    LAST_TOKEN,
     "decode: past keys and values at places 0 to length - 1 of each row, the new token at the end of the mask; its "
     "position is that of the last token plus 1 on every axis; write new keys and values at place length",
     "where an output and the input it goes to have unequal quantization, quantize again",

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host side of a bundle: everything between the graphs, from the manifest alone, without a model.
 
-It owns the steps that the manifest's `host` lists in words: padding, positions, masks, cache, the loop over tokens.
-Files and runtimes are the caller's, who passes `run(graph, inputs)`; a family adds what is not text.
+It owns the steps that the manifest's `host` lists in words: padding, positions, masks, cache. The loop over tokens is
+transformers' own (generation.py). Files and runtimes are the caller's, who passes `run(graph, inputs)`; a family adds
+what is not text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from pyquant.decoder.generation import GenerationRequest
 from pyquant.decoder.kind import LayerKind, named, variants
 from pyquant.errors import InputError
 
 #: Graph name and its inputs by name -> its outputs by name, all floats as float32.
 Run = Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]
-#: Logits (B, vocabulary) float32 and all tokens so far (B, S) -> the next token of each row, int64 (B,).
-Sampler = Callable[[Tensor, Tensor], Tensor]
 KeyValue = tuple[Tensor, Tensor]
 
 
@@ -59,22 +59,28 @@ class Host:
     Raises InputError for a bundle that cannot generate (a model without a head).
     """
 
+    NEEDS: ClassVar[tuple[str, ...]] = ("prefill", "decode", "lm_head")  # kinds of graphs
+
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.manifest = manifest
         self.graphs: Mapping[str, Any] = manifest["graphs"]
         self.batch, self.longest = int(manifest["batch_size"]), int(manifest["max_seq_len"])
-        missing = [kind for kind in ("prefill", "decode", "lm_head") if not self._of(kind)]
+        missing = [kind for kind in self.NEEDS if not self._of(kind)]
         if missing:
             raise InputError(
                 f"the bundle has no {' and no '.join(missing)} graph, so it cannot generate; export a model with its "
-                'head (such as Qwen3VLForConditionalGeneration), with layers="stack" or "per_layer"'
+                "head (such as Qwen3VLForConditionalGeneration)"
             )
-        self.capacity = int(manifest["cache"]["capacity"])
+        self.capacity = int(manifest["cache"]["capacity"]) if "decode" in self.NEEDS else 0
         self.per_layer = manifest["layers"] == "per_layer"
         self.fill = float(manifest["mask"]["fill"])
-        self.kinds = _kinds(manifest)
+        self.kinds = self.layer_kinds()
         self.variants = variants(self.kinds)
         self.rotary = {variant: self.rotary_table(manifest[named("rotary", variant)]) for variant in self.variants}
+
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The layers as the manifest's cache lists them."""
+        return _kinds(self.manifest)
 
     def rotary_table(self, entry: Mapping[str, Any]) -> RotaryTable:
         """Frequencies and scale of one variant."""
@@ -84,81 +90,20 @@ class Host:
             entry.get("axis"),
         )
 
-    # --- the loop ---
-
-    def loop(
-        self,
-        run: Run,
-        ids: Tensor,
-        mask: Tensor,
-        prompt: Prompt,
-        embedded: Embedded,
-        *,
-        max_new_tokens: int,
-        eos_token_id: int | Sequence[int] | None,
-        pad_token_id: int | None,
-        sampler: Sampler | None,
-    ) -> Tensor:
-        """ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding."""
-        ended = _ids(self._default("eos_token_id", eos_token_id))
-        padding = _ids(self._default("pad_token_id", pad_token_id)) or ended or [0]
-        state = self._empty(prompt.real.sum(dim=1), prompt.deltas)
-        hidden = self._prefill(run, embedded, prompt, state)
-        logits = self._logits(
-            run, hidden[torch.arange(self.batch, dtype=torch.int64, device="cpu"), state.lengths - 1][:, None]
-        )
-        done = torch.zeros(self.batch, dtype=torch.bool, device="cpu")
-        tokens = ids
-        for step in range(max_new_tokens):
-            chosen = logits.argmax(dim=-1) if sampler is None else sampler(logits, tokens).reshape(-1)
-            chosen = torch.where(done, padding[0], chosen.long())
-            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-            done |= torch.isin(chosen, torch.tensor(ended, dtype=torch.int64, device="cpu"))
-            if bool(done.all()) or step + 1 == max_new_tokens:
-                break
-            logits = self._logits(run, self._decode(run, chosen, state))
-        return tokens
-
     @torch.no_grad()
-    def generate(
-        self,
-        run: Run,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int = 20,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        sampler: Sampler | None = None,
-    ) -> Tensor:
+    def generate(self, run: Run, input_ids: Tensor, *, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
-        Greedy, or what `sampler` chooses. eos_token_id and pad_token_id default to those of the model. Raises
-        InputError for prompts or lengths that the bundle has no graph or no room for.
+        options: see GenerationRequest; what they leave open is as the model's generation config says. Raises InputError
+        for prompts or lengths that the bundle has no graph or no room for, and for options that it cannot do.
         """
-        ids, mask = self.checked(input_ids, attention_mask)
-        prompt = self.prompt(ids, mask, self.bucket(int(mask.sum(dim=1).max()), max_new_tokens))
-        return self.loop(
-            run,
-            ids,
-            mask,
-            prompt,
-            Embedded(self.tokens(run, prompt.ids)),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            sampler=sampler,
-        )
-
-    @torch.no_grad()
-    def hidden_states(self, run: Run, input_ids: Tensor) -> Tensor:
-        """Hidden states (B, S, D) before the final norm of a prompt (B, S) without padding, by its prefill graph; for
-        measuring text, token by token. Raises InputError as `generate`."""
-        ids, mask = self.checked(input_ids, None)
-        prompt = self.prompt(ids, mask, self.bucket(ids.shape[1], 1))
-        state = self._empty(prompt.real.sum(dim=1), prompt.deltas)
-        hidden = self._prefill(run, Embedded(self.tokens(run, prompt.ids)), prompt, state)
-        return hidden[:, : ids.shape[1]]
+        request = GenerationRequest(self.manifest["generation"], options)
+        ids, mask = self.checked(input_ids, attention_mask, request)
+        length, new = self.bucket(mask, request)
+        ids_in, real = (compact(t, mask, length) for t in (ids, mask))
+        counted = torch.arange(length)[None].expand(self.batch, -1)
+        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64))
+        return request.answer(Steps(self, run, prompt, Embedded(self.tokens(run, ids_in))), ids, mask, new)
 
     # --- before the graphs ---
 
@@ -168,7 +113,9 @@ class Host:
         counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
         return Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
 
-    def checked(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def checked(
+        self, input_ids: Tensor, attention_mask: Tensor | None, request: GenerationRequest
+    ) -> tuple[Tensor, Tensor]:
         """The prompt int64 (B, S) and where it is real, bool. Raises InputError for another form."""
         if not isinstance(input_ids, Tensor):
             raise InputError(
@@ -180,7 +127,7 @@ class Host:
                 f"input_ids are integers ({self.batch}, tokens) for this bundle, which was exported with "
                 f"batch_size={self.batch}; got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = request.inferred_mask(input_ids) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape:
             raise InputError(
                 f"attention_mask is {tuple(mask.shape)}, expected that of input_ids {tuple(input_ids.shape)}"
@@ -190,26 +137,24 @@ class Host:
             raise InputError("a row of attention_mask is all padding; every row needs a token")
         return input_ids.long().cpu(), mask.cpu()
 
-    def bucket(self, longest: int, new: int) -> int:
-        """The shortest prefill length for a prompt of `longest` tokens and `new` tokens after it."""
-        if new < 1:
-            raise InputError(f"max_new_tokens is at least 1, got {new}")
-        known = self.manifest["prefill_lengths"]
+    def bucket(self, mask: Tensor, request: GenerationRequest) -> tuple[int, int]:
+        """The shortest prefill length that holds prompts with `mask` (B, S), and how many tokens follow at most."""
+        known, longest = self.manifest["prefill_lengths"], int(mask.sum(dim=1).max())
         if longest > max(known):
             raise InputError(
                 f"the prompt has {longest} tokens, more than every prefill length of this bundle {known}; shorten it, "
                 "or export with a longer one in prefill_lengths"
             )
-        if longest + new - 1 > self.longest:
+        room = self.longest - longest + 1
+        new = request.new_tokens(mask.shape[1], room)
+        if new < 1:
+            raise InputError(f"max_new_tokens is at least 1 (max_length: more than the prompt), got {new}")
+        if new > room:
             raise InputError(
                 f"a prompt of {longest} tokens and max_new_tokens={new} need a cache longer than max_seq_len "
-                f"{self.longest} of this bundle; at most {self.longest - longest + 1} new tokens fit"
+                f"{self.longest} of this bundle; at most {room} new tokens fit"
             )
-        return int(min(length for length in known if length >= longest))
-
-    def _default(self, name: str, given: int | Sequence[int] | None) -> int | Sequence[int] | None:
-        found: int | Sequence[int] | None = self.manifest["generation"].get(name) if given is None else given
-        return found
+        return int(min(length for length in known if length >= longest)), new
 
     # --- through the graphs ---
 
@@ -223,26 +168,27 @@ class Host:
         """What enters the first layer for one more token of each row, ids (B,)."""
         return Embedded(self.tokens(run, token[:, None]))
 
-    def _prefill(self, run: Run, embedded: Embedded, prompt: Prompt, state: CacheState) -> Tensor:
+    def prefill(self, run: Run, embedded: Embedded, prompt: Prompt, state: CacheState) -> Tensor:
+        """Hidden states (B, length, D) of the prompt, whose keys and values are put into `state`."""
         length = prompt.ids.shape[1]
         at = torch.arange(length, dtype=torch.int64, device="cpu")
         keep = torch.ones(length, length, dtype=torch.bool, device="cpu").tril()[None] & prompt.real[:, None, :]
-        masks = self._masks(keep, at[:, None], at[None, :])
-        hidden, new = self._layers(run, f"prefill_s{length}", embedded, self._tables(prompt.positions) | masks, None)
+        masks = self.masks(keep, at[:, None], at[None, :])
+        hidden, new = self._layers(run, f"prefill_s{length}", embedded, self.tables(prompt.positions) | masks, None)
         for layer, pair in new.items():
             for cached, made in zip(state.layers[layer], pair, strict=True):
                 kept = min(length, self.capacity)
                 cached[:, :, :kept] = made[:, :, :kept] * prompt.real[:, None, :kept, None]
         return hidden
 
-    def _decode(self, run: Run, token: Tensor, state: CacheState) -> Tensor:
+    def decode(self, run: Run, token: Tensor, state: CacheState) -> Tensor:
         """The hidden state (B, 1, D) of one more token for each row."""
         at = (state.lengths[:, None] + state.deltas).expand(3, -1, -1)
         places = torch.arange(self.capacity + 1, dtype=torch.int64, device="cpu")
         keep = (places < state.lengths[:, None]) | (places == self.capacity)
         key_at = torch.where(places == self.capacity, state.lengths[:, None], places)
-        masks = self._masks(keep[:, None], state.lengths[:, None, None], key_at[:, None])
-        hidden, new = self._layers(run, "decode", self.embedded_token(run, token), self._tables(at) | masks, state)
+        masks = self.masks(keep[:, None], state.lengths[:, None, None], key_at[:, None])
+        hidden, new = self._layers(run, "decode", self.embedded_token(run, token), self.tables(at) | masks, state)
         rows = torch.arange(self.batch, dtype=torch.int64, device="cpu")
         inside = state.lengths < self.capacity
         for layer, (key, value) in new.items():
@@ -288,12 +234,13 @@ class Host:
         keys, values = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
         return {"shared_key": keys, "shared_value": values}
 
-    def _logits(self, run: Run, hidden: Tensor) -> Tensor:
+    def logits(self, run: Run, hidden: Tensor) -> Tensor:
+        """hidden (B, 1, D) of one place of each row -> (B, vocabulary) float32."""
         return run("lm_head", {"hidden_states": hidden})["logits"][:, 0].float()
 
     # --- tables and state ---
 
-    def _tables(self, positions: Tensor) -> dict[str, Tensor]:
+    def tables(self, positions: Tensor) -> dict[str, Tensor]:
         """positions (axes, B, S) -> cos and signed_sin (B, S, head_dim) of each variant."""
         tables: dict[str, Tensor] = {}
         for variant, kind in self.variants.items():
@@ -301,7 +248,7 @@ class Host:
             tables |= dict(zip(kind.tables, (cos, signed_sin), strict=True))
         return tables
 
-    def _masks(self, keep: Tensor, query_at: Tensor, key_at: Tensor) -> dict[str, Tensor]:
+    def masks(self, keep: Tensor, query_at: Tensor, key_at: Tensor) -> dict[str, Tensor]:
         """keep (B, Q, K) bool, where queries and keys stand -> (B, 1, Q, K) of 0 and the fill, for each variant."""
         masks = {}
         for kind in self.variants.values():
@@ -311,7 +258,8 @@ class Host:
             ]
         return masks
 
-    def _empty(self, lengths: Tensor, deltas: Tensor) -> CacheState:
+    def empty(self, lengths: Tensor, deltas: Tensor) -> CacheState:
+        """A cache of zeros for rows of `lengths` tokens."""
         layers: dict[int, KeyValue] = {}
         for i, kind in enumerate(self.kinds):
             if kind.shares is None:
@@ -346,6 +294,22 @@ class RotaryTable:
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
+class Steps:
+    """The logits of each next token, one call after another: a prefill, then decode steps over one cache."""
+
+    def __init__(self, host: Host, run: Run, prompt: Prompt, embedded: Embedded) -> None:
+        self.host, self.run, self.prompt, self.embedded = host, run, prompt, embedded
+        self.state: CacheState | None = None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """All tokens so far (B, S) -> logits (B, vocabulary)."""
+        if self.state is not None:
+            return self.host.logits(self.run, self.host.decode(self.run, tokens[:, -1], self.state))
+        self.state = self.host.empty(self.prompt.real.sum(dim=1), self.prompt.deltas)
+        hidden = self.host.prefill(self.run, self.embedded, self.prompt, self.state)
+        return self.host.logits(self.run, hidden[torch.arange(self.host.batch), self.state.lengths - 1][:, None])
+
+
 def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
     """The layers as the manifest's cache lists them; bundles of pyquant 0.1 had one shape for all."""
     cache = manifest["cache"]
@@ -360,12 +324,6 @@ def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
         )
         for each in layers
     )
-
-
-def _ids(given: int | Sequence[int] | None) -> list[int]:
-    if given is None:
-        return []
-    return [int(given)] if isinstance(given, int) else [int(token) for token in given]
 
 
 def compact(values: Tensor, mask: Tensor, length: int) -> Tensor:

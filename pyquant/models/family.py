@@ -6,7 +6,7 @@ It owns the form. A family's folder has the object in its `family.py`; finding i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,11 +55,11 @@ class AloneOf(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """name: the folder here, and the package in transformers.models. host: runs its bundles; None for a family whose
-    graphs a caller runs one by one."""
+    """name: the folder here, and the package in transformers.models. host: makes what runs a bundle, from its manifest;
+    None for a family whose graphs a caller runs one by one."""
 
     name: str
     example: Example
     requests: Requests
     alone: AloneOf
-    host: type[Host] | None = None
+    host: Callable[[Mapping[str, Any]], Host] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,9 +63,12 @@ class Session:
         return self._host
 
     def generate(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens (B, S) -> (B, S + new); the arguments are those of the family's host, as of transformers' generate.
+        """Tokens (B, S) -> (B, S + new), as q.generate of the quantized model: prompts and pixels by their names, then
+        transformers' arguments of generate (do_sample, top_k, generation_config, stop_strings with tokenizer, streamer,
+        ...), and `seed` or `sampler`; what they leave open is as the model's generation config says.
 
-        Raises InputError for inputs that no graph of the bundle takes.
+        See decoder.generation.GenerationRequest. Raises InputError for inputs that no graph of the bundle takes, and
+        for what the files cannot do (beams, several answers, assisted decoding, unknown names).
         """
         tokens: Tensor = self.host.generate(self.run, input_ids, *args, **kwargs)
         return tokens
@@ -130,7 +133,7 @@ def _verify(path: Path, name: str, sha256: str) -> None:
         )
 
 
-def _host_of(manifest: Mapping[str, Any]) -> type[Host]:
+def _host_of(manifest: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Host]:
     family = str(manifest.get("family", ""))
     host = models.by_name(family).host if family in models.FAMILIES else None
     if host is None:

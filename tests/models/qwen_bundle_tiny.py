@@ -15,7 +15,7 @@ from qwen_model_tiny import A, B, C, quantized
 from torch import Tensor
 
 from pyquant.models import qwen3_vl
-from pyquant.models.qwen3_vl.host import Qwen3VLHost as Host
+from pyquant.models.qwen3_vl.host import Qwen3VLHost, host
 from pyquant.verify.session import _check
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "vision_config": {"depth": 2, "deepstack_visual_indexes": [1, 0]}}
@@ -67,5 +67,5 @@ class Eager:
         out = adapter(*(inputs[key] for key in adapter.input_specs))
         return dict(zip(adapter.output_names, out if isinstance(out, tuple) else (out,), strict=True))
 
-    def host(self) -> Host:
-        return Host(self.manifest)
+    def host(self) -> Qwen3VLHost:
+        return host(self.manifest)

@@ -17,7 +17,7 @@ from torch import Tensor
 import pyquant
 from pyquant.errors import InputError, PhaseError, ProfileError
 from pyquant.models import qwen3_vl
-from pyquant.models.qwen3_vl.host import Qwen3VLHost as Host
+from pyquant.models.qwen3_vl.host import host as Host
 from pyquant.verify import peir
 from tests import checkpoints
 
@@ -191,32 +191,72 @@ def test_the_token_table_stands_in_one_form(target: str, rows: int, names: list[
 # --- the whole model in one graph ---
 
 
-@torch.no_grad()
-def test_the_whole_model_in_one_graph() -> None:
+WHOLE: dict[str, tuple[Any, ...]] = {
+    "two_images": ((2, A, 1, C, 1),),
+    "text": ((6,),),
+    "image_and_video": ((1, C, ("video", (2, 4, 2)), 1),),
+    "rows": ((1, A, 2), (5,), (C, 3)),
+}
+
+
+def whole(case: str, length: int = 24) -> tuple[Eager, dict[str, Any]]:
+    given = batch(*WHOLE[case], side="left")
+    tables = (given.get(f"{kind}_grid_thw", torch.zeros(0, 3)) for kind in ("image", "video"))
+    grids = tuple(tuple(map(int, grid)) for table in tables for grid in table)
+    options = {"layers": "whole", "max_seq_len": length, "prefill_lengths": (), "image_grids": grids}
+    return Eager(tree()[1], profile(batch_size=len(WHOLE[case]), **options)), given
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_the_whole_model_in_one_graph_generates(case: str) -> None:
     _, q = tree()
-    run = Eager(q, profile(layers="whole", max_seq_len=16, prefill_lengths=(), image_grids=(A, C)))
-    given = batch((2, A, 1, C, 1))
-    length = given["input_ids"].shape[1]
-    host = eager().host()
-    real = torch.arange(16)[None] < length
-    ids = torch.nn.functional.pad(given["input_ids"], (0, 16 - length))
-    types = torch.nn.functional.pad(given["mm_token_type_ids"].long(), (0, 16 - length))
-    positions, _ = qwen3_vl.positions.rope_index(types, [A, C], [], real.long(), merge=2)
-    at, keep = torch.arange(16), torch.ones(16, 16).tril().bool()[None] & real[:, None]
-    out = run(
-        "model",
-        {
-            "input_ids": ids.int(),
-            "pixel_values": given["pixel_values"],
-            "visual_index": qwen3_vl.fusion.visual_index(types, 5, 0).int(),
-            **host._masks(keep, at[:, None], at[None, :]),
-            **host._tables(positions),
-        },
-    )
+    run, given = whole(case)
+    assert list(run.adapters) == ["model", "lm_head"]
+    expected = q.generate(**given, max_new_tokens=5, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
+    options = {
+        "max_new_tokens": 5,
+        "do_sample": True,
+        "top_k": 9,
+        "repetition_penalty": 1.5,
+        "eos_token_id": [65, 3, 9],
+    }
+    torch.manual_seed(2)
+    expected = q.generate(**given, **options)
+    assert torch.equal(run.host().generate(run, **given, seed=2, **options), expected)
+
+
+def test_the_last_place_of_the_whole_graph() -> None:
+    """A prompt of 6 in 8 places: 3 new tokens, the last of which needs no place."""
+    _, q = tree()
+    run, given = whole("text", 8)
+    expected = q.generate(**given, max_new_tokens=3, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=3), expected)
+    with pytest.raises(InputError, match="at most 3 new tokens"):
+        run.host().generate(run, **given, max_new_tokens=4)
+
+
+@torch.no_grad()
+def test_hidden_states_of_the_whole_graph_come_before_the_norm() -> None:
+    _, q = tree()
+    run, given = whole("two_images")
+    run.host().generate(run, **given, max_new_tokens=1)
+    adapter, length = run.adapters["model"], given["input_ids"].shape[1]
+    hidden = adapter(*(run.seen["model"][name] for name in adapter.input_specs))
     expected = q.model(**given).last_hidden_state
-    assert peir(expected, out["last_hidden_state"][:, :length]) < 0.005
-    with pytest.raises(InputError, match="no prefill and no decode"):
-        Host(run.manifest)
+    assert peir(expected, q.model.language_model.norm(hidden)[:, :length]) < 0.005
+
+
+@pytest.mark.parametrize(
+    "pieces", [(5,), (2, A, C, A), (2, C, A), (2, A)], ids=["none", "more", "another_order", "fewer"]
+)
+def test_the_whole_graph_refuses_other_images(pieces: tuple[Any, ...]) -> None:
+    run, _ = whole("two_images")
+    with pytest.raises(InputError, match=r"of the grids \[\(1, 4, 4\), \(1, 2, 2\)\], and this one has "):
+        run.host().generate(run, **batch(pieces), max_new_tokens=2)
+    text, _ = whole("text")
+    with pytest.raises(InputError, match=r"of the grids \[\], and this one has \[\(1, 4, 4\)\]"):
+        text.host().generate(text, **batch((2, A)), max_new_tokens=2)
 
 
 def test_the_model_without_its_head() -> None:
@@ -224,8 +264,10 @@ def test_the_model_without_its_head() -> None:
     names = set(profile().graphs(q.model))
     assert "lm_head" not in names
     assert names < set(profile().graphs(q))
-    with pytest.raises(InputError, match="no lm_head"):
-        Host(profile().manifest(q.model))
+    for layers in ("stack", "per_layer", "whole"):
+        own = profile(layers=layers, **({"prefill_lengths": ()} if layers == "whole" else {}))
+        with pytest.raises(InputError, match="no lm_head"):
+            Host(own.manifest(q.model))
 
 
 # --- what the manifest says ---

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.decoder.bundle import LAST_STEPS, NUMBERS, TABLES, BundleParts, Part, refuse_changing
+from pyquant.decoder.bundle import LAST_STEPS, LAST_TOKEN, NUMBERS, TABLES, BundleParts, Part, refuse_changing
 from pyquant.decoder.model import DecoderModel
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
 from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile
@@ -36,7 +36,8 @@ class Qwen3VLParts(BundleParts):
     def graphs(self) -> dict[str, Part]:
         if self.profile.layers == "whole":
             whole = self._whole()
-            return {whole.name: (self.model, whole)}
+            parts: list[Part] = [(self.model, whole), *self.head()]
+            return {profile.name: (part, profile) for part, profile in parts}
         return super().graphs()
 
     def _whole(self) -> WholeProfile:
@@ -162,7 +163,7 @@ _MEANING: dict[str, dict[str, str]] = {
         "input_ids": "token ids; at visual places any",
         "pixel_values": "patches of all images of the profile in turn",
         "visual_index": _INDEX,
-        "last_hidden_state": "hidden states after the final norm",
+        "hidden_states": "hidden states before the final norm",
     },
 }
 _PIXELS = (
@@ -190,6 +191,11 @@ _STEPS = (
 _WHOLE_STEPS = (
     NUMBERS,
     _PIXELS,
-    "one call with all images of the profile; places after the prompt are padding, to be masked",
+    "remove padding: each row starts at place 0 of max_seq_len places",
     *_POSITIONS,
+    "model: one call with all images of the profile, in order, and after them the videos; mask later places and places "
+    "from the end of each row on",
+    LAST_TOKEN,
+    "the new token stands at the next place of its row, its position is that of the last token plus 1 on every axis; "
+    "call the model again, with the same pixels",
 )

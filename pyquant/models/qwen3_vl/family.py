@@ -6,6 +6,6 @@ from __future__ import annotations
 from pyquant.models.family import Family
 from pyquant.models.qwen3_vl import example, request
 from pyquant.models.qwen3_vl.alone import alone
-from pyquant.models.qwen3_vl.host import Qwen3VLHost
+from pyquant.models.qwen3_vl.host import host
 
-FAMILY = Family("qwen3_vl", example, request, alone, Qwen3VLHost)
+FAMILY = Family("qwen3_vl", example, request, alone, host)

@@ -49,7 +49,7 @@ class FusionProfile(Counts):
 @dataclass(frozen=True)
 class WholeProfile(Counts):
     """The model in one graph: input_ids int32 (B, S), pixel_values of all `image_grids`, visual_index int32 (B, S),
-    attention_mask (B, 1, S, S), cos and signed_sin (B, S, head_dim) -> last_hidden_state (B, S, D) after the norm.
+    attention_mask (B, 1, S, S), cos and signed_sin (B, S, head_dim) -> hidden_states (B, S, D) before the final norm.
 
     Without grids there are no pixel_values and no visual_index.
     """
@@ -119,7 +119,7 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
         tables = {"": RotaryTables(cos.unsqueeze(2), signed_sin.unsqueeze(2))}
         masks = {"": AdditiveMask(mask)}
         extras = named_addends(addends)
-        out: Tensor = text.norm(text.stack(StackInputs(hidden, tables, masks, extras=extras, per_head=per_head)))
+        out: Tensor = text.stack(StackInputs(hidden, tables, masks, extras=extras, per_head=per_head))
         return out
 
     inputs = {"input_ids": TensorSpec(shape, torch.int32)}
@@ -132,4 +132,4 @@ def whole_graph(model: Any, profile: WholeProfile) -> GraphAdapter:
         "signed_sin": table,
     }
     parts = {"module": model} if tower is None else {"module": model, "tower": tower}
-    return GraphAdapter(model, call, inputs=inputs, outputs=("last_hidden_state",), name=profile.name, parts=parts)
+    return GraphAdapter(model, call, inputs=inputs, outputs=("hidden_states",), name=profile.name, parts=parts)

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host side of a Qwen3-VL bundle: what comes before the decoder's graphs, from the manifest alone.
 
-It owns visual rows, their places in the prompt and positions. Padding, masks, cache and the loop over tokens are
-pyquant.decoder.host.
+It owns visual rows, their places in the prompt and positions, and the host of the whole model in one graph. Padding,
+masks and cache are pyquant.decoder.host, the loop over tokens pyquant.decoder.generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyquant.decoder.host import Embedded, Host, Prompt, Run, Sampler, compact
+from pyquant.decoder.generation import GenerationRequest, NextLogits
+from pyquant.decoder.host import Embedded, Host, Prompt, Run, Steps, compact
+from pyquant.decoder.kind import LayerKind
 from pyquant.errors import InputError
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
@@ -42,33 +44,30 @@ class Qwen3VLHost(Host):
         video_grid_thw: Tensor | None = None,
         attention_mask: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
-        max_new_tokens: int = 20,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        sampler: Sampler | None = None,
+        **options: Any,
     ) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
-        Greedy, or what `sampler` chooses. eos_token_id and pad_token_id default to those of the model. Raises
-        InputError for prompts, images or lengths that the bundle has no graph or no room for.
+        options: see GenerationRequest; what they leave open is as the model's generation config says. Raises InputError
+        for prompts, images or lengths that the bundle has no graph or no room for, and for options that it cannot do.
         """
-        ids, mask = self.checked(input_ids, attention_mask)
-        length = self.bucket(int(mask.sum(dim=1).max()), max_new_tokens)
+        request = GenerationRequest(self.manifest["generation"], options)
+        ids, mask = self.checked(input_ids, attention_mask, request)
+        length, new = self.bucket(mask, request)
         types = self._types(ids, mask, mm_token_type_ids)
         ids_in, types_in, real = (compact(t, mask, length) for t in (ids, types, mask))
-        visual = self._visual(run, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        positions, deltas = rope_index(types_in, *visual.grids, real, merge=self.merge)
-        return self.loop(
-            run,
-            ids,
-            mask,
-            Prompt(ids_in, real, positions, deltas),
-            self._embedded(run, ids_in, types_in * real, visual),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            sampler=sampler,
-        )
+        images = self._visuals(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
+        videos = self._visuals(pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw")
+        positions, deltas = rope_index(types_in, images.grids, videos.grids, real, merge=self.merge)
+        prompt = Prompt(ids_in, real, positions, deltas)
+        return request.answer(self.steps(run, prompt, types_in * real, images, videos), ids, mask, new)
+
+    def steps(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> NextLogits:
+        """What generates after `prompt`, whose places are of `types` (B, length)."""
+        made = [row for each in (images, videos) for row in self._tower(run, each)]
+        rows = [torch.cat(parts) for parts in zip(*made, strict=True)]
+        index = visual_index(types, images.tokens(self.merge), videos.tokens(self.merge))
+        return Steps(self, run, prompt, self._embedded(run, prompt.ids, index, rows))
 
     def _types(self, ids: Tensor, mask: Tensor, given: Tensor | None) -> Tensor:
         places = self.manifest["positions"]
@@ -79,39 +78,25 @@ class Qwen3VLHost(Host):
 
     # --- visual rows ---
 
-    def _visual(
-        self,
-        run: Run,
-        pixels: Tensor | None,
-        image_grid_thw: Any,
-        video_pixels: Tensor | None,
-        video_grid_thw: Any,
-    ) -> Visual:
-        images, image_grids = self._tower(run, pixels, image_grid_thw, "pixel_values", "image_grid_thw")
-        videos, video_grids = self._tower(run, video_pixels, video_grid_thw, "pixel_values_videos", "video_grid_thw")
-        made = images + videos
-        count = sum(visual_tokens(grid, self.merge) for grid in image_grids)
-        rows = [torch.cat(parts) for parts in zip(*made, strict=True)]
-        return Visual(rows, count, (len(rows[0]) if rows else 0) - count, (image_grids, video_grids))
-
-    def _tower(
-        self, run: Run, pixels: Tensor | None, grid_thw: Any, source: str, name: str
-    ) -> tuple[list[list[Tensor]], tuple[Grid, ...]]:
-        """What the vision graphs make of each image or frame, [image_embeds, deepstack_0, ...]."""
+    def _visuals(self, pixels: Tensor | None, grid_thw: Any, source: str, name: str) -> Visuals:
         pixels, grid_thw = present(pixels, grid_thw)
         if pixels is None and grid_thw is None:
-            return [], ()
+            return Visuals(None, ())
         if pixels is None or grid_thw is None:
             raise InputError(f"{source} and {name} belong together, and only one of them is given")
         require_floating(pixels)
-        grids = grids_of(grid_thw, self.merge, pixels.shape[0])
+        return Visuals(pixels.float(), grids_of(grid_thw, self.merge, pixels.shape[0]))
+
+    def _tower(self, run: Run, visuals: Visuals) -> list[list[Tensor]]:
+        """What the vision graphs make of each image or frame, [image_embeds, deepstack_0, ...]."""
         made, start = [], 0
-        for graph, frames, patches in [call for grid in grids for call in self._calls(grid)]:
+        for graph, frames, patches in [call for grid in visuals.grids for call in self._calls(grid)]:
             for _ in range(frames):
-                out = run(graph, {"pixel_values": pixels[start : start + patches].float()})
+                assert visuals.pixels is not None
+                out = run(graph, {"pixel_values": visuals.pixels[start : start + patches]})
                 made.append([out["image_embeds"], *(out[f"deepstack_{k}"] for k in range(self.manifest["deepstack"]))])
                 start += patches
-        return made, grids
+        return made
 
     def _calls(self, grid: Grid) -> list[tuple[str, int, int]]:
         """(graph, how often, patches each): frames never attend to each other, so a video may go frame by frame."""
@@ -127,16 +112,15 @@ class Qwen3VLHost(Host):
 
     # --- into the decoder ---
 
-    def _embedded(self, run: Run, ids: Tensor, types: Tensor, visual: Visual) -> Embedded:
+    def _embedded(self, run: Run, ids: Tensor, index: Tensor, visual: list[Tensor]) -> Embedded:
         """What enters the first layer (B, S, D), and the deepstack addends of the same shape."""
         length = ids.shape[1]
         hidden = self.tokens(run, ids)
-        index = visual_index(types, visual.images, visual.videos)
-        if not visual.rows:
+        if not visual:
             return Embedded(hidden, named_addends([torch.zeros_like(hidden)] * self.manifest["deepstack"]))
         name = f"fusion_s{length}"
         room = int(self.graphs[name]["visual_tokens"])
-        rows, *deepstack = (torch.cat([part, part.new_zeros(room - len(part), part.shape[1])]) for part in visual.rows)
+        rows, *deepstack = (torch.cat([part, part.new_zeros(room - len(part), part.shape[1])]) for part in visual)
         inputs = {"text_embeds": hidden, "visual_embeds": rows, "visual_index": index.int()}
         out = run(name, inputs | {f"visual_deepstack_{k}": feature for k, feature in enumerate(deepstack)})
         return Embedded(out["inputs_embeds"], named_addends([out[f"deepstack_{k}"] for k in range(len(deepstack))]))
@@ -147,13 +131,73 @@ class Qwen3VLHost(Host):
 
 
 @dataclass(frozen=True)
-class Visual:
-    """[rows, deepstack_0, ...] of all images, then all videos; how many of each; their grids."""
+class Visuals:
+    """Images, or videos: all pixels (patches, pixels of a patch) float32, None without any; and the grids."""
 
-    rows: list[Tensor]
-    images: int
-    videos: int
-    grids: tuple[tuple[Grid, ...], tuple[Grid, ...]]
+    pixels: Tensor | None
+    grids: tuple[Grid, ...]
+
+    def tokens(self, merge: int) -> int:
+        """Rows that the tower makes of them."""
+        return sum(visual_tokens(grid, merge) for grid in self.grids)
+
+
+class WholeHost(Qwen3VLHost):
+    """Generates with the whole model in one graph (layers="whole"), which runs once for each token, without a cache.
+
+    The images of a prompt are those of the profile, in order.
+    """
+
+    NEEDS = ("model", "lm_head")
+
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """One kind stands for all layers: the graph has one mask and one pair of tables, and no cache."""
+        return (LayerKind(kv_heads=1, head_dim=2 * len(self.manifest["rotary"]["inv_freq"])),)
+
+    def steps(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> NextLogits:
+        """What generates after `prompt`. Raises InputError for other images than those of the graph."""
+        grids, known = [*images.grids, *videos.grids], [tuple(grid) for grid in self.manifest["image_grids"]]
+        if grids != known:
+            raise InputError(
+                f'this bundle has the model in one graph (layers="whole"), for prompts with images (then videos) of '
+                f"the grids {known}, and this one has {grids}; export with these as image_grids, or with "
+                'layers="stack", which takes any of its grids'
+            )
+        index = visual_index(types, images.tokens(self.merge), videos.tokens(self.merge))
+        visual: dict[str, Tensor] = {}
+        if grids:
+            pixels = [each.pixels for each in (images, videos) if each.pixels is not None]
+            visual = {"pixel_values": torch.cat(pixels), "visual_index": index.int()}
+        return WholeSteps(self, run, prompt, visual)
+
+
+class WholeSteps:
+    """The logits of each next token, one call after another: the whole graph, over the prompt and what followed."""
+
+    def __init__(self, host: WholeHost, run: Run, prompt: Prompt, visual: Mapping[str, Tensor]) -> None:
+        self.host, self.run, self.prompt, self.visual = host, run, prompt, visual
+        self.width: int | None = None  # of the prompts as transformers has them
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """All tokens so far (B, S) -> logits (B, vocabulary)."""
+        self.width = tokens.shape[1] if self.width is None else self.width
+        new, prompt = tokens[:, self.width :], self.prompt
+        lengths = prompt.real.sum(dim=1, keepdim=True)
+        at = torch.arange(prompt.ids.shape[1])[None]
+        real = at < lengths + new.shape[1]
+        added = real & (at >= lengths)
+        ids = prompt.ids.masked_scatter(added, new)
+        positions = torch.where(added, at + prompt.deltas, prompt.positions)
+        keep = torch.ones(at.shape[1], at.shape[1], dtype=torch.bool).tril()[None] & real[:, None, :]
+        masks = self.host.masks(keep, at.transpose(0, 1), at)
+        given = {"input_ids": ids.int(), **self.visual, **masks, **self.host.tables(positions)}
+        hidden = self.run("model", given)["hidden_states"]
+        return self.host.logits(self.run, hidden[torch.arange(len(hidden)), real.sum(dim=1) - 1][:, None])
+
+
+def host(manifest: Mapping[str, Any]) -> Qwen3VLHost:
+    """The host of a bundle with this manifest. Raises InputError for one that cannot generate."""
+    return WholeHost(manifest) if manifest["layers"] == "whole" else Qwen3VLHost(manifest)
 
 
 def _vision(grid: Grid) -> str:

@@ -22,7 +22,8 @@ class Profile(DecoderProfile):
     As DecoderProfile, and image_grids: (frames, height, width) in patches of every image that may come, one vision
     graph each; none for text alone. A video needs its own grid, or that of one of its frames.
 
-    layers: also "whole", the model without its head in a single graph over max_seq_len tokens and all image_grids.
+    layers: also "whole", the model before its head in a single graph over max_seq_len tokens and the images of
+    image_grids, in order; a host runs it once for each new token.
     """
 
     image_grids: Any = field(default=(), kw_only=True)
