@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,22 @@ def test_the_list_has_no_cycle_and_no_ghost() -> None:
             del left[room]
     present = {room_of(module_parts(path)) for path in files()}
     assert set(ALLOWED) - present <= {"verify", "circle", "exporter.profile"}, set(ALLOWED) - present
+
+
+def test_architecture_names_every_room_and_no_other() -> None:
+    text = (ROOT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named: set[str] = set()
+    for cell in table:
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            folder = name.rpartition("/")[0] if "/" in name else folder
+            path = name if "/" in name or not folder else f"{folder}/{name}"
+            base = ROOT.parent if path.startswith("csrc") else ROOT
+            assert list(base.glob(path.rstrip("/"))), f"ARCHITECTURE.md names {path}, which does not exist"
+            named.add(path.partition("/")[0].removesuffix(".py"))
+    rooms = {room_of(module_parts(path)) for path in files()} - {"exporter.profile", "__init__"}
+    assert rooms <= named, f"ARCHITECTURE.md does not name {sorted(rooms - named)}"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))

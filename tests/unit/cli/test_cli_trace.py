@@ -22,7 +22,11 @@ from pyquant.trace import Comparison, SiteTrace, Trace
 
 Run = Callable[..., Done]
 FAMILIES = models.FAMILIES
-MLP = {"gemma4": "encoder.layers.0.mlp", "qwen3_vl": "model.visual.blocks.0.mlp"}
+MLP = {
+    "gemma4": "encoder.layers.0.mlp",
+    "llama": "model.layers.0.mlp",
+    "qwen3_vl": "model.visual.blocks.0.mlp",
+}
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def test_in_float_the_wrappers_are_the_model(family: str, run: Run, tmp_path: Pa
     assert not found.above(1e-5)
     assert sum(entry.difference is not None for entry in found) >= 0.9 * len(called)
     names = set(done.out.split())
-    assert {"pixel_values:", "inputs", MLP[family]} <= names
+    first = "input_ids:" if family == "llama" else "pixel_values:"
+    assert {first, "inputs", MLP[family]} <= names
     assert f"{MLP[family]}: " in done.out
     assert data["recipe"] is None
 
@@ -167,7 +172,6 @@ QUIET = ["--no-trace-unquantized", "--no-trace-quantized", "--no-side-by-side"]
 
 @pytest.mark.parametrize(("family", "graphs"), [("gemma4", {""}), ("qwen3_vl", {"", "model"})])
 def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("tico")
     words = ["trace", "--model", f"tiny:{family}", "--enable-quantization", *QUIET]
     done = run(*words, "--circle", "--json", tmp_path / "t.json")
     assert done.code == 0, done.err
@@ -182,7 +186,6 @@ def test_the_tensors_of_the_file(family: str, graphs: set[str], run: Run, tmp_pa
 
 def test_a_file_with_a_wrong_constant_and_a_saved_model(run: Run, tmp_path: Path) -> None:
     """A folder of `pyquant quantize` is looked at as it is, and the file beside it where it differs."""
-    pytest.importorskip("tico")
     fp = models.by_name("gemma4").example.tiny_model()
     batch = models.by_name("gemma4").example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))

@@ -16,7 +16,6 @@ from pyquant.verify.runtimes import tico
 from pyquant.wrap import registry
 
 torch.set_num_threads(1)
-pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
 
 NO_GRAPH = {
     "llama/LlamaRotaryEmbedding",

@@ -16,8 +16,6 @@ from pyquant.errors import InputError
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.verify import tensors
 
-pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
-
 
 @pytest.fixture(scope="module")
 def program() -> tuple[pyquant.CircleProgram, torch.Tensor]:

@@ -85,7 +85,6 @@ def test_exported_program_has_each_site_once_and_equals_eager(case, preset):
 @pytest.mark.parametrize("preset", ["w8a8", "w8a16", "w4a16"])
 def test_the_file_computes_what_eager_computes(case, preset):
     """Fully quantized (export refuses otherwise), and equal in TICO's reference runtime."""
-    pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
     fp, batches = seeded(case)
     q = quantized(fp, batches, preset)
     pyquant.verify.fidelity(pyquant.export(q, profile_of(batches[0])), q, [batches[0]])
