@@ -63,7 +63,7 @@ def model_tokens(q: DecoderModel, arguments: Mapping[str, Any]) -> tuple[Tensor,
     tokens = arguments.get("inputs_embeds")
     if tokens is None:
         tokens = q.embed_tokens(arguments["input_ids"])
-    return tokens, *positions_of(arguments.get("position_ids"), tokens, 0, q.rotary_emb.AXES)
+    return tokens, *positions_of(arguments.get("position_ids"), tokens, 0, q.axes)
 
 
 def graph_tables(

@@ -141,7 +141,7 @@ class BundleParts:
     def rotary(self, variant: str) -> dict[str, Any]:
         """HF's frequencies. Raises ProfileError for a kind of rotary embedding whose frequencies depend on the
         length."""
-        rotary = self.text.rotary_emb.float_rotary
+        rotary = self.text.rotary_of(variant).float_rotary
         refuse_changing(rotary)
         return {
             "inv_freq": rotary.inv_freq.detach().float().cpu().tolist(),

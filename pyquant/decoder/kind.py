@@ -16,7 +16,8 @@ class LayerKind:
 
     kv_heads, head_dim: of its keys and values. window: how many positions back a query sees, itself included; None:
     all. shares: the earlier layer whose keys and values it reads; None: it has its own, and a place in the cache.
-    variant: which mask and which rotary tables it takes; layers of one variant have one window and one head_dim.
+    variant: which mask and which rotary tables it takes; layers of one variant have one window and one head_dim, and
+    read keys of that variant only.
     """
 
     kv_heads: int
@@ -45,7 +46,7 @@ def variants(kinds: Sequence[LayerKind]) -> Mapping[str, LayerKind]:
     """Variant -> its first layer's kind, in the order of the layers.
 
     Raises ValueError when layers of one variant differ in what a mask or a rotary table depends on, or when a layer
-    shares keys of one that comes later, that has none of its own, or that has another shape.
+    shares keys of one that comes later, that has none of its own, or that is of another variant or shape.
     """
     found: dict[str, LayerKind] = {}
     for index, kind in enumerate(kinds):
@@ -60,6 +61,11 @@ def variants(kinds: Sequence[LayerKind]) -> Mapping[str, LayerKind]:
         source = kinds[kind.shares] if 0 <= kind.shares < index else None
         if source is None or source.shares is not None:
             raise ValueError(f"layer {index} reads the keys of layer {kind.shares}, which has none before it")
+        if source.variant != kind.variant:
+            raise ValueError(
+                f"layer {index} is of variant {kind.variant!r} and reads the keys of layer {kind.shares}, which is of "
+                f"variant {source.variant!r}: its keys are rotated by other tables, and a cache may keep fewer of them"
+            )
         if (source.kv_heads, source.head_dim) != (kind.kv_heads, kind.head_dim):
             raise ValueError(
                 f"layer {index} reads the keys of layer {kind.shares}, whose heads are {source.kv_heads} x "

@@ -47,7 +47,7 @@ class DecoderAttention(QModule):
         super().__init__(fp, ctx)
         self.kind = self.layer_kind(fp)
         self.layer_idx = int(fp.layer_idx)
-        unit = float(self.ROTARY(fp.config).attention_scaling) <= 1  # YaRN scales cos and sin beyond 1
+        unit = self.rotary_scaling(fp) <= 1  # YaRN scales cos and sin beyond 1
         self.q_rotary = Rotary(ctx.child("q_rotary"), unit=unit)
         if self.kind.shares is None:
             self.k_rotary = Rotary(ctx.child("k_rotary"), unit=unit)
@@ -57,6 +57,11 @@ class DecoderAttention(QModule):
     def layer_kind(cls, fp: Any) -> LayerKind:
         """What is particular to this layer; a family with unequal layers overrides it."""
         return LayerKind(kv_heads=int(fp.config.num_key_value_heads), head_dim=int(fp.head_dim))
+
+    @classmethod
+    def rotary_scaling(cls, fp: Any) -> float:
+        """The factor of the cosines and sines that this layer gets."""
+        return float(cls.ROTARY(fp.config).attention_scaling)
 
     @property
     def head_dim(self) -> int:

@@ -75,8 +75,8 @@ def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None
         return None
     batch, queries = tokens.shape[:2]
     past, keys, first = sizes(cache, queries)
-    valid = _valid(attention_mask, batch, queries, past, keys, first)[:, : int(past) + queries]
-    if not bool(valid[:, int(past) :].any()):
+    _check_padding(attention_mask, batch, queries, past, keys, first)
+    if not bool((attention_mask[:, int(past) : int(past) + queries] != 0).any()):
         raise InputError(f"attention_mask {tuple(attention_mask.shape)} masks every new token of the batch; drop it")
     return key_padding(attention_mask, int(past), queries)
 
@@ -91,6 +91,14 @@ def key_padding(attention_mask: Tensor | None, past: int, queries: int) -> Tenso
 
 def _valid(mask: Tensor, batch: int, queries: int, past: Any, keys: int, first: int) -> Tensor:
     """(B, keys) bool. A mask may be shorter than a preallocated cache: what it does not name is not there yet."""
+    _check_padding(mask, batch, queries, past, keys, first)
+    valid = mask != 0
+    if mask.shape[1] < keys + first:
+        valid = torch.nn.functional.pad(valid, (0, keys + first - mask.shape[1]))
+    return valid[:, first : first + keys]
+
+
+def _check_padding(mask: Tensor, batch: int, queries: int, past: Any, keys: int, first: int) -> None:
     if mask.dim() != 2:
         raise InputError(
             f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; expected (batch, past + new tokens), or "
@@ -102,10 +110,6 @@ def _valid(mask: Tensor, batch: int, queries: int, past: Any, keys: int, first: 
             f"attention_mask is {tuple(mask.shape)}, but the call has {batch} rows and {queries} tokens after {past} "
             f"in the cache: expected ({batch}, {int(past) + queries}), zero at padding"
         )
-    valid = mask != 0
-    if given < keys + first:
-        valid = torch.nn.functional.pad(valid, (0, keys + first - given))
-    return valid[:, first : first + keys]
 
 
 def _check(mask: Tensor, shape: tuple[int | None, ...]) -> None:

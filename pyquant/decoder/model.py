@@ -84,7 +84,8 @@ class DecoderModel(QModule):
     """Token embedding, layers, final norm.
 
     `inputs_embeds` is what enters the stack. A family that adds something between the layers overrides `step` and
-    `extra_inputs`, and passes its tensors as `extras`, each (B, S, ...), by the names of its graph inputs.
+    `extra_inputs`, and passes its tensors as `extras`, each (B, S, ...), by the names of its graph inputs. One whose
+    variants of layers have rotary modules of their own lists them in CHILDREN and overrides `rotary_of`.
     """
 
     CHILDREN = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -104,6 +105,15 @@ class DecoderModel(QModule):
     def attentions(self) -> list[DecoderAttention]:
         """The attention of each layer."""
         return [self.layer(i).self_attn for i in range(len(self.layers))]
+
+    def rotary_of(self, variant: str) -> DecoderRotary:
+        """The module that makes the rotary tables of the layers of `variant`; a child of this one."""
+        return self.rotary_emb
+
+    @property
+    def axes(self) -> int:
+        """How many positions a token has; see DecoderRotary.AXES."""
+        return self.rotary_of(self.kinds[0].variant).AXES
 
     def layer(self, i: int) -> DecoderLayer:
         """Layer i."""
@@ -150,7 +160,7 @@ class DecoderModel(QModule):
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else cache.get_seq_length()
-        positions, text_positions = positions_of(position_ids, tokens, past, self.rotary_emb.AXES)
+        positions, text_positions = positions_of(position_ids, tokens, past, self.axes)
         dtype = tokens.dtype if tokens.is_floating_point() else float_type(self.norm)
         added = {} if extras is None else extras(tokens, dtype)
         observing = self.phase is Phase.CALIBRATE
@@ -166,20 +176,19 @@ class DecoderModel(QModule):
 
     def tables(self, like: Tensor, positions: Tensor) -> Mapping[str, RotaryTables]:
         """The rotary tables of each variant at `positions` (AXES, B, S), not yet on the grid."""
-        return {variant: self.rotary_emb.tables(like, positions) for variant in self.variants}
+        return {variant: self.rotary_of(variant).tables(like, positions) for variant in self.variants}
 
     def on_grid(self, tables: Mapping[str, RotaryTables]) -> Mapping[str, RotaryTables]:
-        """`tables` through the sites of the rotary module."""
-        return {variant: self.rotary_emb.on_grid(each) for variant, each in tables.items()}
+        """`tables` through the sites of the rotary modules."""
+        return {variant: self.rotary_of(variant).on_grid(each) for variant, each in tables.items()}
 
     def masks(
         self, attention_mask: Tensor | None, embeds: Tensor, cache: Any, text_positions: Tensor | None = None
     ) -> Mapping[str, AdditiveMask]:
         """The mask of each variant; see masks.text_mask."""
-        first = {kind.variant: i for i, kind in reversed(list(enumerate(self.kinds))) if kind.shares is None}
         return {
             variant: text_mask(
-                attention_mask, embeds, cache, text_positions, window=kind.window, layer=first.get(variant, 0)
+                attention_mask, embeds, cache, text_positions, window=kind.window, layer=self.kinds.index(kind)
             )
             for variant, kind in self.variants.items()
         }
@@ -274,5 +283,7 @@ class _OneLayer(nn.Module):
 
     def __init__(self, model: DecoderModel, layer: int) -> None:
         super().__init__()
-        self.sites, self.rotary_emb = model.sites, model.rotary_emb
+        rotary = model.rotary_of(model.kinds[layer].variant)
+        self.sites = model.sites
+        self.add_module(next(name for name, child in model.named_children() if child is rotary), rotary)
         self.layers = nn.ModuleDict({str(layer): model.layers[layer]})

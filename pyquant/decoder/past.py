@@ -17,7 +17,8 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class Past:
-    """`given`: layer -> (key, value), each (B, Hkv, past, head_dim). The layers fill `new` with what they add."""
+    """`given`: layer -> (key, value), each (B, Hkv, past, head_dim), the last ones where a layer keeps fewer than
+    another. The layers fill `new` with what they add."""
 
     def __init__(self, given: Mapping[int, KeyValue] | None = None) -> None:
         self.given = dict(given or {})
@@ -32,9 +33,11 @@ class Past:
         return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The length of the past."""
-        return next((int(key.shape[2]) for key, _ in self.given.values()), 0)
+        """The length of the past: that of the layer that keeps the most."""
+        return max((int(key.shape[2]) for key, _ in self.given.values()), default=0)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """How many keys there are once `query_length` are added, and which position the first one has."""
-        return self.get_seq_length() + query_length, 0
+        past = self.get_seq_length()
+        kept = int(self.given[layer_idx][0].shape[2]) if layer_idx in self.given else past
+        return kept + query_length, past - kept

@@ -54,13 +54,15 @@ def row_by_row(
 
 
 def _row_of(cache: Any, own: slice, keep: Tensor) -> dict[int, KeyValue]:
-    """One row of an HF cache, without its padding."""
-    kept = torch.nonzero(keep)[:, 0]
-    return {
-        i: (layer.keys[own].index_select(2, kept), layer.values[own].index_select(2, kept))
-        for i, layer in enumerate(cache.layers)
-        if layer.keys is not None
-    }
+    """One row of an HF cache, without its padding. A layer with a window keeps the last of its keys only."""
+    found = {}
+    for i, layer in enumerate(cache.layers):
+        if layer.keys is None:
+            continue
+        first = max(0, len(keep) - layer.keys.shape[2])
+        kept = torch.nonzero(keep[first:])[:, 0]
+        found[i] = (layer.keys[own].index_select(2, kept), layer.values[own].index_select(2, kept))
+    return found
 
 
 def _zeros(pair: KeyValue, batch: int, length: int) -> KeyValue:
