@@ -21,9 +21,10 @@ from pyquant.errors import ProfileError
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, WrapContext
+from pyquant.wrap.hf_model import QModel
 
 
-class CausalLM(QModule):
+class CausalLM(QModel):
     """The model and the head, whose weight may be the token table (then they share it, each on its own grid)."""
 
     CHILDREN = ("model", "lm_head")
@@ -52,6 +53,10 @@ class CausalLM(QModule):
     def get_output_embeddings(self) -> QModule:
         """The head."""
         return self.lm_head
+
+    def can_generate(self) -> bool:
+        """True."""
+        return True
 
     def logits_of(self, hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         """hidden (B, S, D) -> logits. logits_to_keep: the last so many, 0 for all, or the indices of places."""

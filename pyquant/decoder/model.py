@@ -29,6 +29,7 @@ from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.rotary import RotaryTables
 
 
@@ -80,7 +81,7 @@ class DecoderRotary(QModule):
         )
 
 
-class DecoderModel(QModule):
+class DecoderModel(QModel):
     """Token embedding, layers, final norm.
 
     `inputs_embeds` is what enters the stack. A family that adds something between the layers overrides `step` and
@@ -101,6 +102,10 @@ class DecoderModel(QModule):
         self.kinds: tuple[LayerKind, ...] = tuple(attention.kind for attention in self.attentions())
         self.variants = variants(self.kinds)
         self.shares = any(kind.shares is not None for kind in self.kinds)
+
+    def get_input_embeddings(self) -> QModule:
+        """The token table."""
+        return self.embed_tokens
 
     def attentions(self) -> list[DecoderAttention]:
         """The attention of each layer."""

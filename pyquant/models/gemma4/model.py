@@ -27,6 +27,7 @@ from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
+from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
 from pyquant.wrap.rotary import RotaryTables
 
@@ -97,7 +98,7 @@ def _encoder_arguments(tables: StaticTables) -> dict[str, Any]:
 
 
 @register(hf_class("Gemma4VisionModel"))
-class QuantGemma4VisionModel(QModule):
+class QuantGemma4VisionModel(QModel):
     """Patches of images -> soft tokens of all images in a row, padding stripped."""
 
     CHILDREN = ("patch_embedder", "encoder", "pooler")

@@ -29,6 +29,7 @@ from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
 
 
@@ -42,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 @register(hf_class("Qwen3VLModel"))
-class QuantQwen3VLModel(QModule):
+class QuantQwen3VLModel(QModel):
     """Vision tower and text model; visual tokens stand where the prompt has placeholders.
 
     `fused` is the join of text and visual rows. A call without images has none and goes to the text model as it is;

@@ -26,6 +26,7 @@ from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
+from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
 
 
@@ -41,7 +42,7 @@ class PositionTable(QModule):
 
 
 @register(hf_class("Qwen3VLVisionModel"))
-class QuantQwen3VLVisionModel(QModule):
+class QuantQwen3VLVisionModel(QModel):
     """Patches of images and videos -> tokens of merged patches, and the same of some blocks on the way (deepstack).
 
     The range of `pos_embed` is that of the whole table, whichever grids the calibration shows: what any grid takes
