@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pyquant
 from pyquant import Policy
-from pyquant.models.example import example
+from pyquant.models import by_name
 from pyquant.models.gemma4 import VisionProfile
 
 
@@ -36,12 +36,12 @@ def defaults(name: str) -> Iterator[None]:
 
 def _inputs(family: str, model: Any) -> dict[str, Tensor]:
     image = (np.arange(48 * 48 * 3) % 251).reshape(48, 48, 3).astype(np.uint8)
-    return example(family).example_inputs(model, [image], None)
+    return by_name(family).example.example_inputs(model, [image], None)
 
 
 def work(family: str, folder: Path, around: str) -> dict[str, Any]:
     """Everything from prepare to generated tokens, with torch's defaults as `around` says."""
-    model = example(family).tiny_model()
+    model = by_name(family).example.tiny_model()
     batch = _inputs(family, model)
     with defaults(around):
         q = pyquant.prepare(model, Policy.preset("w8a8"))
@@ -89,7 +89,7 @@ def test_defaults_of_torch_change_nothing(expected: Any, around: str) -> None:
 @pytest.mark.parametrize("family", ["gemma4", "qwen3_vl"])
 def test_autocast(family: str) -> None:
     """Calibration is as without; a forward of the tree warns, once."""
-    model = example(family).tiny_model()
+    model = by_name(family).example.tiny_model()
     batch = _inputs(family, model)
     trees = []
     for enabled in (False, True):

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import pyquant
 from pyquant import Policy
 from pyquant.errors import PolicyError
-from pyquant.models.example import example
+from pyquant.models import by_name
 from pyquant.wrap.computed import computed_weights
 
 
@@ -115,4 +115,4 @@ def test_many_are_counted() -> None:
 
 @pytest.mark.parametrize("family", ["gemma4", "qwen3_vl"])
 def test_models_of_transformers_compute_none(family: str) -> None:
-    assert computed_weights(example(family).tiny_model()) == []
+    assert computed_weights(by_name(family).example.tiny_model()) == []

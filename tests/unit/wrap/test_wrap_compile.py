@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pyquant
 from pyquant import Policy, wrap
 from pyquant.errors import InputError, PhaseError
-from pyquant.models.example import example
+from pyquant.models import by_name
 from pyquant.wrap import Phase, QModule, WrapContext
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.rotary import Rotary, RotaryTables
@@ -91,7 +91,7 @@ def test_a_llama_like_block_compiles_to_the_same(block: QModule, phase: Phase, w
 def test_gemma4_vision_compiles_to_the_same() -> None:
     import numpy as np
 
-    family = example("gemma4")
+    family = by_name("gemma4").example
     model = family.tiny_model()
     image = np.linspace(0, 255, 48 * 48 * 3).reshape(48, 48, 3).astype(np.uint8)
     batch = family.example_inputs(model, [image], None)
@@ -148,7 +148,7 @@ def test_an_adapter_asks_for_the_mask(block: QModule) -> None:
 
 def test_an_edit_of_the_float_model_is_followed_before_an_export() -> None:
     """torch.export says what to call first; on old main its graph had the weights from before the edit."""
-    part = example("gemma4").tiny_model().patch_embedder
+    part = by_name("gemma4").example.tiny_model().patch_embedder
     q, x = pyquant.prepare(part, Policy.preset("float")), torch.ones(2, dtype=torch.float32)
     with torch.no_grad():
         part.input_proj.weight.mul_(3)
