@@ -49,9 +49,9 @@ def warn_low_precision(programs: Iterable[tuple[Graph, Traced]], stacklevel: int
     names = ", ".join(f"'{graph.name}'" for graph, _ in low[:_NAMED])
     names += f" and {len(low) - _NAMED} more" if len(low) > _NAMED else ""
     several = len(low) > 1
-    if held := sorted({dtype for graph, _ in low for dtype in low_floats(graph)}):
+    if types := sorted({dtype for graph, _ in low for dtype in low_floats(graph)}):
         text = (
-            f"{'the graphs' if several else 'the graph'} {names} {'have' if several else 'has'} {' and '.join(held)} "
+            f"{'the graphs' if several else 'the graph'} {names} {'have' if several else 'has'} {' and '.join(types)} "
             f"tensors, which the runtimes do not compute; cast to float32 first: {ADVICE}, then export q32 (a profile "
             "that names dtypes names float32)"
         )

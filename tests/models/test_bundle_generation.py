@@ -131,10 +131,15 @@ def test_the_models_own_config_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(q, "generation_config", own)
     made = Eager(q, profile(batch_size=3, max_seq_len=40))
     made.manifest = json.loads(json.dumps(made.manifest))  # as it is in the file
-    said = made.manifest["generation"]
-    assert said["eos_token_id"] == own.eos_token_id
-    assert (said["temperature"], said["top_k"], said["do_sample"], said["max_new_tokens"]) == (0.9, 12, True, 6)
-    assert not {"transformers_version", "_from_model_config"} & set(said)
+    entries = made.manifest["generation"]
+    assert entries["eos_token_id"] == own.eos_token_id
+    assert (entries["temperature"], entries["top_k"], entries["do_sample"], entries["max_new_tokens"]) == (
+        0.9,
+        12,
+        True,
+        6,
+    )
+    assert not {"transformers_version", "_from_model_config"} & set(entries)
     other = GenerationConfig(do_sample=True, top_k=3, max_new_tokens=4)
     for options in (
         {},

@@ -43,6 +43,10 @@ def test_the_session_gives_the_tokens_of_the_tree(way: str, tmp_path: Path) -> N
         for given in (padded((7, 4)[:rows], "left"), padded((3, 3)[:rows], "left")):
             expected = q.generate(**given, max_new_tokens=5, do_sample=False)
             assert torch.equal(session.generate(**given, max_new_tokens=5), expected)
+            options = {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
+            torch.manual_seed(6)
+            expected = q.generate(**given, max_new_tokens=5, **options)
+            assert torch.equal(session.generate(**given, max_new_tokens=5, seed=6, **options), expected)
 
 
 @pytest.mark.parametrize("preset", ["w8a8", "w8a16", "w4a16"])

@@ -101,6 +101,18 @@ def test_tokens_and_graphs(bundle: Bundle) -> None:
         assert deep_faults(bundle.programs[name], part, inputs, reference, report) == [], f"{name}\n{report}"
 
 
+def test_sampling_over_the_files(bundles: dict[str, Bundle]) -> None:
+    made, given = bundles["w8a16"], batch(SAID["apart"])
+    options = {"do_sample": True, "top_k": 8, "temperature": 1.4, "repetition_penalty": 1.3, "eos_token_id": [65, 2]}
+    with made.session() as session:
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            expected = made.q.generate(**given, max_new_tokens=5, **options)
+            assert torch.equal(session.generate(**given, max_new_tokens=5, seed=seed, **options), expected)
+        with pytest.raises(InputError, match="cannot do this: num_beams=2"):
+            session.generate(**given, num_beams=2)
+
+
 class qwen_float:  # noqa: N801
     """The tree in its float phase, without gradients."""
 

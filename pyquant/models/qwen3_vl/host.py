@@ -104,7 +104,7 @@ class Qwen3VLHost(Host):
         for frames, name in ((1, _vision(grid)), (t, _vision((1, h, w)))):
             if name in self.graphs:
                 return [(name, frames, t * h * w // frames)]
-        known = [tuple(held) for held in self.manifest["image_grids"]]
+        known = [tuple(each) for each in self.manifest["image_grids"]]
         raise InputError(
             f"this bundle has no vision graph for the grid {grid}, only for {known}; resize the image to one of them, "
             "or export with this grid in image_grids"
