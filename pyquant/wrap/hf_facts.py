@@ -46,14 +46,17 @@ def facts(cls: type[nn.Module]) -> Facts:
 
     forward: its parameters with their defaults. output: the fields of the output class that it returns. sets: the
     attributes that __init__ makes. code: a hash of __init__, forward, and what they call in their module. masks: a hash
-    of the functions of transformers.masking_utils that these call.
+    of the functions of transformers.masking_utils that these call. An __init__ that is torch's own does not count: it
+    differs between releases of torch, and torch.compile replaces it.
     """
-    roots, module = [cls.__init__, cls.forward], cls.__module__
+    made = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    own = [] if made.__module__.startswith("torch.") else [cls.__init__]
+    roots, module = [*own, cls.forward], cls.__module__
     with_masks = _reached(roots, cls, module, _MASKS)
     return {
         "forward": signature(cls.forward),
         "output": _fields(output_class(cls)),
-        "sets": ", ".join(sorted(set(_set_by(cls.__init__)))),
+        "sets": ", ".join(sorted({name for init in own for name in _set_by(init)})),
         "code": _hash(_reached(roots, cls, module)),
         "masks": _hash({name: text for name, text in with_masks.items() if name.startswith(_MASKS)}),
     }

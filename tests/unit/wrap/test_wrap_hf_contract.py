@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import cache_utils, masking_utils
+from transformers.activations import ACT2FN
 from transformers.models.qwen3_vl import modeling_qwen3_vl as hf
 
 import pyquant
@@ -235,6 +236,16 @@ def test_a_known_release_says_nothing(fp: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pyquant.prepare(fp, W8A8)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu_new", "linear"])
+def test_a_compiled_model_before_changes_nothing(name: str) -> None:
+    """torch.compile replaces nn.Module.__init__ for the process; `prepare` then refused every model with a SiLU."""
+    act = ACT2FN[name]
+    before = hf_facts.facts(type(act))
+    torch.compile(nn.Sequential(act), backend="eager")(torch.zeros(2, 3))
+    assert hf_facts.facts(type(act)) == before
+    pyquant.prepare(act, W8A8)
 
 
 def test_a_wrapper_of_a_user_has_no_contract() -> None:
