@@ -36,11 +36,11 @@ class BlockSite(Site):
         raise AssertionError(f"site {self.path!r} is a constant's; its wrapper must pass it through const()")
 
     def quantize(self, x: Tensor, *, clip: Clip | None = None, constant: bool = True) -> Tensor:
-        """`x` as its blocks hold it, in every phase."""
+        """`x` rounded to its blocks, in every phase."""
         return ops.fake_quantize_blocks(x, self.bits)
 
     def _constant(self, value: Tensor) -> Tensor:
-        """`value` as its blocks hold it, once the tree is quantized; see Site.constant."""
+        """`value` rounded to its blocks, once the tree is quantized; see Site.constant."""
         if self._phase is not Phase.QUANTIZED:
             return value
         if self.state.explicit or (self.training and torch.is_grad_enabled()):

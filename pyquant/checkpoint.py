@@ -60,16 +60,16 @@ def save_quantized(
     source: the checkpoint folder (or hub name, from its cache) that these files are copied from; by default the folder
         that the float model was loaded from, if it is there.
     tokenizer, processor: write their own files, which take the place of those of `source`.
-    facts: rows of the model card that only the caller knows, such as {"calibration": "128 lines of COCO"}.
+    facts: rows of the model card that the caller adds, such as {"calibration": "128 lines of COCO"}.
 
     The folder appears whole or not at all; over an existing one each file is replaced at once and files of others stay.
     Raises PhaseError before convert, CheckpointError when it cannot be written or a file of `source` cannot be read.
     """
     if not isinstance(q, QModule) or not q.state.converted:
-        said = foreign.advice(type(q))
+        advice = foreign.advice(type(q))
         raise PhaseError(
-            f"save_quantized takes a converted tree, but {said}"
-            if said
+            f"save_quantized takes a converted tree, but {advice}"
+            if advice
             else "save_quantized takes a converted tree: prepare, calibrate and convert it first"
         )
     if q.path:
@@ -190,9 +190,9 @@ def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
-    """The integers of a constant, if they say all: every use is on one grid, and going back and forth loses nothing.
+    """The integers of a constant, if they are enough: every use is on one grid, and the round trip is exact.
 
-    A narrow float type might not hold its own grid points; then the tensor stays as it is.
+    A narrow float type cannot always represent its own grid points; then the tensor stays as it is.
     """
     if sites and isinstance(sites[0], BlockSite):
         return _blocks(value, sites[0]) if all(site.spec == sites[0].spec for site in sites) else None
@@ -202,17 +202,17 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
     grid = grids[0]
     integers = _quantize(value, grid)
     if not torch.equal(_quantize(_dequantize(integers, grid, value.dtype), grid), integers):
-        logger.info("%s is stored as %s: that type cannot hold its grid", sites[0].path, value.dtype)
+        logger.info("%s is stored as %s: that type cannot represent its grid", sites[0].path, value.dtype)
         return None
     return sites[0], ops.pack_int4(integers) if grid.spec.dtype.bits == 4 else integers
 
 
 def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Tensor] | None:
-    """The blocks of a constant, if they say all; a narrow float type might not hold what they stand for."""
+    """The blocks of a constant, if they are enough; a narrow float type cannot always represent their values."""
     packed = ops.quantize_blocks(value, site.bits)
     back = ops.dequantize_blocks(packed, site.bits).to(value.dtype)
     if not torch.equal(ops.fake_quantize_blocks(back, site.bits), ops.fake_quantize_blocks(value.detach(), site.bits)):
-        logger.info("%s is stored as %s: that type cannot hold its blocks", site.path, value.dtype)
+        logger.info("%s is stored as %s: that type cannot represent its blocks", site.path, value.dtype)
         return None
     return site, packed
 
@@ -264,7 +264,7 @@ def _version(package: str) -> str:
 
 
 class _Reader:
-    """Tensors of the file by name; one that is missing, or of another form than the index says, is an error."""
+    """Tensors of the file by name; one that is missing, or of another shape or type than in the index, is an error."""
 
     def __init__(self, file: Any, folder: Path) -> None:
         self._file, self.folder, self.names = file, folder, set(file.keys())
@@ -274,9 +274,9 @@ class _Reader:
             raise CheckpointError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
         tensor: Tensor = self._file.get_tensor(name)
         if tensor.dtype != dtype or (shape is not None and tuple(tensor.shape) != tuple(shape)):
-            want = f"{dtype}" if shape is None else f"{dtype} {tuple(shape)}"
+            expected = f"{dtype}" if shape is None else f"{dtype} {tuple(shape)}"
             seen = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", f"is {seen}, expected {want}")
+            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", f"is {seen}, expected {expected}")
         return tensor
 
 
@@ -312,7 +312,7 @@ def _generation_config(folder: Path) -> Any:
 
 
 def _eager(config: Any) -> Any:
-    """The configuration with the eager implementations, sub-configurations too: the only ones that wrappers stand for.
+    """The configuration with the eager implementations, sub-configurations too: the only ones that wrappers implement.
 
     What a file names here may be code on the hub ("kernels-community/..."), which a constructor would look for.
     """
@@ -331,10 +331,11 @@ def _config_text(config: Any) -> str:
 
 
 def _config_class(cls: type[Any]) -> Any:
-    """What `cls` is built from: its constructor says, or (not in every release of transformers right) its class."""
+    """The class of the configuration that `cls` takes: of its constructor's annotation, else `config_class` (which some
+    releases of transformers have wrong)."""
     parameter = inspect.signature(cls.__init__).parameters.get("config")
-    said = None if parameter is None else parameter.annotation
-    return said if hasattr(said, "from_json_file") else getattr(cls, "config_class", None)
+    found = None if parameter is None else parameter.annotation
+    return found if hasattr(found, "from_json_file") else getattr(cls, "config_class", None)
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
@@ -411,13 +412,13 @@ def _grid(site: Site, shape: Sequence[int] | None, reader: _Reader) -> QParams:
     """The grid of a quantized site. `shape` is that of its constant, if it has one."""
     spec = site.spec
     assert spec is not None
-    want: tuple[int, ...] | None = () if isinstance(spec.granularity, PerTensor) else None
+    expected: tuple[int, ...] | None = () if isinstance(spec.granularity, PerTensor) else None
     if shape is not None and isinstance(spec.granularity, PerAxis):
-        want = (shape[spec.granularity.axis],)
+        expected = (shape[spec.granularity.axis],)
     elif shape is not None and isinstance(spec.granularity, PerGroup):
         axis, size = spec.granularity.axis % len(shape), spec.granularity.size
-        want = tuple(n // size if i == axis else n for i, n in enumerate(shape))
-    scale = reader.get(f"{site.path}.scale", torch.float32, want)
+        expected = tuple(n // size if i == axis else n for i, n in enumerate(shape))
+    scale = reader.get(f"{site.path}.scale", torch.float32, expected)
     zero_point = reader.get(f"{site.path}.zero_point", torch.int32, scale.shape)
     try:
         return QParams(spec, scale, zero_point)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantization.json of a checkpoint: what it may say, and the configurations that it was made with.
+"""quantization.json of a checkpoint: its format, and the configurations that it was made with.
 
 It owns refusing an index that no save_quantized could have written, before anything is built from it. The tensors
 themselves are checkpoint.py's.
@@ -26,7 +26,7 @@ CHECKED = companions.FILES | {WEIGHTS, CONFIG}  # files with a checksum; README.
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPREAD = 64  # a tensor's memory is at most that many times its elements
-# what a configuration says besides the arithmetic: where it comes from, types, and what to return
+# fields of a configuration that do not change the arithmetic: where it comes from, types, and what to return
 _ORIGIN = {"transformers_version", "_name_or_path", "name_or_path", "architectures", "initializer_range"}
 _TYPES = {"dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
 _MORE_TYPES = {"_attn_implementation_autoset", "_experts_implementation", "_experts_implementation_internal"}
@@ -101,10 +101,10 @@ class _Form:
         configs = self._is(index.get("configs"), dict, "'configs'", "an object")
         for name, value in checksums.items():
             known = f"is of no file that save_quantized writes ({WEIGHTS}, {CONFIG}, tokenizer and processor files)"
-            self._true(name in CHECKED, f"sha256 of {name!r}", known)
+            self._require(name in CHECKED, f"sha256 of {name!r}", known)
             valid = isinstance(value, str) and _SHA256.fullmatch(value) is not None
-            self._true(valid, f"sha256 of {name!r}", f"is {value!r}, expected 64 hexadecimal digits")
-        self._true(WEIGHTS in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")
+            self._require(valid, f"sha256 of {name!r}", f"is {value!r}, expected 64 hexadecimal digits")
+        self._require(WEIGHTS in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")
         for path, config in configs.items():
             self._is(config, dict, f"configuration of {path!r}", "an object")
         for path, site in sites.items():
@@ -116,33 +116,37 @@ class _Form:
         self._is(site, dict, where, "an object")
         self._is(site.get("role"), str, f"role of {where}", "a string")
         quantized = self._is(site.get("quantized"), bool, f"'quantized' of {where}", "true or false")
-        self._true("spec" in site and isinstance(site["spec"], dict | None), f"spec of {where}", "is no object or null")
-        self._true(not (quantized and site["spec"] is None), where, "is quantized, but has no spec")
+        self._require(
+            "spec" in site and isinstance(site["spec"], dict | None), f"spec of {where}", "is no object or null"
+        )
+        self._require(not (quantized and site["spec"] is None), where, "is quantized, but has no spec")
 
     def _tensor(self, where: str, entry: Any, tensors: Mapping[str, Any], sites: Mapping[str, Any]) -> None:
         kind = self._is(entry, dict, where, "an object").get("kind")
-        self._true(kind in ("float", "integer", "alias"), where, f"has kind {kind!r}, expected float, integer or alias")
+        self._require(
+            kind in ("float", "integer", "alias"), where, f"has kind {kind!r}, expected float, integer or alias"
+        )
         if kind == "alias":
             of = self._is(entry.get("of"), str, f"'of' of {where}", "the name of another tensor")
             target = tensors.get(of)
             known = isinstance(target, dict) and target.get("kind") in ("float", "integer")
-            self._true(known, where, f"is an alias of {of!r}, which is no stored tensor")
+            self._require(known, where, f"is an alias of {of!r}, which is no stored tensor")
             return
         name = entry.get("dtype")
         dtype = getattr(torch, name, None) if isinstance(name, str) else None
-        self._true(isinstance(dtype, torch.dtype), where, f"has dtype {name!r}, expected a type such as float32")
+        self._require(isinstance(dtype, torch.dtype), where, f"has dtype {name!r}, expected a type such as float32")
         shape = entry.get("shape")
-        self._true(_sizes(shape), where, f"has shape {shape!r}, expected a list of sizes")
+        self._require(_sizes(shape), where, f"has shape {shape!r}, expected a list of sizes")
         if "stride" in entry:
             stride = entry["stride"]
             fits = _sizes(stride) and plausible_stride(shape, stride)
-            self._true(fits, where, f"has stride {stride!r}, which is no layout of shape {shape}")
+            self._require(fits, where, f"has stride {stride!r}, which is no layout of shape {shape}")
         if kind == "integer":
             assert isinstance(dtype, torch.dtype)
-            self._true(dtype.is_floating_point, where, f"stands for values of {name}, expected a floating point type")
+            self._require(dtype.is_floating_point, where, f"has values of {name}, expected a floating point type")
             path = entry.get("site")
             known = isinstance(path, str) and path in sites and sites[path]["quantized"]
-            self._true(known, where, f"is on the grid of site {path!r}, which is not quantized here")
+            self._require(known, where, f"is on the grid of site {path!r}, which is not quantized here")
 
     def _is(self, value: Any, kind: type[T], where: str, expected: str) -> T:
         if not isinstance(value, kind):
@@ -150,8 +154,8 @@ class _Form:
             raise fault(self.folder, f"{INDEX}: {where}", f"is {seen}, expected {expected}")
         return value
 
-    def _true(self, holds: bool, where: str, what: str) -> None:
-        if not holds:
+    def _require(self, condition: bool, where: str, what: str) -> None:
+        if not condition:
             raise fault(self.folder, f"{INDEX}: {where}", what)
 
 
@@ -194,7 +198,7 @@ def check_configs(recorded: Mapping[str, Mapping[str, Any]], q: QModule, folder:
 
 
 def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted key, value in a, value in b) where two configurations say different things about the arithmetic."""
+    """(dotted key, value in a, value in b) where two configurations differ in the arithmetic."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in sorted({*a, *b} - _VOLATILE):
             yield from _differences(a.get(name, _ABSENT), b.get(name, _ABSENT), f"{key}.{name}" if key else name)

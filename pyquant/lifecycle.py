@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""prepare -> calibrate -> convert: the three steps from a float model to one whose every site has its numbers.
+"""prepare -> calibrate -> convert: the three steps from a float model to one with scale and zero point at every site.
 
-It owns the order of the steps and the errors that name sites. A site's own life is site.py; saving is checkpoint.py.
+It owns the order of the steps and the errors that name sites. One site is site.py; saving is checkpoint.py.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
         raise PhaseError(f"prepare takes a float model, got {type(fp).__name__}, which is already prepared")
     if not isinstance(fp, nn.Module):
         raise PhaseError(f"prepare takes a float model (an nn.Module), got {type(fp).__name__}")
-    if said := foreign.advice(type(fp)):
-        raise UnknownModuleError(said)
-    if said := foreign.stored_quantized(fp):
-        raise ModelError(said)
+    if advice := foreign.advice(type(fp)):
+        raise UnknownModuleError(advice)
+    if reason := foreign.stored_quantized(fp):
+        raise ModelError(reason)
     _warn_of_hooks(fp)
     q = build(fp, policy)
     policy.check_used(list(q.all_sites()))
@@ -106,7 +106,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
         )
     if absent := [name for name, weight in q.named_parameters() if weight.is_meta]:
         raise CalibrationError(
-            f"{len(absent)} weights of the model hold no data (device meta), the first is {absent[0]!r}: it was never "
+            f"{len(absent)} weights of the model have no data (device meta), the first is {absent[0]!r}: it was never "
             "loaded, or its weights are kept elsewhere (device_map with offloading); load all of it, and start again "
             "from pyquant.prepare"
         )
@@ -135,7 +135,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     """Give each site its scale and zero point, and put the tree in QUANTIZED phase: all sites, or an error and none.
 
-    `unused` are globs over site paths that the caller knows no graph will use; they stay float. The scale of a weight
+    `unused` are globs over paths of sites that no graph will use; they stay float. The scale of a weight
     is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
     every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits,
     and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is converted already, was never
@@ -196,15 +196,15 @@ def _check_finite(q: QModule, verb: str) -> None:
     if bad := non_finite(q):
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise CalibrationError(
-            f"{verb}: {len(bad)} tensor(s) without a quantized site hold NaN or Inf, which would go into the file as "
+            f"{verb}: {len(bad)} tensor(s) without a quantized site have NaN or Inf, which would go into the file as "
             "they are; repair the model or its checkpoint\n" + "\n".join(f"  {line}" for line in bad[:20]) + more
         )
 
 
 def _tree(q: Any, verb: str) -> QModule:
     if not isinstance(q, QModule):
-        if said := foreign.advice(type(q)):
-            raise PhaseError(f"{verb} takes the tree that pyquant.prepare returned, but {said}")
+        if advice := foreign.advice(type(q)):
+            raise PhaseError(f"{verb} takes the tree that pyquant.prepare returned, but {advice}")
         raise PhaseError(f"{verb} takes the tree that pyquant.prepare(fp, policy) returned, got {type(q).__name__}")
     return q
 
@@ -284,7 +284,7 @@ def _non_finite_message(q: QModule, bad: list[Site], number: int, batch: object)
     if broken:
         rest = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         return (
-            f"batch {number} made NaN or Inf, first at site {named}{more}; the model itself holds NaN or Inf in "
+            f"batch {number} made NaN or Inf, first at site {named}{more}; the model itself has NaN or Inf in "
             f"{', '.join(map(repr, broken[:3]))}{rest}; repair the checkpoint, and start again from pyquant.prepare"
         )
     if any(weight.dtype == torch.float16 for weight in q.parameters()) and all(

@@ -87,7 +87,7 @@ class Site(Phased):
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
-        self._ends = (-math.inf, math.inf)  # of the grid, as numbers: a clip is judged while tracing too
+        self._ends = (-math.inf, math.inf)  # of the grid, as numbers: a clip is compared with them while tracing too
         self._cache = TensorCache()
         self._scanned = TensorStamp()
         self._taps: tuple[TapHandle, ...] = ()
@@ -107,7 +107,7 @@ class Site(Phased):
         Quantized, saturation is the clamp: the grid was found on clamped data. Where it is not (a symmetric grid has
         the larger bound on both sides, every grid has zero) the clamp stays.
 
-        `observed` is what the range is taken from, where that is not `x` itself (masked logits). Never changes `x`.
+        `observed` is what the range is computed from, where that is not `x` itself (masked logits). Never changes `x`.
         """
         if not x.is_floating_point():
             raise InputError(
@@ -216,7 +216,7 @@ class Site(Phased):
                 "saw no calibration data; run calibrate() with batches that reach it, or name it in convert(unused=...)"
             )
         if observer.non_finite:
-            where = "its constant holds" if self.role.is_constant else "saw"
+            where = "its constant has" if self.role.is_constant else "saw"
             return (
                 f"{where} {observer.non_finite} NaN or infinite of {observer.elements} values; repair the model or data"
             )
@@ -234,7 +234,7 @@ class Site(Phased):
         return observer.qparams()
 
     def _far(self, low: float, high: float) -> str:
-        """What to tell of a range that no model computes with."""
+        """The message for a range that no model computes with."""
         what = f"has the range [{low:.6g}, {high:.6g}]"
         if self.role.is_kernel:
             return f"its constant {what}, and no trained weight is that large: the checkpoint is damaged; repair it"
@@ -303,7 +303,7 @@ class Site(Phased):
 
 
 class TensorStamp:
-    """What tells later that tensors are still the same: not replaced, edited in place, moved or cast.
+    """A fingerprint that shows later whether tensors are the same: not replaced, edited in place, moved or cast.
 
     A copy or a pickle of it fits nothing. An edit through `.data` has no trace in torch and goes unseen; an inference
     tensor does not count its edits and never fits.

@@ -54,7 +54,7 @@ def positions_of(position_ids: Tensor | None, tokens: Tensor, past: Any, axes: i
     batch, length = tokens.shape[:2]
     if position_ids is None:
         counted = (torch.arange(length, device=tokens.device, dtype=torch.int64) + past)[None].expand(batch, -1)
-        return counted[None].expand(axes, -1, -1), None  # text positions that go up by one say nothing
+        return counted[None].expand(axes, -1, -1), None  # text positions that go up by one carry no information
     if axes == 1:
         _check_positions(position_ids, position_ids.dim() == 2, position_ids.shape, batch, length, "")
         return position_ids[None], position_ids

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One decoder layer: causal attention with grouped heads and a KV cache, a gated MLP, a norm before each.
 
-It owns the sites of what a cache holds, and both as static graphs. Masks are masks.py, rotary tables model.py; linear,
-norm, attention core and MLP are those of pyquant.wrap. A family derives from these and names its HF classes.
+It owns the sites of cached keys and values, and both as static graphs. Masks are masks.py, rotary tables model.py;
+linear, norm, attention core and MLP are those of pyquant.wrap. A family derives from these and names its HF classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Mask = Tensor | AdditiveMask | None
 class DecoderAttention(QModule):
     """Causal attention with grouped heads, whose queries and keys are rotated, and normalized where HF has the norms.
 
-    `key` and `value` are what a cache holds. A cached tensor has been through its site once, and stays as it is. A
+    `key` and `value` are cached. A cached tensor has been through its site once, and stays as it is. A
     layer that reads another layer's keys (`LayerKind.shares`) has the two sites too, and no projections for them.
     """
 
@@ -106,7 +106,7 @@ class DecoderAttention(QModule):
         return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), probs
 
     def _keys(self, x: Tensor, tables: RotaryTables) -> KeyValue:
-        """New keys and values (B, Hkv, S, head_dim), on the grid of what a cache holds."""
+        """New keys and values (B, Hkv, S, head_dim), on the grid of the cache."""
         assert self.k_proj is not None, f"{self.path!r} has no k_proj"
         assert self.v_proj is not None, f"{self.path!r} has no v_proj"
         key = self.k_rotary(self._normed(self.k_norm, self._heads(self.k_proj(x))), tables).transpose(1, 2)

@@ -26,7 +26,7 @@ def text_mask(
 ) -> AdditiveMask:
     """What transformers' create_causal_mask means, as (B or 1, 1 or H, Q, K) of 0 and FILL.
 
-    `attention_mask`: None; (B, keys) of any type, zero at padding; or 4-D, taken as it is: true (or nonzero) where a
+    `attention_mask`: None; (B, keys) of any type, zero at padding; or 4-D, used as it is: true (or nonzero) where a
     query may look, or added when floating point. `embeds` (B, Q, D) gives sizes, type and device; `cache` (HF's, or a
     Past) the keys that are there before. `text_positions` (B, Q): where they do not go up by one, another packed
     sequence begins; as in transformers that counts only without mask and cache. `window`: how many positions back a
@@ -62,12 +62,12 @@ def sizes(cache: Any, queries: int, layer: int = 0) -> tuple[Any, int, int]:
     if cache is None:
         return 0, queries, 0
     keys, first = cache.get_mask_sizes(queries, layer)
-    offset = getattr(cache, "get_query_offset", cache.get_seq_length)  # only some releases tell the two apart
+    offset = getattr(cache, "get_query_offset", cache.get_seq_length)  # only some releases distinguish the two
     return offset(layer), keys, first
 
 
 def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None) -> Tensor | None:
-    """(B or 1, past + S) bool of a 2-D mask that holds padding, else None. `tokens` is (B, S) or (B, S, D).
+    """(B or 1, past + S) bool of a 2-D mask with padding, else None. `tokens` is (B, S) or (B, S, D).
 
     Raises InputError for a mask that does not fit, or masks all of the new tokens.
     """
@@ -82,7 +82,7 @@ def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None
 
 
 def key_padding(attention_mask: Tensor | None, past: int, queries: int) -> Tensor | None:
-    """(B or 1, past + queries) bool of a 2-D mask that holds padding, else None."""
+    """(B or 1, past + queries) bool of a 2-D mask with padding, else None."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     valid: Tensor = attention_mask[:, : past + queries] != 0
@@ -113,7 +113,7 @@ def _check_padding(mask: Tensor, batch: int, queries: int, past: Any, keys: int,
 
 
 def _check(mask: Tensor, shape: tuple[int | None, ...]) -> None:
-    if all(want is None or got in (1, want) for got, want in zip(mask.shape, shape, strict=True)):
+    if all(expected is None or got in (1, expected) for got, expected in zip(mask.shape, shape, strict=True)):
         return
     raise InputError(
         f"attention_mask is {tuple(mask.shape)}, but the call needs ({shape[0]}, 1 or heads, {shape[2]}, {shape[3]}): "

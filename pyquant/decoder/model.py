@@ -141,7 +141,7 @@ class DecoderModel(QModel):
         attention_mask: see masks.text_mask. position_ids: see inputs.positions_of; None counts on from the cache.
 
         While calibrating, rows of a batch that a 2-D mask pads run one by one without their padding; the outputs and
-        the cache hold zeros there. Raises InputError for inputs that contradict each other.
+        the cache are zeros there. Raises InputError for inputs that contradict each other.
         """
         return self.run(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, kwargs)
 
@@ -284,7 +284,7 @@ class _LayerOf:
 
 
 class _OneLayer(nn.Module):
-    """What the graph of one layer uses of the text model, each at the place where it stands there."""
+    """What the graph of one layer uses of the text model, each under its path there."""
 
     def __init__(self, model: DecoderModel, layer: int) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ class Past:
         self.new: dict[int, KeyValue] = {}
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
-        """As HF's Cache.update: past and new together. The new ones stand behind the past ones."""
+        """As HF's Cache.update: past and new together. The new ones follow the past ones."""
         self.new[layer_idx] = (key, value)
         if layer_idx not in self.given:
             return key, value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families that pyquant knows: `from pyquant.models import gemma4`, or found for a model's class.
+"""The model families of pyquant: `from pyquant.models import gemma4`, or found for a model's class.
 
 It owns the list of families and the one lookup. What a family is, is family.py; each is a folder here, loaded when a
 model needs it.

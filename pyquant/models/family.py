@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Family: what pyquant's commands ask of a model family, in one object.
+"""Family: what pyquant's commands need of a model family, in one object.
 
 It owns the form. A family's folder has the object in its `family.py`; finding it is pyquant.models.
 """

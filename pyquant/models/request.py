@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user asks of a bundle, what calibration data shows, and what a family makes of both: profiles, and guesses.
+"""What a user requests of a bundle, what calibration data shows, and the profiles that a family makes of both.
 
 It owns the form that all families share. A family's own is `request.py` in its folder; see
 family.Requests.
@@ -21,7 +21,7 @@ MOST_GRIDS = 8  # each is a graph with all weights of the vision model in it
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; None or () where the data is to say it.
+    """What was requested; None or () where the data decides.
 
     `image_grids` are (frames, height, width) in patches, `prefill_lengths` and `max_seq_len` tokens.
     """

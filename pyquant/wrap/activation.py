@@ -26,7 +26,7 @@ class QuantGELU(QModule):
 
 @register(nn.GELU)
 class QuantTorchGELU(QuantGELU):
-    """`nn.GELU`, which says itself which of the two it is."""
+    """`nn.GELU`, exact or approximated by tanh, as the module is set."""
 
     def __init__(self, fp: nn.GELU, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)

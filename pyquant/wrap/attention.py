@@ -124,7 +124,7 @@ class AttentionCore(QModule):
         )
 
     def _add_mask(self, logits: Tensor, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        if mask.shape[1] != 1 or mask.shape[2] != 1:  # it tells heads or queries apart: undo the folding of heads
+        if mask.shape[1] != 1 or mask.shape[2] != 1:  # it differs by head or query: undo the folding of heads
             logits = _reshape(logits, shape)
         if self.phase is not Phase.CALIBRATE:
             return self.q("masked_logits", logits + self.q("mask", mask))

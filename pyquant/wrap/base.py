@@ -33,7 +33,7 @@ __all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "
 
 @dataclass(frozen=True)
 class WrapContext:
-    """Where in the tree a wrapper stands, and what its sites are to be."""
+    """A wrapper's place in the tree, and the policy that assigns formats to its sites."""
 
     path: str
     policy: Policy
@@ -70,7 +70,7 @@ class QModule(Phased):
     the attribute is None here. `SITES`: site name -> role. `BIASES`: bias attribute -> (site of the input, site of
     the weight) whose scales make the bias' scale, and third, if there is one, the site of the output.
     `INFINITE`: buffers in which an infinity has a meaning (a bound that is none). `ACCEPTED`: parameters of HF's
-    forward that this forward takes by `**kwargs` because they change nothing here; hf_contract.py asks about every
+    forward that this forward takes by `**kwargs` because they change nothing here; hf_contract.py checks every
     other one that it does not name.
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Casts that vanish when there is nothing to cast, so that a float32 model exports without them.
 
-It owns no policy: which step computes in float32 is said where that step is written.
+It owns no policy: the code of a step decides whether it computes in float32.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["non_finite"]
 
 
 def non_finite(tree: QModule) -> list[str]:
-    """A line for each such tensor of `tree` that holds NaN or Inf: its path, and how many values are bad.
+    """A line for each such tensor of `tree` with NaN or Inf: its path, and how many values are bad.
 
     A tensor is looked at once, and again only after an edit. Tensors on the meta device have no values.
     """
@@ -32,7 +32,7 @@ def non_finite(tree: QModule) -> list[str]:
             continue
         bad = _count(value)
         if bad:
-            found.append(f"{name!r} holds {bad} NaN or infinite of {value.numel()} values")
+            found.append(f"{name!r}: {bad} of {value.numel()} values are NaN or infinite")
         else:
             seen[name] = TensorStamp(value)
     return found

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between releases of transformers, found by looking (names, fields, parameters) and never by version.
 
-It owns finding HF's classes, the name of the cache in arguments and outputs, and what a config asks of every forward.
+It owns finding HF's classes, the name of the cache in arguments and outputs, and what a config requires of a forward.
 Whether an installed release is one that the wrappers were written for is hf_contract.py's question.
 """
 
@@ -21,7 +21,7 @@ from pyquant.wrap.hf_records import supported
 
 
 class Home:
-    """One module of transformers that holds a family: `Home("qwen3_vl").cls("Qwen3VLModel")`."""
+    """The module of transformers with a family's classes: `Home("qwen3_vl").cls("Qwen3VLModel")`."""
 
     def __init__(self, family: str) -> None:
         self.name = f"transformers.models.{family}.modeling_{family}"
@@ -31,7 +31,7 @@ class Home:
         found = self.find(name)
         if found is None:
             raise ImportError(
-                f"transformers {transformers.__version__} has no class {name} in {self.name}; pyquant knows it in "
+                f"transformers {transformers.__version__} has no class {name} in {self.name}; pyquant supports "
                 f"releases {supported()}: install one of these"
             )
         return found
@@ -46,7 +46,7 @@ class Home:
             return importlib.import_module(self.name)
         except ImportError as error:
             raise ImportError(
-                f"transformers {transformers.__version__} has no {self.name} ({error}); pyquant knows it in releases "
+                f"transformers {transformers.__version__} has no {self.name} ({error}); pyquant supports releases "
                 f"{supported()}: install one of these"
             ) from error
 
@@ -86,7 +86,7 @@ def cache_of(output: Any) -> Any:
 
 
 def make_output(hf_class: type[Any] | None, default: type[Any], **values: Any) -> Any:
-    """An object of the class that the forward of `hf_class` returns in this release, or of `default` if it says none.
+    """An object of the class that the forward of `hf_class` returns in this release, else of `default`.
 
     The cache is given as `cache`. Fields that the class lacks are left out; a wrapper's contract lists those it has.
     """
@@ -98,7 +98,7 @@ def make_output(hf_class: type[Any] | None, default: type[Any], **values: Any) -
 
 
 def as_called(output: Any, kwargs: Mapping[str, Any], config: Any) -> Any:
-    """`output`, or its tuple where `return_dict=False` is in `kwargs` or, if they say nothing, in `config`."""
+    """`output`, or its tuple where `return_dict=False` is in `kwargs` or, if they do not set it, in `config`."""
     wanted = kwargs.get("return_dict")
     if wanted is None:
         wanted = getattr(config, "return_dict", True)
@@ -106,7 +106,7 @@ def as_called(output: Any, kwargs: Mapping[str, Any], config: Any) -> Any:
 
 
 def refuse_recording(kwargs: Mapping[str, Any], config: Any = None) -> None:
-    """Raise InputError where keywords or `config` ask for hidden states or attentions, which are not computed here."""
+    """Raise InputError where keywords or `config` request hidden states or attentions, which are not computed here."""
     for name in ("output_hidden_states", "output_attentions"):
         asked = kwargs.get(name)
         if asked:

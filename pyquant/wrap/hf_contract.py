@@ -159,4 +159,4 @@ def _unknown_to(wrapper: type[QModule], cls: type[nn.Module]) -> Iterator[str]:
     known |= {*CACHE_NAMES} if CACHE_NAMES[0] in known else set()  # hf.take_cache reads the older ones
     for parameter in inspect.signature(cls.forward).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD and parameter.name not in known:
-            yield f"{cls.__name__}.forward takes {parameter.name!r}, which {wrapper.__name__} does not know"
+            yield f"{cls.__name__}.forward takes {parameter.name!r}, which {wrapper.__name__} does not have"

@@ -14,7 +14,7 @@ from pyquant.wrap.registry import register
 
 @register(nn.Identity, nn.Dropout)
 class QuantPassthrough(QModule):
-    """Returns its input. A Dropout is taken as in eval mode whatever its `training` flag says."""
+    """Returns its input. A Dropout behaves as in eval mode, whatever its `training` flag."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x

@@ -24,7 +24,7 @@ _WRAPPERS: dict[type[nn.Module], type[QModule]] = {}
 
 
 def register(*classes: type[nn.Module]) -> Callable[[W], W]:
-    """Class decorator: this wrapper stands for exactly these module classes.
+    """Class decorator: this wrapper replaces exactly these module classes.
 
     A subclass is another module: its arithmetic may differ, so it needs an entry of its own. Raises
     UnknownModuleError for what is no module class, or already has a wrapper.
@@ -87,8 +87,8 @@ def wrap(fp: nn.Module, ctx: WrapContext) -> QModule:
 
 
 def _unknown(cls: type[nn.Module], path: str) -> str:
-    if (said := foreign.advice(cls, path)) is not None:
-        return said
+    if (advice := foreign.advice(cls, path)) is not None:
+        return advice
     known = {c.__name__: c for c in _WRAPPERS}
     near = difflib.get_close_matches(cls.__name__, known, n=3, cutoff=0.5)
     base = next((c for c in cls.__mro__[1:] if c in _WRAPPERS), None)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Softmax as a module: one SOFTMAX over one dimension.
 
-It owns `nn.Softmax`. The softmax inside attention belongs to attention.py, which knows about masks.
+It owns `nn.Softmax`. The softmax inside attention belongs to attention.py, which handles masks.
 """
 
 from __future__ import annotations

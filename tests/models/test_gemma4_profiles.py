@@ -70,7 +70,7 @@ BAD = {
         {"pixel_position_ids": [[(0, 0), (-1, -1), (1, 0)]]},
         r"patch 1 of image 0 is padding \(-1, -1\), but patches follow it.*move it to the end",
     ),
-    "half_padding": ({"pixel_position_ids": [[(0, 0), (-1, 3)]]}, r"patch 1 of image 0 stands at \(-1, 3\)"),
+    "half_padding": ({"pixel_position_ids": [[(0, 0), (-1, 3)]]}, r"patch 1 of image 0 is at \(-1, 3\)"),
     "all_padding": ({"pixel_position_ids": [[(0, 0)], [(-1, -1)]]}, "image 1 is all padding"),
 }
 
@@ -95,7 +95,7 @@ CONTRADICTIONS = {
     "patch_count": (VisionProfile(grid=(3, 2)), r"6 patches do not divide into pools of 2 x 2; set num_patches to 8"),
     "odd_width": (VisionProfile(grid=(4, 5), num_patches=20), "image 0 is 4 patches high and 5 wide"),
     "odd_height_padded": (VisionProfile(grid=(5, 2), num_patches=12), "image 0 is 5 patches high and 2 wide"),
-    "beyond_the_table": (VisionProfile(grid=(2, 14)), r"patch 12 of image 0 stands at .*\(12, 0\).* ends at 11"),
+    "beyond_the_table": (VisionProfile(grid=(2, 14)), r"patch 12 of image 0 is at .*\(12, 0\).* ends at 11"),
     "holes": (
         VisionProfile(pixel_position_ids=[[(0, 0), (1, 0), (0, 1), (7, 7)]]),
         r"reaches to \(x, y\) = \(7, 7\), 16 pools, but 4 patches give only 1",
@@ -111,7 +111,7 @@ def test_what_contradicts_the_model_is_refused_by_export(q, profile, message):
 
 
 def test_parts_check_what_concerns_them(q):
-    with pytest.raises(ProfileError, match="a pooler does not know its kernel"):
+    with pytest.raises(ProfileError, match="a pooler has no kernel size"):
         q.pooler.as_export_module(VisionProfile(grid=(4, 4)))
     with pytest.raises(ProfileError, match="pooling_kernel_size 1 does not pool"):
         q.pooler.as_export_module(VisionProfile(grid=(4, 4), pooling_kernel_size=1))

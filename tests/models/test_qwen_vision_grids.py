@@ -167,7 +167,7 @@ BAD_GRIDS: dict[str, tuple[Any, str]] = {
     "floats": (torch.tensor([[1.0, 4.0, 4.0]]), r"got torch.float32 of shape \(1, 3\)"),
     "truth": (torch.tensor([[True, True, True]]), "a truth value is no number of patches"),
     "none": (None, "got None"),
-    "rows": ([(1, 4, 4), (1, 2, 4)], r"pixel_values have 16 rows, but grid_thw .* stands for 24 patches"),
+    "rows": ([(1, 4, 4), (1, 2, 4)], r"pixel_values have 16 rows, but grid_thw .* has 24 patches"),
 }
 
 

@@ -50,7 +50,7 @@ class QuantGemma4ClippableLinear(QModule):
 
     def __init__(self, fp: nn.Module, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints hold them
+        for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints have them
             if hasattr(fp, name):
                 self.register_buffer(name, getattr(fp, name))
         self._read = TensorStamp()

@@ -131,7 +131,7 @@ class QuantGemma4VisionModel(QModel):
         """pixel_values (B, P, 3 * patch**2) in [0, 1], pixel_position_ids (B, P, 2), (-1, -1) for padding
         -> last_hidden_state (real tokens of all images, V).
 
-        Any batch, positions and padding that HF takes. `tables` stands for positions that are fixed.
+        Any batch, positions and padding that HF accepts. `tables` replaces positions that are fixed.
         """
         hf.refuse_recording(kwargs, self.config)
         if tables is None:

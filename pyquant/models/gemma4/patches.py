@@ -136,7 +136,7 @@ class QuantGemma4VisionPooler(QModule):
         self.root_hidden_size = float(fp.root_hidden_size)
 
     def pooling(self, pixel_position_ids: Tensor, padding: Tensor, length: int) -> Pooling:
-        """What the positions say about pools; `length` tokens per image."""
+        """The pools that follow from the positions; `length` tokens per image."""
         return Pooling.of(pixel_position_ids, padding, length, self.root_hidden_size)
 
     def forward(

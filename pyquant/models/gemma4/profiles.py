@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VisionProfile: the patches of one static Gemma4 vision graph, where they stand in their images, and the padding.
+"""VisionProfile: the patches of one static Gemma4 vision graph, their places in the images, and the padding.
 
 It owns what can be checked without a model. What a model precomputes from it is tables.py.
 """
@@ -29,7 +29,7 @@ class VisionProfile:
 
     `batch_size` repeats a single grid or a single row of positions. `num_patches` pads every image to that many
     patches, or takes padding away; by default a grid is padded to the largest image, and explicit positions keep the
-    padding that they have. `pooling_kernel_size` is only needed to export a pooler by itself: a vision model knows its
+    padding that they have. `pooling_kernel_size` is only needed to export a pooler by itself: a vision model has its
     own, and must agree when it is given.
 
     Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
@@ -83,7 +83,7 @@ class VisionProfile:
             for number, position in enumerate(image):
                 if max(position) >= size:
                     raise ProfileError(
-                        f"patch {number} of image {row} stands at (x, y) = {position}, but the model's position table "
+                        f"patch {number} of image {row} is at (x, y) = {position}, but the model's position table "
                         f"ends at {size - 1}; use a smaller grid, or a model with a larger position_embedding_size"
                     )
 
@@ -91,12 +91,12 @@ class VisionProfile:
         """The pooling kernel, the model's or this profile's. Raises ProfileError unless the patches fit it."""
         if kernel is None and self.pooling_kernel_size is None:
             raise ProfileError(
-                "a pooler does not know its kernel; write VisionProfile(..., pooling_kernel_size=K), or export the "
-                "whole vision model, which does"
+                "a pooler has no kernel size of its own; write VisionProfile(..., pooling_kernel_size=K), or export "
+                "the whole vision model, which has one"
             )
         if None not in (kernel, self.pooling_kernel_size) and kernel != self.pooling_kernel_size:
             raise ProfileError(
-                f"the profile says pooling_kernel_size={self.pooling_kernel_size}, but the model's is {kernel}; "
+                f"the profile has pooling_kernel_size={self.pooling_kernel_size}, but the model's is {kernel}; "
                 "leave it out of the profile"
             )
         k = kernel if kernel is not None else self.pooling_kernel_size
@@ -129,10 +129,10 @@ class VisionProfile:
 
 
 def require_vision_profile(profile: Any, module: object) -> None:
-    """Raise ProfileError for a profile of another kind, whose positions the vision tower could not know."""
+    """Raise ProfileError for a profile of another kind, which has no positions."""
     if not isinstance(profile, VisionProfile):
         raise ProfileError(
-            f"{type(module).__name__} needs to know where its patches stand: export it with gemma4.VisionProfile("
+            f"{type(module).__name__} needs the positions of its patches: export it with gemma4.VisionProfile("
             f"grid=(height, width)), got {type(profile).__name__}"
         )
 
@@ -179,9 +179,7 @@ def _images(ids: Any) -> tuple[list[list[Position]], int]:
                     "the padding after all patches: move it to the end"
                 )
             if min(x, y) < 0 and (x, y) != PADDING:
-                raise ProfileError(
-                    f"patch {number} of image {row} stands at ({x}, {y}); only padding (-1, -1) is negative"
-                )
+                raise ProfileError(f"patch {number} of image {row} is at ({x}, {y}); only padding (-1, -1) is negative")
         if not valid:
             raise ProfileError(f"image {row} is all padding; a graph needs at least one patch in every image")
         images.append(valid)

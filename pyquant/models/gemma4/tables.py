@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that depends on patch positions alone in Gemma4's vision tower, computed alike for eager use and for export.
+"""All that depends on patch positions alone in Gemma4's vision tower, computed the same way for eager use and export.
 
 It owns position embeddings, rotary tables, padding masks and pooling weights as values. The model's forward takes them
 from here; an export adapter keeps them in StaticTables.
@@ -52,7 +52,7 @@ class Pooling:
         """Pools of `length` tokens per image. Raises InputError when patches do not divide into that many squares.
 
         A padding patch has weight zero, which also spares the graph the zeroing of its hidden state. As in HF, pools
-        are numbered row by row with as many per row as the image's largest x says, and a token is real when a patch
+        are numbered row by row with as many per row as the image's largest x, and a token is real when a patch
         falls into it (padding counts as standing at (0, 0)).
         """
         batch, patches, _ = pixel_position_ids.shape

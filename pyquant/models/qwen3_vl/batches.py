@@ -32,7 +32,7 @@ def patchify(
     """One image -> patches (N, 3 * temporal_patch_size * patch_size**2), float32, and its grid (1, height, width).
 
     `image` is (H, W, 3) or (3, H, W); uint8 from 0 to 255, or floating point from 0 to 1; normalized by (x - mean) /
-    std. Patches stand in the order in which `merge_size` x `merge_size` of them become a token, each flattened as
+    std. Patches are in the order in which `merge_size` x `merge_size` of them become a token, each flattened as
     (channel, time, y, x) with the image at every time. Raises InputError for another form, or sides that are not whole
     tokens.
     """

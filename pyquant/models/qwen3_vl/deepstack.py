@@ -48,5 +48,5 @@ def dense_addends(
 
 
 def feature_rows(where: Tensor) -> int | None:
-    """How many entries of `where` are true; None in the middle of torch.export, which knows no data."""
+    """How many entries of `where` are true; None during torch.export, where values are not known."""
     return None if torch.compiler.is_exporting() else int(where.sum())

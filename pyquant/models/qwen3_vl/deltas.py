@@ -23,7 +23,7 @@ class Deltas:
         self._of: weakref.WeakKeyDictionary[Any, Tensor | None] = weakref.WeakKeyDictionary()
 
     def note(self, cache: Any, deltas: Tensor | None) -> None:
-        """Remember those of the prompt in `cache`, as long as it lives."""
+        """Record those of the prompt in `cache`; they are dropped with the cache."""
         if cache is not None and type(cache).__weakrefoffset__:
             self._of[cache] = deltas
 

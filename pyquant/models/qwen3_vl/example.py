@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny Qwen3-VL with random weights, and inputs of images and token ids for any Qwen3-VL.
 
-It owns cutting images into patches as the vision tower reads them, and where a prompt's image tokens stand. A
+It owns cutting images into patches as the vision tower reads them, and the places of image tokens in a prompt. A
 checkpoint with a processor of its own does not need it.
 """
 
@@ -71,7 +71,7 @@ def tiny_model() -> nn.Module:
 
 
 def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """Images stand before the prompt, unless the ids hold image tokens already. Raises InputError for ids beyond the
+    """Images come before the prompt, unless the ids have image tokens already. Raises InputError for ids beyond the
     vocabulary, or another number of image tokens than the images make."""
     config: Any = model.config
     vision = getattr(config, "vision_config", config)
@@ -93,8 +93,8 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
     found = row.count(config.image_token_id)
     if found != tokens * len(images):
         raise InputError(
-            f"the ids hold {found} image tokens ({config.image_token_id}), and {len(images)} images make {tokens} "
-            f"each: write {tokens * len(images)}, or none (the images then stand first)"
+            f"the ids have {found} image tokens ({config.image_token_id}), and {len(images)} images make {tokens} "
+            f"each: write {tokens * len(images)}, or none (the images then come first)"
         )
     input_ids = torch.tensor([row], dtype=torch.int64, device="cpu")
     out = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The join of text and visual tokens: one look-up in [text ; visual], at any places, of any row, by an index.
 
-It owns the index and the look-ups, the same for eager use and for graphs. Whose grid the joined rows get is model.py.
+It owns the index and the look-ups, the same for eager use and for graphs. The grid of the joined rows is model.py's.
 """
 
 from __future__ import annotations

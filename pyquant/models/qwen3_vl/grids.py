@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a grid of patches (frames, height, width) means to Qwen3-VL's vision tower, computed alike for eager and export.
+"""What a grid of patches (frames, height, width) means to Qwen3-VL's vision tower, for eager use and for export.
 
 It owns the order of patches, their positions, interpolated position embeddings and attention segments, as pure
 functions. Rotary tables come from HF's own module (tower.py); a profile's tensors are kept by vision_static.py.
@@ -22,7 +22,7 @@ from pyquant.errors import InputError
 #: (frames, height, width) of an image (one frame) or a video, counted in patches.
 Grid = tuple[int, int, int]
 
-# How many attention logits of equal segments are held at once: 256 MiB in float32. A long video is taken in parts.
+# How many attention logits of equal segments exist at once: 256 MiB in float32. A long video is computed in parts.
 _LOGITS = 2**26
 
 
@@ -31,9 +31,9 @@ def grids_of(grid_thw: Any, merge: int, rows: int | None = None) -> tuple[Grid, 
 
     Raises InputError for another form, a side below 1 or that does not divide by `merge`, or another number of patches.
     """
-    held = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
+    given = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
     try:
-        grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in held)
+        grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in given)
     except (TypeError, ValueError) as error:
         raise InputError(
             "grid_thw is (images and videos, 3) integers: frames, height and width in patches; got "
@@ -47,7 +47,7 @@ def grids_of(grid_thw: Any, merge: int, rows: int | None = None) -> tuple[Grid, 
     patches = sum(t * h * w for t, h, w in grids)
     if rows is not None and patches != rows:
         raise InputError(
-            f"pixel_values have {rows} rows, but grid_thw {list(grids)} stands for {patches} patches; give one row per "
+            f"pixel_values have {rows} rows, but grid_thw {list(grids)} has {patches} patches; give one row per "
             "patch, of all images in turn"
         )
     return grids
@@ -164,7 +164,7 @@ class Segments:
         return result
 
     def folds(self, heads: int) -> list[Fold]:
-        """Neighbours of one length together, as many as may be held at once."""
+        """Neighbours of one length together, as many as may exist at once."""
         result, start = [], 0
         for length, run in groupby(self.lengths):
             left = len(list(run))

@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 @register(hf_class("Qwen3VLModel"))
 class QuantQwen3VLModel(QModel):
-    """Vision tower and text model; visual tokens stand where the prompt has placeholders.
+    """Vision tower and text model; visual tokens replace the placeholders of the prompt.
 
     `fused` is the join of text and visual rows. A call without images has none and goes to the text model as it is;
     its embeddings teach `fused` all the same.
@@ -58,8 +58,8 @@ class QuantQwen3VLModel(QModel):
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        taken = sum(block in self.visual.deepstack_visual_indexes for block in range(len(self.visual.blocks)))
-        self.taps = min(taken, len(self.language_model.layers))
+        tapped = sum(block in self.visual.deepstack_visual_indexes for block in range(len(self.visual.blocks)))
+        self.taps = min(tapped, len(self.language_model.layers))
         self.language_model.set_taps(self.taps)
         self.merge = self.visual.spatial_merge_size
         self.rope_deltas: Tensor | None = None  # of the last prompt, where HF keeps it
@@ -86,7 +86,7 @@ class QuantQwen3VLModel(QModel):
     ) -> Any:
         """input_ids (B, S) or inputs_embeds (B, S, D), pixels (patches, pixels of a patch) with grids (images, 3)
         -> HF's output class: last_hidden_state (B, S, D), the cache (`past_key_values` in older releases, and
-        taken by both names), and rope_deltas or image_outputs and video_outputs where HF has these fields.
+        by either name), and rope_deltas or image_outputs and video_outputs where HF has these fields.
 
         A grid table of no rows is no image. Without position_ids they come from mm_token_type_ids (absent: from
         input_ids) and the grids; with a cache they go on from where the prompt in that very cache ended. Of
@@ -169,7 +169,7 @@ class QuantQwen3VLModel(QModel):
         image_features: Tensor | None = None,
         video_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Where images and where videos stand, bool (B, S, 1) each. Raises InputError when features are given and
+        """The places of images and of videos, bool (B, S, 1) each. Raises InputError when features are given and
         their number is another."""
         types = self._places(inputs_embeds if input_ids is None else input_ids)
         for kind, features in ((IMAGE, image_features), (VIDEO, video_features)):
@@ -241,9 +241,9 @@ class QuantQwen3VLModel(QModel):
         )
 
     def _require_visual(self, given: Tensor, encoded: Encoded | None) -> None:
-        """Placeholders without what stands for them would teach every site the row of the table that no device reads.
+        """Raise InputError for placeholders without images: their embedding, which no device reads, would widen ranges.
 
-        visual_index says it of one kind that is missing; a prompt in a cache has had its images.
+        visual_index raises for one kind that is missing. The images of a prompt in a cache came with that prompt.
         """
         if encoded is None and (count := int((self._places(given) != TEXT).sum())):
             raise InputError(
@@ -320,8 +320,8 @@ class QuantQwen3VLModel(QModel):
             return None
         axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-3:]
         tokens = _length(cache) + given.shape[1]
-        held = mask is not None and mask.dim() == 2 and mask.shape[1] >= tokens
-        count = (mask[:, :tokens] != 0).sum(dim=1, keepdim=True) if held and mask is not None else tokens
+        padded = mask is not None and mask.dim() == 2 and mask.shape[1] >= tokens
+        count = (mask[:, :tokens] != 0).sum(dim=1, keepdim=True) if padded and mask is not None else tokens
         return axes.amax(dim=(0, 2)).unsqueeze(1) + 1 - count
 
     # --- static graphs ---

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels and grids as a caller gives them: what stands for no image at all, and which pixels are none.
+"""Pixels and grids as a caller gives them: which arguments mean no image, and which tensors are not pixels.
 
 It owns these two checks, which the model and the host of a bundle share. What a grid means is grids.py.
 """

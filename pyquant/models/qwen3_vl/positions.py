@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each token of a prompt with images and videos stands for the rotary embedding: time, height and width.
+"""The rotary position of each token of a prompt with images and videos: time, height and width.
 
 It owns the arithmetic, as pure functions of token types and grids; a model, a profile and the host side of a bundle all
 call them. What the positions rotate is text_model.py.
@@ -21,7 +21,7 @@ _WORD = {IMAGE: "image", VIDEO: "video"}
 
 
 def token_types(input_ids: Tensor, image_token_id: int, video_token_id: int) -> Tensor:
-    """input_ids (B, S) -> int64 (B, S): 0 for text, 1 where an image's placeholder stands, 2 where a video's."""
+    """input_ids (B, S) -> int64 (B, S): 0 for text, 1 for an image's placeholder, 2 for a video's."""
     types = torch.zeros_like(input_ids, dtype=torch.int64)
     return types.masked_fill(input_ids == image_token_id, IMAGE).masked_fill(input_ids == video_token_id, VIDEO)
 
@@ -49,7 +49,7 @@ def rope_index(
     """Positions (3, B, S) and rope_deltas (B, 1), int64, of `types` (B, S) as token_types gives them.
 
     A text token is one step on all three axes. An image starts where the text before it ended; its tokens differ in
-    height and width, and the text after it starts past its longer side. Images are taken from `image_grids` in order,
+    height and width, and the text after it starts past its longer side. Images use `image_grids` in order,
     row by row, videos frame by frame from `video_grids`. Padding (attention_mask (B, S) of 0) is position 0 and counts
     for nothing. `start` (B,) is the position of each row's first token, for a prompt that continues another; a row's
     delta is what comes after its last position, less its own length and `start`.
@@ -128,7 +128,7 @@ def _block(grid: Grid, merge: int) -> Tensor:
 def continued(length: int, past: int, rope_deltas: Tensor | None, attention_mask: Tensor | None, batch: int) -> Tensor:
     """Positions (3, B, length) of text that follows `past` cached tokens: one step a token, moved by `rope_deltas`.
 
-    attention_mask (B, past + length) tells padding, which takes no step, from tokens.
+    attention_mask (B, past + length) marks padding, which does not advance the position.
     """
     if attention_mask is None:
         steps = torch.arange(past, past + length, dtype=torch.int64, device="cpu").expand(batch, -1)

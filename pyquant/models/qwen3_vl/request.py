@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bundle of a Qwen3-VL is made of: a Profile from what a user asked for and what calibration data shows.
 
-It owns the guesses. What a Profile means, and which graphs it stands for, is profiles.py.
+It owns the guesses. What a Profile means, and which graphs it makes, is profiles.py.
 """
 
 from __future__ import annotations

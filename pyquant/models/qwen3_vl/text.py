@@ -26,7 +26,7 @@ from pyquant.wrap.gated_mlp import QuantGatedMLP
 from pyquant.wrap.norm import QuantRMSNorm
 from pyquant.wrap.registry import register
 
-TAPS = 3  # what every released Qwen3-VL has; a whole model knows how many its vision tower really has
+TAPS = 3  # what every released Qwen3-VL has; a whole model counts those of its vision tower
 
 
 @register(hf_class("Qwen3VLTextRMSNorm"))

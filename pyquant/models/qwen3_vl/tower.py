@@ -46,7 +46,7 @@ class QuantQwen3VLVisionModel(QModel):
     """Patches of images and videos -> tokens of merged patches, and the same of some blocks on the way (deepstack).
 
     The range of `pos_embed` is that of the whole table, whichever grids the calibration shows: what any grid takes
-    from the table lies between its entries.
+    from the table is between its entries.
     """
 
     CHILDREN = ("patch_embed", "rotary_pos_emb", "blocks", "merger", "deepstack_merger_list")
@@ -67,7 +67,7 @@ class QuantQwen3VLVisionModel(QModel):
         if mode != ("bilinear", True):
             raise UnknownModuleError(
                 f"{ctx.path or 'the model'} resamples its position embeddings by {mode[0]!r}, align_corners={mode[1]}; "
-                "pyquant.models.qwen3_vl knows 'bilinear' with aligned corners, which Qwen3-VL has"
+                "pyquant.models.qwen3_vl supports 'bilinear' with aligned corners, which Qwen3-VL has"
             )
 
     def forward(
@@ -81,8 +81,8 @@ class QuantQwen3VLVisionModel(QModel):
         """hidden_states: pixels (N, pixels of a patch), grid_thw (images and videos, 3) -> HF's output class with
         last_hidden_state (N, V), pooler_output (n, D) and deepstack_features, a list of (n, D).
 
-        HF's precomputed `cu_seqlens`, `position_ids`, `interp_indices` and `interp_weights` are taken where given;
-        `tables` stands for all of them. `return_dict=False` gives a tuple. Raises InputError for grids that do not
+        HF's precomputed `cu_seqlens`, `position_ids`, `interp_indices` and `interp_weights` are used where given;
+        `tables` replaces all of them. `return_dict=False` gives a tuple. Raises InputError for grids that do not
         fit the model or the pixels.
         """
         hf.refuse_recording(kwargs, self.config)

@@ -38,7 +38,7 @@ from pyquant.wrap.sources import Sources
 class QuantQwen3VLVisionPatchEmbed(QModule):
     """A Linear over the pixels of one patch.
 
-    HF writes a Conv3d whose kernel and stride both are one patch, over rows that hold one patch each: a product with
+    HF writes a Conv3d whose kernel and stride both are one patch, over rows of one patch each: a product with
     the flattened kernel. `proj` is that Linear; its weight follows the convolution's until convert.
     """
 
@@ -55,8 +55,8 @@ class QuantQwen3VLVisionPatchEmbed(QModule):
     def derive(self) -> None:
         """The kernel as a matrix, (V, channels * frames * height * width)."""
         for name, tensor in zip(("weight", "bias"), self.sources.tensors, strict=False):
-            mine = self.proj.get_parameter(name)
-            mine.copy_(tensor.reshape(mine.shape))
+            own = self.proj.get_parameter(name)
+            own.copy_(tensor.reshape(own.shape))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Pixels (N, channels * frames * height * width), or anything that reshapes to it -> (N, V)."""

@@ -25,8 +25,8 @@ from pyquant.wrap.rotary import RotaryTables
 class VisionProfile:
     """The images and videos of one vision graph: `VisionProfile(((1, 4, 6), (2, 4, 4)))`.
 
-    `grids`: frames, height and width in patches, one triple each in the order of pixel_values; a single triple stands
-    for itself. An image has one frame. `attention`: all heads in one product, or one product per head. Raises
+    `grids`: frames, height and width in patches, one triple each in the order of pixel_values; a single triple is
+    allowed. An image has one frame. `attention`: all heads in one product, or one product per head. Raises
     ProfileError for what no model could accept; what contradicts one model is raised when it is exported.
     """
 
@@ -34,11 +34,11 @@ class VisionProfile:
     attention: Literal["batched", "per_head"] = "batched"
 
     def __post_init__(self) -> None:
-        held = self.grids.tolist() if isinstance(self.grids, Tensor) else self.grids
-        if isinstance(held, Sequence) and held and hasattr(held[0], "__index__"):
-            held = (held,)
+        given = self.grids.tolist() if isinstance(self.grids, Tensor) else self.grids
+        if isinstance(given, Sequence) and given and hasattr(given[0], "__index__"):
+            given = (given,)
         try:
-            grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in held)
+            grids = tuple((count_of(t), count_of(h), count_of(w)) for t, h, w in given)
         except (TypeError, ValueError) as error:
             raise ProfileError(
                 "grids are triples of integers (frames, height, width), in patches, one for each image or video; got "
@@ -78,10 +78,10 @@ class VisionProfile:
 
 
 def require_vision_profile(profile: Any, module: object) -> VisionProfile:
-    """The profile. Raises ProfileError for one of another kind, whose grids the vision tower could not know."""
+    """The profile. Raises ProfileError for one of another kind, which has no grids."""
     if not isinstance(profile, VisionProfile):
         raise ProfileError(
-            f"{type(module).__name__} needs to know its images: export it with qwen3_vl.VisionProfile(((frames, "
+            f"{type(module).__name__} needs the grids of its images: export it with qwen3_vl.VisionProfile(((frames, "
             f"height, width), ...)), got {type(profile).__name__}"
         )
     return profile

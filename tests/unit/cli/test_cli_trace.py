@@ -240,7 +240,7 @@ def test_safetensors_files_are_compared(run: Run, tmp_path: Path) -> None:
         (["--model", "tiny:gemma4", "--image", "nix.png"], "the image 'nix.png' does not exist"),
         (["--model", "tiny:gemma4", "--prompt", "hi"], "takes images alone"),
         (["--model", "tiny:qwen3_vl", "--ids", "9999"], "ids are 0 to 263, got 9999"),
-        (["--model", "tiny:qwen3_vl", "--ids", "256"], "the ids hold 1 image tokens (256), and 0 images"),
+        (["--model", "tiny:qwen3_vl", "--ids", "256"], "the ids have 1 image tokens (256), and 0 images"),
         (["--model", "tiny:qwen3_vl", "--ids", "1", "--prompt", "x"], "not allowed with argument"),
         (["--model", "tiny:gemma4", "--interesting-modules", "encoder.layer.0.mlp"], "'encoder.layers.0.mlp'"),
         (["--model", "tiny:gemma4", "--fail-above", "PEIR"], "'PEIR' is no threshold"),

@@ -107,7 +107,7 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     "stride-text": (entry(stride="ab"), r"has stride 'ab', which is no layout"),
     "dtype-unknown": (entry(dtype="nope"), rf"tensor '{UP}' has dtype 'nope', expected a type such as float32"),
     "dtype-function": (entry(dtype="load"), r"has dtype 'load', expected a type"),
-    "dtype-integer": (entry(dtype="int8"), rf"tensor '{UP}' stands for values of int8, expected a floating point type"),
+    "dtype-integer": (entry(dtype="int8"), rf"tensor '{UP}' has values of int8, expected a floating point type"),
     "dtype-of-float": (
         lambda index: index["tensors"]["layers.0.up.bias"].update(dtype="float16"),
         r"tensor 'layers.0.up.bias' is torch.float32 \(12,\), expected torch.float16 \(12,\)",

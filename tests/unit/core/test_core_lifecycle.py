@@ -202,7 +202,7 @@ def test_one_batch_instead_of_many(block: ToyBlock, batches: Any) -> None:
 
 def test_weights_that_hold_no_data(block: ToyBlock, xs: list[Tensor]) -> None:
     with pytest.raises(
-        CalibrationError, match=r"\d+ weights of the model hold no data \(device meta\), the first is '"
+        CalibrationError, match=r"\d+ weights of the model have no data \(device meta\), the first is '"
     ):
         pyquant.calibrate(prepared(block.to("meta")), xs, progress=False)
 
@@ -231,7 +231,7 @@ def test_first_bad_site_is_the_first_that_the_data_reached(block: ToyBlock, xs: 
         CalibrationError, match=r"batch 0 made NaN or Inf, first at site 'down:act_out', ':act_out';"
     ) as said:
         pyquant.calibrate(q, xs, progress=False)
-    assert "; the model itself holds NaN or Inf in 'down.weight'; repair the checkpoint" in str(said.value)
+    assert "; the model itself has NaN or Inf in 'down.weight'; repair the checkpoint" in str(said.value)
     assert "batch, and" not in str(said.value)
 
 
@@ -291,7 +291,7 @@ def test_convert_lists_every_bad_site_with_its_reason(model: ToyModel) -> None:
     assert lines[0] == f"convert: {len(bad)} of {total} sites have no usable range"
     assert "saw no calibration data" in bad["embed:act_out"]
     assert "saw only zeros" in bad["layers.1.down:act_out"]
-    assert "its constant holds 7 NaN" in bad["layers.1.up:weight"]
+    assert "its constant has 7 NaN" in bad["layers.1.up:weight"]
     assert "layers.1.up:act_in" not in bad
     assert "layers.0:probs" not in bad  # known a priori
     assert "head:weight" not in bad  # scanned

@@ -150,7 +150,7 @@ VERDICTS = {
     ),
     "mask": (Role.ACTIVATION, [torch.tensor([torch.finfo(torch.float32).min, 1.0])], "which only mask values make"),
     "constant-unseen": (Role.CONSTANT, [], "its constant was never seen"),
-    "constant-nan": (Role.WEIGHT, [torch.tensor([torch.nan])], "its constant holds 1 NaN or infinite of 1 values"),
+    "constant-nan": (Role.WEIGHT, [torch.tensor([torch.nan])], "its constant has 1 NaN or infinite of 1 values"),
 }
 
 

@@ -75,7 +75,7 @@ def test_a_renamed_keyword(fp: nn.Module, monkeypatch: pytest.MonkeyPatch) -> No
         "more, listed by `make contracts`",
     )
     assert (
-        "Qwen3VLTextAttention.forward takes 'kv_store', which QuantQwen3VLTextAttention does not know"
+        "Qwen3VLTextAttention.forward takes 'kv_store', which QuantQwen3VLTextAttention does not have"
         in hf_contract.mismatches(hf.Qwen3VLTextAttention)
     )
 
