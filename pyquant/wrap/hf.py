@@ -13,6 +13,7 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
+import torch
 import transformers
 
 from pyquant.errors import InputError
@@ -90,11 +91,17 @@ def make_output(hf_class: type[Any] | None, default: type[Any], **values: Any) -
 
     The cache is given as `cache`. Fields that the class lacks are left out; a wrapper's contract lists those it has.
     """
-    cls = (None if hf_class is None else output_class(hf_class)) or default
+    cls = default if hf_class is None else _output_class(hf_class) or default
     known = {field.name for field in fields(cls)}
     if "cache" in values:
         values[cache_name(cls)] = values.pop("cache")
     return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _output_class(hf_class: type[Any]) -> type[Any] | None:
+    """output_class for torch.compile, which cannot trace the parsing of source code."""
+    return output_class(hf_class)
 
 
 def as_called(output: Any, kwargs: Mapping[str, Any], config: Any) -> Any:
