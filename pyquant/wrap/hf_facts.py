@@ -107,7 +107,7 @@ def _reached(roots: Iterable[Callable[..., Any]], cls: type | None, *modules: st
     seen: dict[str, str] = {}
     while todo:
         function, wanted = todo.pop()
-        function = inspect.unwrap(function)
+        function = _original(function)
         if not isinstance(function, FunctionType) or not (wanted or function.__module__ in modules):
             continue
         name = function.__qualname__ if function.__module__ != _MASKS else f"{_MASKS}:{function.__qualname__}"
@@ -116,6 +116,15 @@ def _reached(roots: Iterable[Callable[..., Any]], cls: type | None, *modules: st
             owners = (function.__globals__, {} if cls is None else _attributes(cls))
             todo += [(_function(owner[called]), False) for called in names for owner in owners if called in owner]
     return seen
+
+
+def _original(function: Any) -> Any:
+    """`function` without decorators. torch.compile replaces nn.Module.__init__ by a closure over it, in every process
+    that compiled something; that is not a change of the class."""
+    function = inspect.unwrap(function)
+    if getattr(function, "__module__", "") == "torch._dynamo.mutation_guard":
+        return inspect.getclosurevars(function).nonlocals.get("init", function)
+    return function
 
 
 def _hash(parts: Mapping[str, str]) -> str | None:
@@ -193,7 +202,7 @@ def _is_docstring(node: Any) -> bool:
 
 def _set_by(init: Callable[..., Any]) -> Iterator[str]:
     """Attributes of self that `init` assigns, and buffers and parameters that it registers."""
-    for node in ast.walk(_tree(inspect.unwrap(init))):
+    for node in ast.walk(_tree(_original(init))):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
             yield node.attr
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_self(node.func.value):

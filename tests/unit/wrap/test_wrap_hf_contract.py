@@ -47,6 +47,16 @@ def test_the_installed_release_is_recorded() -> None:
     assert contracts.mismatches() == []
 
 
+def test_a_process_that_compiled_something_has_the_same_release() -> None:
+    """torch.compile replaces nn.Module.__init__, which activations of transformers inherit."""
+    silu = type(ACT2FN["silu"])
+    before = hf_facts.facts(silu)
+    torch.compile(nn.Linear(2, 2), backend="eager")(torch.ones(1, 2))
+    assert "patched_init" in silu.__init__.__qualname__
+    assert hf_facts.facts(silu) == before
+    assert hf_contract.mismatches(silu) == []
+
+
 def test_every_class_has_all_aspects_in_the_newest_release() -> None:
     for cls in contracts.classes():
         recorded = hf_records.records(hf_records.home(cls))[cls.__name__]
