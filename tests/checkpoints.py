@@ -30,7 +30,7 @@ PATCH, MERGE = 4, 2
 
 
 def tokenizer() -> Any:
-    """A byte-level BPE with Qwen's special tokens and a chat template; it knows every byte."""
+    """A byte-level BPE with Qwen's special tokens and a chat template; it has a token for every byte."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

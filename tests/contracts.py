@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release of transformers broke: `make contracts` says it of the installed one, in seconds and without a model.
+"""What a release of transformers broke: `make contracts` lists it for the installed one, in seconds, without a model.
 
 `python tests/contracts.py 5.25.0` asks a release in its own environment (matrix.py); `--record` writes what it found
 into the `contract.json` beside the wrappers, once the tests pass on that release.
@@ -80,7 +80,7 @@ def record(by_release: dict[str, dict[str, dict[str, Facts]]]) -> None:
 
 
 def of_release(release: str, folder: Path) -> tuple[str, dict[str, dict[str, Facts]]]:
-    """(version, what `found` says) of a release in an environment of its own."""
+    """(version, the result of `found`) of a release in an environment of its own."""
     from matrix import environment
 
     command = [sys.executable, __file__, "--json"]

@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "fit", "heldout")
 
 
 class PatchGrid(Protocol):
-    """What `patchify` needs to know of a model: `image_size` pixels a side, cut in squares of `patch_size`."""
+    """What `patchify` needs of a model: `image_size` pixels a side, cut in squares of `patch_size`."""
 
     @property
     def image_size(self) -> int: ...

@@ -103,7 +103,7 @@ def by_session(session: Session, asked: Sequence[Question], batch_size: int) -> 
 
 
 class Forced:
-    """A sampler that answers right, whatever the logits say, and keeps them."""
+    """A sampler that answers right, whatever the logits are, and keeps them."""
 
     def __init__(self, asked: list[Question]) -> None:
         self.asked = asked
@@ -129,7 +129,7 @@ def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_
     folder = out / "digits_vlm"
     programs = pyquant.export_bundle(q, folder, profile(batch_size))
     console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
-    console.print("(files are whole: the vision tower stands in a graph per grid, the decoder in prefill and decode)")
+    console.print("(files are whole: the vision tower has a graph per grid, the decoder in prefill and decode)")
     faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
     missing = sum(len(program.missing_qparams()) for program in programs.values())
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
@@ -164,7 +164,7 @@ def show(found: dict[str, Answers], asked: Sequence[Question], recipe: str, size
     same = sum(map(torch.equal, eager.chosen, circle.chosen)) / len(asked)
     off = max(float((a - b).abs().max()) for a, b in zip(eager.log_probs, circle.log_probs, strict=True))
     console.print(
-        f"Circle against eager: same verdict on {same:.2%} of questions, log probabilities at most {off:.4f} apart"
+        f"Circle against eager: right or wrong together on {same:.2%} of questions, log probabilities at most {off:.4f} apart"
     )
 
 
@@ -178,8 +178,8 @@ def examples(session: Session, q: nn.Module, asked: Sequence[Question], batch_si
     console.print(f"\ngenerate: tokens of the bundle and of the quantized tree are {'equal' if same else 'NOT equal'}")
     start = prompt["input_ids"].shape[1]
     for question, row in zip(asked[:5], tokens[:, start:].tolist(), strict=False):
-        said = words([token for token in row if token not in (vlm.EOS, TOKEN["<pad>"])])
-        console.print(f"  {words(question.prompt)}  ->  {said}   (right: {words(question.answer[:-1])})", markup=False)
+        reply = words([token for token in row if token not in (vlm.EOS, TOKEN["<pad>"])])
+        console.print(f"  {words(question.prompt)}  ->  {reply}   (right: {words(question.answer[:-1])})", markup=False)
 
 
 def _graphs(folder: Path) -> list[dict[str, int]]:

@@ -162,7 +162,7 @@ class DigitsClassifier(nn.Module):
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if stored.get("model_type") != MODEL_TYPE:
             raise ValueError(
-                f"{folder / 'config.json'} says model_type {stored.get('model_type')!r}, expected {MODEL_TYPE!r}"
+                f"{folder / 'config.json'} has model_type {stored.get('model_type')!r}, expected {MODEL_TYPE!r}"
             )
         vision = {name: value for name, value in stored["vision_config"].items() if name != "model_type"}
         model = cls(DigitsConfig(stored["image_size"], stored["num_classes"], vision))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the digits classifier's wrapper: how a user's own module, around one that pyquant knows, joins quantization.
+"""Owns the digits classifier's wrapper: a module of your own around one that pyquant supports.
 Leaves the vision tower to `pyquant.models.gemma4`.
 """
 

@@ -146,7 +146,7 @@ def train(
     average = copy.deepcopy(model).eval()
     average.set_attn_implementation("sdpa")
     optimizer = _optimizer(model, recipe)
-    judged = heldout_questions(heldout)
+    heldout_set = heldout_questions(heldout)
     losses: list[float] = []
     steps = min(recipe.steps, max_steps or recipe.steps)
     progress = tqdm(range(steps), disable=quiet, unit="step", mininterval=10)
@@ -164,8 +164,8 @@ def train(
                 save(average, out)
             if not quiet:
                 mean = sum(losses[-save_every:]) / save_every
-                progress.write(f"step {step + 1}  loss {mean:.4f}  held-out {evaluate(average, judged[:150])}")
-    return Trained(average, losses, evaluate(average, judged))
+                progress.write(f"step {step + 1}  loss {mean:.4f}  held-out {evaluate(average, heldout_set[:150])}")
+    return Trained(average, losses, evaluate(average, heldout_set))
 
 
 def _step(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the small Qwen3-VL that answers questions about digits: its configuration, its checkpoint, how it is judged.
+"""Owns the small Qwen3-VL that answers questions about digits: its configuration, its checkpoint, its evaluation.
 Leaves questions and inputs to `vlm_data.py` and optimisation to `train_vlm.py`.
 """
 
@@ -135,5 +135,5 @@ def evaluate(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 1
 
 
 def heldout_questions(count: int = 600) -> list[Question]:
-    """The questions by which the model is judged: digits that it never saw, a third of them for each task."""
+    """The questions that evaluate the model: digits that it never saw, a third of them for each task."""
     return vlm_data.questions("heldout", count, seed=0)

@@ -121,9 +121,9 @@ def _question(split: str, task: str, draw: random.Random, easy: bool) -> Questio
     rows = draw.sample(range(len(labels)), sum(share))
     left = iter(rows)
     pictures = []
-    for held in share:
-        grid = GRIDS_FOR[held][0] if easy else draw.choice(GRIDS_FOR[held])
-        slots = sorted(draw.sample(range(GRIDS[grid]), held))
+    for count in share:
+        grid = GRIDS_FOR[count][0] if easy else draw.choice(GRIDS_FOR[count])
+        slots = sorted(draw.sample(range(GRIDS[grid]), count))
         room = range(SLOT - DIGIT + 1)
         pictures.append(
             Picture(grid, tuple(Placed(next(left), slot, draw.choice(room), draw.choice(room)) for slot in slots))

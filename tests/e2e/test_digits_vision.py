@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on the trained classifier: eager, exported program and Circle file agree on every held-out digit.
-How well each recipe does is a bound here, too; single operators and wrappers are judged in tests/models.
+How well each recipe does is a bound here, too; single operators and wrappers are tested in tests/models.
 """
 
 from __future__ import annotations

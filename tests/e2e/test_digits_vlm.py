@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on the trained Qwen3-VL: what each recipe loses, and that a bundle answers as the quantized tree does.
-Single operators and wrappers are judged in tests/models; the checkpoint itself in test_digits_vlm_training.py.
+Single operators and wrappers are tested in tests/models; the checkpoint itself in test_digits_vlm_training.py.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_accuracy_is_kept(recipe, count):
 def test_teacher_forcing_judges_what_generate_says():
     """`exact` of the demo is greedy exact match, from one run."""
     some = asked()[:60]
-    right = [said == q.answer for q, said in zip(some, vlm.answer(fp(), some), strict=True)]
+    right = [answer == q.answer for q, answer in zip(some, vlm.answer(fp(), some), strict=True)]
     assert [bool(row.all()) for row in demo.by_model(fp(), some, 30).chosen] == right
 
 
@@ -88,7 +88,7 @@ def test_the_bundle_answers_as_the_tree_does(recipe, bundles):
         forced = demo.by_session(session, some, BATCH)
     eager = demo.by_model(q, some, BATCH)
     assert all(map(torch.equal, forced.chosen, eager.chosen))
-    # Steps of the last grid, and of grids before it: a flip there moves a log probability, and no verdict.
+    # Steps of the last grid, and of grids before it: a flip there moves a log probability, and no answer.
     apart = max(float((a - b).abs().max()) for a, b in zip(forced.log_probs, eager.log_probs, strict=True))
     assert apart < {"w8a8": 0.5, "w8a16": 0.01, "w4a16": 0.01}[recipe]
 
@@ -120,7 +120,7 @@ def test_many_questions_by_the_bundle(recipe, bundles):
 
 @pytest.mark.slow
 def test_sensitivity_spends_8_bits_better_than_w8a8():
-    """Measured on three training questions, each alone: padding would be measured, too. Judged on held-out ones."""
+    """Measured on three training questions, each alone: padding would be measured, too. Evaluated on held-out ones."""
 
     def logits(model) -> torch.Tensor:
         parts = [asked()[start : start + 50] for start in range(0, FEW, 50)]

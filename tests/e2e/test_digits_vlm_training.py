@@ -90,10 +90,10 @@ def test_no_digit_is_both_trained_on_and_judged_by() -> None:
         return {images[d.row].tobytes() for q in asked for picture in q.pictures for d in picture.digits}
 
     trained = set().union(*(drawn("train", 64, seed) for seed in range(40)))
-    calibrated, judged = drawn("train", 96, 1), drawn("heldout", 600, 0)
+    calibrated, evaluated = drawn("train", 96, 1), drawn("heldout", 600, 0)
     assert len(trained) > 1300
-    assert len(judged) > 330
-    assert judged.isdisjoint(trained | calibrated)
+    assert len(evaluated) > 330
+    assert evaluated.isdisjoint(trained | calibrated)
     assert {q.split for q in vlm.heldout_questions()} == {"heldout"}
 
 
@@ -210,8 +210,8 @@ def test_batches_answer_as_single_prompts_do(model: Qwen3VLForConditionalGenerat
     assert together == [vlm.answer(model, [q])[0] for q in asked]
     alone = [_answer_logits(model, [q], "left")[0] for q in asked]
     for padding in ("left", "right"):
-        for mine, batched in zip(alone, _answer_logits(model, asked, padding), strict=True):
-            torch.testing.assert_close(batched, mine, atol=2e-4, rtol=1e-4)
+        for single, batched in zip(alone, _answer_logits(model, asked, padding), strict=True):
+            torch.testing.assert_close(batched, single, atol=2e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -220,8 +220,8 @@ def _answer_logits(
 ) -> list[Tensor]:
     """Per question, the logits (answer tokens, vocabulary) from which its answer is read, teacher forced."""
     logits = model(**vlm_data.inputs(asked, answers=True, padding=padding)).logits[:, :-1]
-    told = vlm_data.labels(asked, padding)[:, 1:] != vlm_data.IGNORE
-    return [row[kept] for row, kept in zip(logits, told, strict=True)]
+    labelled = vlm_data.labels(asked, padding)[:, 1:] != vlm_data.IGNORE
+    return [row[kept] for row, kept in zip(logits, labelled, strict=True)]
 
 
 def test_the_pictures_matter(model: Qwen3VLForConditionalGeneration) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example scripts do what they say: each is run, and what it printed or wrote is held against the library.
+"""The example scripts work: each is run, and its output is compared with the library.
 
 The digits demos have tests of their own, test_digits_*.py.
 """
@@ -35,9 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_quantize_module_writes_a_file_that_runs_as_simulated(tmp_path: Path, capsys: Any) -> None:
     quantize_module.main(str(tmp_path / "mlp.circle"))
-    said = capsys.readouterr().out
-    assert "0 tensors without qparams" in said
-    assert "mlp: exported program equals eager; 6 operators" in said
+    printed = capsys.readouterr().out
+    assert "0 tensors without qparams" in printed
+    assert "mlp: exported program equals eager; 6 operators" in printed
     assert pyquant.circle.check(tmp_path / "mlp.circle") == []
 
 
@@ -56,12 +56,12 @@ def test_quantize_model_writes_a_bundle_and_a_checkpoint(place: Path) -> None:
 def test_generate_over_bundle_says_what_the_quantized_model_says(place: Path, capsys: Any) -> None:
     folders = (str(place / "out"), str(place / "model"), str(place / "a.png"))
     generate_over_bundle.main(*folders, PROMPT)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     reader = calibration.load_reader(place / "model")
     batch = reader.read(calibration.Line("here", PROMPT, (place / "a.png",)))
     q: Any = pyquant.load_quantized(place / "out" / "quantized")
     tokens = q.generate(**batch, max_new_tokens=16, do_sample=False)[0, batch["input_ids"].shape[1] :]
-    assert said == f"answer: {reader.tokenizer.decode(tokens)}\n"
+    assert printed == f"answer: {reader.tokenizer.decode(tokens)}\n"
 
 
 @pytest.mark.slow
@@ -69,11 +69,11 @@ def test_the_digits_model_answers_by_the_scripts_alone(tmp_path: Path, capsys: A
     quantize_model.main(str(tmp_path / "out"))
     capsys.readouterr()
     generate_over_bundle.main(str(tmp_path / "out"))
-    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     (question,) = vlm_data.questions("heldout", 1, seed=3)
-    assert said["question"] == vlm_data.words(question.prompt)
-    assert said["expected"] == vlm_data.words(question.answer)
+    assert printed["question"] == vlm_data.words(question.prompt)
+    assert printed["expected"] == vlm_data.words(question.answer)
     q: Any = pyquant.load_quantized(tmp_path / "out" / "quantized")
     inputs = vlm_data.inputs([question])
     tokens = q.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert said["answer"] == vlm_data.words(tokens.tolist())
+    assert printed["answer"] == vlm_data.words(tokens.tolist())

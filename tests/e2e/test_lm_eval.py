@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lm-eval runs a quantized tree as the model that it stands for, offline, on a task of our own: digits questions.
+"""lm-eval runs a quantized tree as the model that it replaces, offline, on a task of our own: digits questions.
 
 What is compared are its likelihoods with those that examples/digits/demo.py computes itself.
 """

@@ -109,10 +109,10 @@ def test_the_files_are_those_of_the_public_functions(ran: subprocess.CompletedPr
 def test_text_alone_leaves_the_vision_tower_out_when_told(place: Path, capsys: Any) -> None:
     checkpoints.lines(place / "t.jsonl", {"prompt": "what is this ?"})
     assert main(command(place, "text", data="t.jsonl")) == 2
-    said = capsys.readouterr().err
-    assert "saw no calibration data" in said
-    assert "  model.visual.blocks.*.attn.core:attn_out (2 sites)" in said
-    assert "sites have no usable range; they are listed above" in said
+    message = capsys.readouterr().err
+    assert "saw no calibration data" in message
+    assert "  model.visual.blocks.*.attn.core:attn_out (2 sites)" in message
+    assert "sites have no usable range; they are listed above" in message
     assert not (place / "text").exists()
     unused = ["--unused", "model.visual*", "--unused", "*deepstack_*", "--prefill-lengths", "32", "--max-seq-len", "40"]
     assert main(command(place, "text", *unused, data="t.jsonl")) == 0
@@ -123,7 +123,7 @@ def test_text_alone_leaves_the_vision_tower_out_when_told(place: Path, capsys: A
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--image-grid", "4x5"], "ProfileError: the image grid 1x4x5 (frames x height x width): "),
         (["--max-seq-len", "9000"], "ProfileError: max_seq_len 9000 is beyond the model's max_position_embeddings"),
@@ -133,11 +133,11 @@ def test_text_alone_leaves_the_vision_tower_out_when_told(place: Path, capsys: A
     ids=["grid that does not merge", "longer than the model", "prefill beyond", "whole of several kinds"],
 )
 def test_what_the_model_cannot_do_is_said_before_weights_are_read(
-    more: list[str], said: str, place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    more: list[str], message: str, place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyquant.cli.checkpoints.load", lambda *_: pytest.fail("the weights were read"))
     assert main(command(place, "never", *more)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (place / "never").exists()
 
 

@@ -55,12 +55,12 @@ def prepared(policy: str, **overrides: Any) -> tuple[Any, Any]:
 
 
 def profile(rows: str, **changes: Any) -> qwen3_vl.Profile:
-    said = {"max_seq_len": LONGEST, "prefill_lengths": (20, 26), "image_grids": GRIDS}
-    return qwen3_vl.Profile(batch_size={"one": 1, "two": 2}[rows], **{**said, **changes})
+    given = {"max_seq_len": LONGEST, "prefill_lengths": (20, 26), "image_grids": GRIDS}
+    return qwen3_vl.Profile(batch_size={"one": 1, "two": 2}[rows], **{**given, **changes})
 
 
 class Recorder:
-    """Greedy, and remembers the logits of every step."""
+    """Greedy, and records the logits of every step."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
@@ -107,8 +107,8 @@ def test_a_float_bundle_generates_what_transformers_does(
             tokens = session.generate(**batch, max_new_tokens=NEW, eos_token_id=[], sampler=recorder)
             theirs, logits = generate(fp, batch)
             assert torch.equal(tokens, theirs)
-            for mine, their in zip(recorder.logits, logits, strict=True):
-                assert float((mine - their).abs().max()) <= 1e-4 * max(1.0, float(their.abs().max()))
+            for actual, expected in zip(recorder.logits, logits, strict=True):
+                assert float((actual - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
 
 
 @torch.no_grad()

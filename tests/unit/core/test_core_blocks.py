@@ -85,16 +85,16 @@ def test_eager_computes_with_what_the_blocks_hold(name: str, calls: Counter[str]
     q = quantized(fp, policy(name), x)
     assert isinstance(q.site("weight"), BlockSite)
     assert q.site("weight").qparams is None
-    held = ops.dequantize_blocks(ops.quantize_blocks(fp.weight, BlockSpec(name).bits), BlockSpec(name).bits)
+    stored = ops.dequantize_blocks(ops.quantize_blocks(fp.weight, BlockSpec(name).bits), BlockSpec(name).bits)
     calls.clear()
     for _ in range(2):
-        torch.testing.assert_close(q(x), F.linear(x, held, fp.bias), rtol=0, atol=0)
+        torch.testing.assert_close(q(x), F.linear(x, stored, fp.bias), rtol=0, atol=0)
     assert calls["fake_quantize_blocks"] == 1  # the second call reads the cache
     with phase(q, Phase.FLOAT):
         assert torch.equal(q(x), fp(x))
     with torch.no_grad():
         fp.weight.mul_(2)
-    torch.testing.assert_close(q(x), F.linear(x, 2 * held, fp.bias), rtol=0, atol=0)
+    torch.testing.assert_close(q(x), F.linear(x, 2 * stored, fp.bias), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,9 +112,9 @@ def test_a_checkpoint_brings_back_the_same_outputs(name: str, dtype: torch.dtype
     pyquant.save_quantized(q, tmp_path / "saved")
     again = pyquant.load_quantized(tmp_path / "saved", linear().to(dtype))
     assert torch.equal(again(x), q(x))
-    held = load_file(tmp_path / "saved" / "model.safetensors")["weight"]
+    stored = load_file(tmp_path / "saved" / "model.safetensors")["weight"]
     if dtype is torch.float32:  # whose values no rounding hides
-        assert torch.equal(held, ops.quantize_blocks(fp.weight, BlockSpec(name).bits))
+        assert torch.equal(stored, ops.quantize_blocks(fp.weight, BlockSpec(name).bits))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e9])

@@ -66,9 +66,9 @@ def test_a_batch_that_failed_half_way_is_remembered(error: BaseException) -> Non
     q = pyquant.prepare(_Stops(error), W8A8)
     with pytest.raises((CalibrationError, type(error))):
         pyquant.calibrate(q, [torch.randn(3, 8), torch.randn(1, 8) * 100], progress=False)
-    said = rf"batch 1 failed with {type(error).__name__}(: (of|no room))?; some sites"
+    message = rf"batch 1 failed with {type(error).__name__}(: (of|no room))?; some sites"
     for tree in (q, copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
-        with pytest.raises(CalibrationError, match=said):
+        with pytest.raises(CalibrationError, match=message):
             pyquant.convert(tree)
     assert q.phase is Phase.CALIBRATE
     assert all(site.scale is None for site in q.all_sites())

@@ -90,9 +90,9 @@ def test_transformers_reads_the_folder(saved: Path, folder: Path) -> None:
     for name in (*TEXT, "preprocessor_config.json"):
         assert (saved / name).read_bytes() == (folder / name).read_bytes()
     assert AutoConfig.from_pretrained(saved).model_type == "qwen3_vl"
-    theirs, mine = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(saved)
+    original, copied = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(saved)
     chat = [{"role": "user", "content": "read the digits"}]
-    assert mine.apply_chat_template(chat)["input_ids"] == theirs.apply_chat_template(chat)["input_ids"]
+    assert copied.apply_chat_template(chat)["input_ids"] == original.apply_chat_template(chat)["input_ids"]
     assert GenerationConfig.from_pretrained(saved).eos_token_id == [2, 0]
     assert type(checkpoints.image_processor(saved)) is type(checkpoints.image_processor(folder))
     reader = pyquant.calibration.load_reader(saved)

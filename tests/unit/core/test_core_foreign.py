@@ -75,10 +75,10 @@ def of(module: str, name: str, base: type = nn.Module) -> type:
     ],
 )
 def test_a_module_of_another_tool_is_named_with_its_place(module: str, name: str, words: str) -> None:
-    said = foreign.advice(of(module, name), "layers.0.q_proj")
-    assert said is not None
-    assert said.startswith("module 'layers.0.q_proj' is ")
-    assert __import__("re").search(words, said), said
+    advice = foreign.advice(of(module, name), "layers.0.q_proj")
+    assert advice is not None
+    assert advice.startswith("module 'layers.0.q_proj' is ")
+    assert __import__("re").search(words, advice), advice
 
 
 def test_plain_modules_are_nobodys() -> None:

@@ -229,10 +229,10 @@ def test_first_bad_site_is_the_first_that_the_data_reached(block: ToyBlock, xs: 
         block.down.weight[0, 0] = torch.nan
     with pytest.raises(
         CalibrationError, match=r"batch 0 made NaN or Inf, first at site 'down:act_out', ':act_out';"
-    ) as said:
+    ) as caught:
         pyquant.calibrate(q, xs, progress=False)
-    assert "; the model itself has NaN or Inf in 'down.weight'; repair the checkpoint" in str(said.value)
-    assert "batch, and" not in str(said.value)
+    assert "; the model itself has NaN or Inf in 'down.weight'; repair the checkpoint" in str(caught.value)
+    assert "batch, and" not in str(caught.value)
 
 
 def test_a_bad_batch_breaks_the_calibration(block: ToyBlock, xs: list[Tensor]) -> None:
@@ -391,9 +391,9 @@ def test_a_group_that_does_not_divide_names_the_sizes_that_do(width: int, size: 
     fp = nn.Linear(width, 4)
     with pytest.raises(PolicyError, match=r"site ':weight' cannot have its format") as caught:
         pyquant.prepare(fp, policy)
-    told = str(caught.value).split("; give it")[0]
-    assert re.search(message, told), told
-    for fitting in [int(n) for n in re.findall(r"\d+", told.partition("do are")[2])]:
+    problem = str(caught.value).split("; give it")[0]
+    assert re.search(message, problem), problem
+    for fitting in [int(n) for n in re.findall(r"\d+", problem.partition("do are")[2])]:
         pyquant.prepare(fp, Policy((Rule("*", Role.WEIGHT, QuantSpec(INT4, True, PerGroup(-1, fitting))),)))
 
 

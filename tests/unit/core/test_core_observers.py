@@ -68,7 +68,7 @@ def test_non_finite_values_are_counted_and_left_out(kind: str) -> None:
     observer = seen(observe.make(kind, {}, TENSOR), x)
     assert (observer.elements, observer.non_finite) == (5, 3)
     lo, hi = observer.range()
-    assert -2.01 <= lo <= hi <= 1.01  # a histogram knows its values to a bin
+    assert -2.01 <= lo <= hi <= 1.01  # a histogram has the resolution of a bin
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies: which rule decides a site, presets, files, and what bad ones say."""
+"""Policies: which rule decides a site, presets, files, and errors of bad ones."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_rule_refuses_what_is_no_spec() -> None:
 
 
 def test_observer_tables_agree() -> None:
-    """policy.py knows the kinds and parameters as data, observe/ as classes: they are the same."""
+    """policy.py has the kinds and parameters as data, observe/ as classes: they are the same."""
     assert tuple(_OBSERVERS) == observe.kinds()
     for kind, params in _OBSERVERS.items():
         values = {"momentum": 0.5, "lower": 1.0, "upper": 99.0, "bins": 64, "lo": -1.0, "hi": 1.0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Site: the three phases, known ranges, verdicts on statistics, and the cache of constants."""
+"""Site: the three phases, known ranges, qparams from statistics, and the cache of constants."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def make(role: Role = Role.ACTIVATION, spec: QuantSpec | None = U8, **kwargs: ob
 
 
 def convert(site: Site) -> Site:
-    verdict = site.compute_qparams()
-    assert isinstance(verdict, QParams), verdict
-    site.set_qparams(verdict)
+    found = site.compute_qparams()
+    assert isinstance(found, QParams), found
+    site.set_qparams(found)
     site.state.converted = True
     set_phase(site, Phase.QUANTIZED)
     return site
@@ -160,9 +160,9 @@ def test_verdict_on_bad_statistics(case: str) -> None:
     site = make(role)
     for x in data:
         site(x)
-    verdict = site.compute_qparams()
-    assert isinstance(verdict, str)
-    assert re.search(message, verdict), verdict
+    found = site.compute_qparams()
+    assert isinstance(found, str)
+    assert re.search(message, found), found
 
 
 def test_zero_channels_of_a_weight_are_fine() -> None:

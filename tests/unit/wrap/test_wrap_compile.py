@@ -147,7 +147,7 @@ def test_an_adapter_asks_for_the_mask(block: QModule) -> None:
 
 
 def test_an_edit_of_the_float_model_is_followed_before_an_export() -> None:
-    """torch.export says what to call first; on old main its graph had the weights from before the edit."""
+    """The error of torch.export names what to call first; before, its graph had the weights from before the edit."""
     part = by_name("gemma4").example.tiny_model().patch_embedder
     q, x = pyquant.prepare(part, Policy.preset("float")), torch.ones(2, dtype=torch.float32)
     with torch.no_grad():

@@ -94,9 +94,9 @@ def quantized(fp: nn.Module, batches: list, preset: str = "w8a16") -> QModule:
 def set_qparams(piece: QModule) -> None:
     """convert() for a piece of a tree, which has a path."""
     for site in piece.all_sites():
-        verdict = site.compute_qparams()
-        assert not isinstance(verdict, str), f"{site.path}: {verdict}"
-        site.set_qparams(verdict)
+        found = site.compute_qparams()
+        assert not isinstance(found, str), f"{site.path}: {found}"
+        site.set_qparams(found)
     pyquant.lifecycle.finalize(piece)
 
 
