@@ -164,7 +164,8 @@ def show(found: dict[str, Answers], asked: Sequence[Question], recipe: str, size
     same = sum(map(torch.equal, eager.chosen, circle.chosen)) / len(asked)
     off = max(float((a - b).abs().max()) for a, b in zip(eager.log_probs, circle.log_probs, strict=True))
     console.print(
-        f"Circle against eager: right or wrong together on {same:.2%} of questions, log probabilities at most {off:.4f} apart"
+        f"Circle against eager: both right or both wrong on {same:.2%} of questions, "
+        f"log probabilities at most {off:.4f} apart"
     )
 
 
