@@ -211,11 +211,13 @@ def grids_for(case_name: str) -> dict[str, tuple[tuple[tuple[int, int], ...], in
 
 
 BATCHES = [(name, batch) for name in CASES for batch in grids_for(name)]
-# Exporting takes a second or so: every batch for a few, a plain and a padded one for the others.
+# Exporting takes a second or so: every batch for a few, a plain and a padded one for what depends on positions.
 EXPORTS = [
     (name, batch)
     for name, batch in BATCHES
-    if batch in ("two", "padded") or name in ("patch_embedder", "pooler", "encoder_layer", "model_clipped_standardized")
+    if batch == "padded"
+    or (batch == "two" and name in STATIC)
+    or name in ("patch_embedder", "pooler", "encoder_layer", "model_clipped_standardized")
 ]
 
 

@@ -11,8 +11,6 @@ from test_qwen_vision_wrappers import EXPORTS, exported, ids, quantized
 import pyquant
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
 
-pytest.importorskip("tico", reason="the reference runtime of the demo and test extras")
-
 # At 16 bits one step is 3e-5 of the range, near float32's own rounding in a sum: flips of one operator reach the next,
 # so that wrappers of several linears are judged as deep models there.
 DEEP = {"w8a8": ("model",), "w8a16": tuple(CASES), "w4a16": tuple(CASES)}
