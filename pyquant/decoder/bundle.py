@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which graphs a DecoderProfile makes of a model, and what their manifest tells whoever runs them.
+"""Which graphs a DecoderProfile makes of a model, and the manifest for a host that runs them.
 
-It owns the list and the words that families share. Writing files is exporter/bundle.py; host.py does what the manifest
-says.
+It owns the list and the words that families share. Writing files is exporter/bundle.py; host.py follows the
+manifest.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class GenerationRequest:
     def answer(self, next_logits: NextLogits, ids: Tensor, mask: Tensor, new: int) -> Tensor:
         """Prompts ids (B, S), real where mask (B, S) is -> (B, S + at most `new`), by transformers' own loop.
 
-        Padding at the end of a row stands before it for transformers. Raises InputError for settings that
+        Padding at the end of a row is moved before it for transformers. Raises InputError for settings that
         transformers refuses.
         """
         after = mask.flip(1).int().argmax(dim=1).tolist()  # places of padding at the end of each row
@@ -160,7 +160,7 @@ class GenerationRequest:
             setattr(given, name, value)
             if value is None:
                 setattr(model, name, None)
-        model.max_length = given.max_length = None  # max_new_tokens says it
+        model.max_length = given.max_length = None  # max_new_tokens is the limit
         return model, given
 
     def _by_caller(self, name: str) -> bool:

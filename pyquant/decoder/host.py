@@ -94,7 +94,7 @@ class Host:
     def generate(self, run: Run, input_ids: Tensor, *, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
-        options: see GenerationRequest; what they leave open is as the model's generation config says. Raises InputError
+        options: see GenerationRequest; what they leave open follows the model's generation config. Raises InputError
         for prompts or lengths that the bundle has no graph or no room for, and for options that it cannot do.
         """
         request = GenerationRequest(self.manifest["generation"], options)

@@ -81,7 +81,7 @@ class DecoderProfile:
         return replace(self, token_embedding="fixed" if target == "onert" and self.batch_size > 1 else "dynamic")
 
     def graphs(self, q: nn.Module) -> Mapping[str, tuple[nn.Module, Any]]:
-        """File name -> the part of `q` and the profile that make that graph; token_embedding="auto" stands for that of
+        """File name -> the part of `q` and the profile that make that graph; token_embedding="auto" means that of
         target "circle". Raises ProfileError when the model cannot take this profile."""
         return self.PARTS(self.for_target("circle"), q).graphs()
 

@@ -65,7 +65,7 @@ class Session:
     def generate(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Tokens (B, S) -> (B, S + new), as q.generate of the quantized model: prompts and pixels by their names, then
         transformers' arguments of generate (do_sample, top_k, generation_config, stop_strings with tokenizer, streamer,
-        ...), and `seed` or `sampler`; what they leave open is as the model's generation config says.
+        ...), and `seed` or `sampler`; what they leave open follows the model's generation config.
 
         See decoder.generation.GenerationRequest. Raises InputError for inputs that no graph of the bundle takes, and
         for what the files cannot do (beams, several answers, assisted decoding, unknown names).
@@ -128,7 +128,7 @@ def _verify(path: Path, name: str, sha256: str) -> None:
         raise CircleError(f"'{path}' {why}")
     if (seen := files.sha256(path)) != sha256:
         raise CircleError(
-            f"'{path}' is not the file that was exported: its sha256 is {seen}, the manifest says {sha256}; export the "
+            f"'{path}' is not the file that was exported: its sha256 is {seen}, the manifest has {sha256}; export the "
             "bundle again"
         )
 

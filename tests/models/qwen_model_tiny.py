@@ -109,11 +109,11 @@ def batch(*rows: Sequence[Piece], side: str = "none", seed: int = 0, mask: bool 
         ("image", "pixel_values", "image_grid_thw"),
         ("video", "pixel_values_videos", "video_grid_thw"),
     ):
-        held = [g for prompt in prompts for g in prompt.grids(kind)]
-        if held:
-            patches = sum(t * h * w for t, h, w in held)
+        grids = [g for prompt in prompts for g in prompt.grids(kind)]
+        if grids:
+            patches = sum(t * h * w for t, h, w in grids)
             out[pixels] = torch.randn(patches, PIXELS, generator=generator)
-            out[grid] = torch.tensor(held)
+            out[grid] = torch.tensor(grids)
     if "image_grid_thw" in out or "video_grid_thw" in out:
         types = torch.zeros_like(input_ids, dtype=torch.int32)
         out["mm_token_type_ids"] = types.masked_fill(input_ids == IMAGE, 1).masked_fill(input_ids == VIDEO, 2)

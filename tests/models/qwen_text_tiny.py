@@ -95,7 +95,7 @@ class Batch:
 
     @property
     def mask(self) -> Tensor | None:
-        """The 2-D attention mask of a tokenizer, where it says anything."""
+        """The 2-D attention mask of a tokenizer, where there is padding."""
         return None if bool(self.valid.all()) else self.valid.long()
 
     @property
@@ -284,7 +284,7 @@ def cache_of(fp: Any) -> DynamicCache:
     return DynamicCache(config=fp.config)
 
 
-# --- judging ---
+# --- comparing ---
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

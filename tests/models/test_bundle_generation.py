@@ -113,7 +113,7 @@ def test_sampling_with_one_seed(name: str) -> None:
 
 
 def test_the_models_own_config_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in the manifest is what q.generate reads; keywords and a config given come before it."""
+    """The manifest has what q.generate reads; keywords and a given config override it."""
     _, q = tree()
     own = GenerationConfig(
         eos_token_id=[EOS, *free()[:, 3].tolist()],

@@ -73,8 +73,8 @@ def test_qwen_guesses_stay_within_what_is_given_and_what_the_model_can() -> None
 
 
 def test_one_graph_of_all_takes_the_images_of_one_prompt() -> None:
-    alike = [Sizes(20, (WIDE, SMALL, WIDE)), Sizes(30, (WIDE, SMALL, WIDE))]
-    made = qwen_request.choose(QWEN, Request(layers="whole"), alike)
+    equal = [Sizes(20, (WIDE, SMALL, WIDE)), Sizes(30, (WIDE, SMALL, WIDE))]
+    made = qwen_request.choose(QWEN, Request(layers="whole"), equal)
     assert made.profiles == qwen3_vl.Profile(max_seq_len=64, image_grids=(WIDE, SMALL, WIDE), layers="whole")
     with pytest.raises(ProfileError, match="layers='whole' is one graph for prompts with the same images"):
         qwen_request.choose(QWEN, Request(layers="whole"), SEEN)
@@ -138,8 +138,8 @@ def test_gemma_makes_a_graph_for_each_grid() -> None:
         "vision_h4_w4": gemma4.VisionProfile(grid=(4, 4), batch_size=2),
         "vision_h4_w8": gemma4.VisionProfile(grid=(4, 8), batch_size=2),
     }
-    for grid, said in (((1, 4, 5), "do not tile"), ((1, 4, 18), "position table"), ((2, 4, 4), "not 2 frames")):
-        with pytest.raises(ProfileError, match=said):
+    for grid, message in (((1, 4, 5), "do not tile"), ((1, 4, 18), "position table"), ((2, 4, 4), "not 2 frames")):
+        with pytest.raises(ProfileError, match=message):
             gemma4_request.choose(GEMMA, Request(image_grids=(grid,)), SEEN)
 
 

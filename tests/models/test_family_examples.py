@@ -122,7 +122,7 @@ def test_wrappers_know_whom_they_stand_for(family: str) -> None:
 
 
 def test_made_up_ids_fit_a_vocabulary_smaller_than_bytes() -> None:
-    """Found on examples/digits/vlm, which has 30 tokens: `pyquant trace --image` said `ids are 0 to 29, got 87`."""
+    """Found on examples/digits/vlm, which has 30 tokens: `pyquant trace --image` printed `ids are 0 to 29, got 87`."""
     room = models.by_name("qwen3_vl").example
     model = room.tiny_model()
     model.config.text_config.vocab_size = 30

@@ -100,7 +100,7 @@ CONTRADICTIONS = {
         VisionProfile(pixel_position_ids=[[(0, 0), (1, 0), (0, 1), (7, 7)]]),
         r"reaches to \(x, y\) = \(7, 7\), 16 pools, but 4 patches give only 1",
     ),
-    "kernel": (VisionProfile(grid=(4, 4), pooling_kernel_size=4), "says pooling_kernel_size=4, but the model's is 2"),
+    "kernel": (VisionProfile(grid=(4, 4), pooling_kernel_size=4), "has pooling_kernel_size=4, but the model's is 2"),
 }
 
 

@@ -81,7 +81,7 @@ def test_every_tensor_has_a_grid(bundle: Bundle) -> None:
 
 
 def test_tokens_and_graphs(bundle: Bundle) -> None:
-    """Session says what the tree says; and every graph, on the inputs that it was given, is its eager adapter."""
+    """Session gives the tokens of the tree; and every graph, on its inputs, computes what its eager adapter does."""
     with bundle.session() as session:
         for prompt, pieces in SAID.items():
             given = batch(pieces)
@@ -131,27 +131,27 @@ class qwen_float:  # noqa: N801
 
 
 def test_manifest(bundle: Bundle) -> None:
-    said = json.loads((bundle.folder / "manifest.json").read_text())
-    assert said["family"] == "qwen3_vl"
-    assert said["cache"] == {
+    written = json.loads((bundle.folder / "manifest.json").read_text())
+    assert written["family"] == "qwen3_vl"
+    assert written["cache"] == {
         "capacity": 17,
         "layout": "batch, kv_heads, tokens, head_dim",
         "layers": [{"kv_heads": 2, "head_dim": 16}] * 2,
     }
-    assert said["rotary"]["mrope_section"] == [4, 3, 1]
-    assert said["generation"] == {"eos_token_id": 65, "pad_token_id": 66}
-    assert said["host"]
-    assert set(said["graphs"]) == {path.stem for path in bundle.folder.glob("*.circle")}
-    for name, graph in said["graphs"].items():
+    assert written["rotary"]["mrope_section"] == [4, 3, 1]
+    assert written["generation"] == {"eos_token_id": 65, "pad_token_id": 66}
+    assert written["host"]
+    assert set(written["graphs"]) == {path.stem for path in bundle.folder.glob("*.circle")}
+    for name, graph in written["graphs"].items():
         assert graph["kind"] in ("vision", "token_embedding", "fusion", "prefill", "decode", "lm_head")
         for tensor in (*graph["inputs"], *graph["outputs"]):
             assert tensor["meaning"], (name, tensor)
             assert ("quant" in tensor) != (tensor["dtype"] == "int32"), (name, tensor)
-    for tensor in said["graphs"]["decode"]["inputs"]:  # a cached key has the grid that it had when it was new
+    for tensor in written["graphs"]["decode"]["inputs"]:  # a cached key has the grid that it had when it was new
         if tensor["name"].startswith("past"):
             same = tensor["name"].replace("past", "new")
             for graph in ("prefill_s14", "decode"):
-                new = next(out for out in said["graphs"][graph]["outputs"] if out["name"] == same)
+                new = next(out for out in written["graphs"][graph]["outputs"] if out["name"] == same)
                 assert new["quant"] == tensor["quant"]
 
 
@@ -273,9 +273,9 @@ def test_a_file_that_is_not_the_one(bundles: dict[str, Bundle], tmp_path: Path) 
     with pytest.raises(CircleError, match="graph 'decode' of the bundle is missing"):
         Session(tmp_path)
     manifest = tmp_path / "manifest.json"
-    said = json.loads(manifest.read_text())
-    said["graphs"]["decode"]["file"] = "../decode.circle"
-    manifest.write_text(json.dumps(said))
+    written = json.loads(manifest.read_text())
+    written["graphs"]["decode"]["file"] = "../decode.circle"
+    manifest.write_text(json.dumps(written))
     with pytest.raises(CircleError, match="missing"):
         Session(tmp_path)
     manifest.write_text("{}")
@@ -290,9 +290,9 @@ def test_a_bundle_of_another_family(bundles: dict[str, Bundle], tmp_path: Path) 
     for path in bundles["w8a16"].folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     manifest = tmp_path / "manifest.json"
-    said = json.loads(manifest.read_text())
+    written = json.loads(manifest.read_text())
     for family in ("nobody", "../x", "", "gemma4"):
-        manifest.write_text(json.dumps(said | {"family": family}))
+        manifest.write_text(json.dumps(written | {"family": family}))
         session = Session(tmp_path)
         with pytest.raises(InputError, match="no host side"):
             session.generate(torch.zeros(1, 3, dtype=torch.int64))

@@ -270,16 +270,16 @@ def test_the_model_without_its_head() -> None:
             Host(own.manifest(q.model))
 
 
-# --- what the manifest says ---
+# --- the manifest ---
 
 
 def test_pixels_are_those_of_the_image_processor(tmp_path: Path) -> None:
     """`pixels`, followed word by word, gives the rows that HF's own processor gives."""
-    said, merge = eager().manifest["pixels"], eager().manifest["positions"]["spatial_merge_size"]
+    pixels, merge = eager().manifest["pixels"], eager().manifest["positions"]["spatial_merge_size"]
     checkpoints.processor_files(tmp_path)
     process = checkpoints.image_processor(tmp_path)
-    size, frames = said["patch_size"], said["frames"]
-    image = torch.randint(0, 256, (said["channels"], 4 * size, 6 * size), generator=torch.Generator().manual_seed(0))
+    size, frames = pixels["patch_size"], pixels["frames"]
+    image = torch.randint(0, 256, (pixels["channels"], 4 * size, 6 * size), generator=torch.Generator().manual_seed(0))
     made = process(
         image.byte().numpy(), input_data_format="channels_first", do_resize=False, patch_size=size, merge_size=merge,
         temporal_patch_size=frames, return_tensors="pt",
@@ -341,7 +341,7 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
     "rows": ({"batch_size": 0}, "batch_size"),
     "layers": ({"layers": "some"}, "layers is one of stack, per_layer, whole"),
     "attention": ({"attention": "flash"}, "attention is one of"),
-    "twice": ({"image_grids": (A, A)}, "stands twice"),
+    "twice": ({"image_grids": (A, A)}, "is there twice"),
     "grid": ({"image_grids": ((1, 4),)}, "triples"),
     "whole": ({"layers": "whole"}, "leave prefill_lengths out"),
 }

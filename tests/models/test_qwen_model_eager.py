@@ -359,8 +359,8 @@ def test_no_table_of_all_positions() -> None:
     """A mask or table of 262144 positions squared would be 256 GiB; ours are of the size of a call."""
     fp = model(max_position_embeddings=262144)
     q = floating(fp)
-    held = {t.data_ptr(): t.numel() for t in [*q.parameters(), *q.buffers()]}
-    own = sum(held.values()) - sum(p.numel() for p in fp.parameters())
+    sizes = {t.data_ptr(): t.numel() for t in [*q.parameters(), *q.buffers()]}
+    own = sum(sizes.values()) - sum(p.numel() for p in fp.parameters())
     assert own < 10_000
     same((fp, q), batch((2, B, 2)))
 

@@ -112,7 +112,7 @@ def test_padding_is_not_observed() -> None:
 
 
 def test_calibrating_with_text_alone() -> None:
-    """`fused` learns from text; the tower and what it feeds do not, and convert says which."""
+    """`fused` sees text; the tower and what follows it see nothing, and convert names these sites."""
     q = calibrated([batch((6,)), batch((9,), seed=1)])
     with pytest.raises(CalibrationError) as raised:
         pyquant.convert(q)

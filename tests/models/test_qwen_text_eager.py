@@ -287,7 +287,7 @@ def rows_of(batch: Batch, given: dict) -> list[dict]:
 @pytest.mark.parametrize("by", ["ids", "embeds"])
 @pytest.mark.parametrize("batch", [RIGHT, LEFT], ids=["right", "left"])
 def test_padding_is_not_observed(by, batch):
-    """The ranges are those of the rows alone, whatever stands at padding."""
+    """The ranges are those of the rows alone, whatever the padding is."""
     given = tiny.deepstacked(batch)
     if by == "ids":
         given.pop("inputs_embeds")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What contradicts itself or the model is said at once: inputs, masks, caches, deepstack features, profiles."""
+"""What contradicts itself or the model is an error at once: inputs, masks, caches, deepstack features, profiles."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pyquant.models.gemma4 import VisionProfile
 
 @contextmanager
 def defaults(name: str) -> Iterator[None]:
-    """torch's defaults as `name` says, and back."""
+    """torch's defaults set by `name`, and back."""
     if name == "meta":
         torch.set_default_device("meta")
     elif name != "none":
@@ -40,7 +40,7 @@ def _inputs(family: str, model: Any) -> dict[str, Tensor]:
 
 
 def work(family: str, folder: Path, around: str) -> dict[str, Any]:
-    """Everything from prepare to generated tokens, with torch's defaults as `around` says."""
+    """Everything from prepare to generated tokens, with torch's defaults set by `around`."""
     model = by_name(family).example.tiny_model()
     batch = _inputs(family, model)
     with defaults(around):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which graphs a Profile makes of a Qwen3-VL, and what their manifest tells whoever runs them.
+"""Which graphs a Profile makes of a Qwen3-VL, and the manifest for a host that runs them.
 
 It owns what Qwen3-VL adds to a decoder's bundle: vision and fusion graphs, the whole model in one, three position axes.
-host.py does what the manifest says.
+host.py follows the manifest.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Qwen3VLHost(Host):
     ) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
-        options: see GenerationRequest; what they leave open is as the model's generation config says. Raises InputError
+        options: see GenerationRequest; what they leave open follows the model's generation config. Raises InputError
         for prompts, images or lengths that the bundle has no graph or no room for, and for options that it cannot do.
         """
         request = GenerationRequest(self.manifest["generation"], options)
@@ -151,7 +151,7 @@ class WholeHost(Qwen3VLHost):
     NEEDS = ("model", "lm_head")
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """One kind stands for all layers: the graph has one mask and one pair of tables, and no cache."""
+        """One kind for all layers: the graph has one mask and one pair of tables, and no cache."""
         return (LayerKind(kv_heads=1, head_dim=2 * len(self.manifest["rotary"]["inv_freq"])),)
 
     def steps(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> NextLogits:

@@ -34,7 +34,7 @@ class Profile(DecoderProfile):
         super().__post_init__()
         grids = VisionProfile(self.image_grids).grids if len(self.image_grids) else ()
         if self.layers != "whole" and len(set(grids)) != len(grids):
-            raise ProfileError(f"each of image_grids makes one graph, but one stands twice: {list(grids)}")
+            raise ProfileError(f"each of image_grids makes one graph, but one is there twice: {list(grids)}")
         object.__setattr__(self, "image_grids", grids)
 
     def _lengths(self) -> tuple[int, ...]:
