@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A quantized model as a folder: model.safetensors, quantization.json, and the other files of a Hugging Face folder.
+"""A quantized model as a folder: quantized.safetensors, quantization.json, the other files of a Hugging Face folder.
 
 It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. What the
 JSON may say is checkpoint_index.py, tokenizer and processor files companions.py, README.md model_card.py, how files
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pyquant import checkpoint_index, companions, files, lifecycle, models, ops
 from pyquant.block_site import BlockSite
-from pyquant.checkpoint_index import CHECKED, CONFIG, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
+from pyquant.checkpoint_index import CHECKED, CONFIG, EARLIER, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
 from pyquant.companions import GENERATION
 from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.model_card import README, model_card
@@ -93,6 +93,7 @@ def save_quantized(
     if source is not None and not Path(source).is_dir() and Path(source).exists():
         raise CheckpointError(f"source={str(source)!r} is a file; give the checkpoint folder")
     index["base"] = place or str(getattr(q.config, "_name_or_path", "") or "")
+    former = checkpoint_index.files_of(Path(path))
     try:
         with files.folder(Path(path), last=INDEX) as new:
             save_file({name: _plain(t) for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
@@ -105,6 +106,8 @@ def save_quantized(
             card = model_card(q, base=index["base"], facts=facts or {}, versions=index["made_by"], size=size)
             (new / README).write_text(card, encoding="utf-8")
             (new / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if EARLIER in former:  # replaced by the file of another name
+            (Path(path) / EARLIER).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
 
@@ -138,7 +141,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
     if GENERATION in index["sha256"] and hasattr(q, "generation_config"):
         q.generation_config = _generation_config(folder)
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(folder / checkpoint_index.weights_of(index), framework="pt") as file:
             _restore(q, index, _Reader(file, folder))
     except (SafetensorError, OSError) as error:
         raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
@@ -323,8 +326,7 @@ def _eager(config: Any) -> Any:
 
 
 def _config_text(config: Any) -> str:
-    """config.json with `quantization_config`: transformers, which would read integers as weights, warns by that name,
-    and pyquant's own commands refuse the folder as a float model."""
+    """config.json with `quantization_config`, by which pyquant's own commands refuse the folder as a float model."""
     data = json.loads(config.to_json_string())
     data["quantization_config"] = {"quant_method": QUANT_METHOD}
     return json.dumps(data, indent=2, sort_keys=True) + "\n"

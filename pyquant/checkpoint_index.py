@@ -21,8 +21,14 @@ from pyquant.errors import CheckpointError
 from pyquant.wrap import QModule
 
 FORMAT, VERSION = "pyquant-checkpoint", 1
-INDEX, WEIGHTS, CONFIG = "quantization.json", "model.safetensors", "config.json"
-CHECKED = companions.FILES | {WEIGHTS, CONFIG}  # files with a checksum; README.md is for people, who may edit it
+INDEX, CONFIG = "quantization.json", "config.json"
+WEIGHTS = "quantized.safetensors"  # no name that transformers looks for: it would read integers as weights
+EARLIER = "model.safetensors"  # what pyquant 0.1 wrote; still read
+CHECKED = companions.FILES | {
+    WEIGHTS,
+    EARLIER,
+    CONFIG,
+}  # files with a checksum; README.md is for people, who may edit it
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPREAD = 64  # a tensor's memory is at most that many times its elements
@@ -69,6 +75,20 @@ def read(folder: Path) -> dict[str, Any]:
     return index
 
 
+def files_of(folder: Path) -> frozenset[str]:
+    """The files that a former save_quantized wrote to `folder`, by its index; none where there is no such index."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return frozenset(index["sha256"]) if index["format"] == FORMAT else frozenset()
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def weights_of(index: Mapping[str, Any]) -> str:
+    """The name of the weights file of a checkpoint."""
+    return WEIGHTS if WEIGHTS in index["sha256"] else EARLIER
+
+
 def fault(folder: Path, where: str, what: str) -> CheckpointError:
     """The error of a folder that no save_quantized wrote like this."""
     return CheckpointError(f"checkpoint {str(folder)!r} is damaged: {where} {what}; copy or save it again")
@@ -104,7 +124,7 @@ class _Form:
             self._require(name in CHECKED, f"sha256 of {name!r}", known)
             valid = isinstance(value, str) and _SHA256.fullmatch(value) is not None
             self._require(valid, f"sha256 of {name!r}", f"is {value!r}, expected 64 hexadecimal digits")
-        self._require(WEIGHTS in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")
+        self._require(WEIGHTS in checksums or EARLIER in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")
         for path, config in configs.items():
             self._is(config, dict, f"configuration of {path!r}", "an object")
         for path, site in sites.items():

@@ -7,7 +7,7 @@ It owns the order of the steps and the errors that name sites. One site is site.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -85,8 +85,8 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     Raises CalibrationError for no batches, a batch of another type or one that the model fails on, and NaN or Inf at a
     site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase, and at once when `q` is being
     calibrated or converted already. A batch that sites have seen in part (the model failed on it, Ctrl-C) or with NaN
-    breaks the calibration of the whole tree: convert refuses it from then on. An error of `batches` itself does not:
-    the statistics are those of the whole batches before it.
+    breaks the calibration of the whole tree: convert refuses it from then on. So does an error of `batches` itself, or
+    Ctrl-C between two of them, once one batch was seen: the statistics are not those of the data that was given.
     """
     tree = _tree(q, "calibrate")
     with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad():
@@ -115,7 +115,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
     known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
     hide = None if progress is None else not progress
-    for number, batch in enumerate(tqdm(batches, desc="calibrate", unit="batch", disable=hide)):
+    for number, batch in enumerate(_whole(q, tqdm(batches, desc="calibrate", unit="batch", disable=hide))):
         q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
         before = _last_seen(watched)
         try:
@@ -224,6 +224,27 @@ def _run(q: QModule, batch: object, number: int) -> None:
             f"batch {number}: the model raised {type(error).__name__}: {error}; the batch was {describe(batch)}; "
             f"repair or leave it out, and start again from pyquant.prepare (some sites have seen it)"
         ) from error
+
+
+def _whole(q: QModule, batches: Iterable[Any]) -> Iterator[Any]:
+    """`batches`; one that ends with an error after a batch breaks the calibration."""
+    number = 0
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except PhaseError:  # the batches call calibrate or convert on this tree, which was refused
+            raise
+        except BaseException as error:
+            if number:
+                text = str(error).partition("\n")[0]
+                name = f"{type(error).__name__}{': ' if text else ''}{text}"
+                q.state.broken = f"the batches ended with {name} after {number} of them"
+            raise
+        yield batch
+        number += 1
 
 
 def _last_seen(sites: Sequence[Site]) -> int:

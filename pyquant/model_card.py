@@ -44,8 +44,8 @@ def model_card(q: QModule, *, base: str, facts: Mapping[str, str], versions: Map
 
 # {title}
 
-Quantized after training by pyquant. `model.safetensors` holds integers where a weight is quantized, `quantization.json`
-the scale, zero point and number format of every site; transformers alone does not load it.
+Quantized after training by pyquant. `quantized.safetensors` holds integers where a weight is quantized,
+`quantization.json` the scale, zero point and number format of every site; transformers alone does not load it.
 
 ```python
 import pyquant

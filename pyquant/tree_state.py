@@ -24,7 +24,7 @@ class TreeState:
     """What all sites and wrappers of one tree share. A copy or a pickle of it is not locked.
 
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
-    way), None while they can. explicit: a graph is recorded, see `exporting`.
+    way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`.
     """
 
     def __init__(self, *, converted: bool = False) -> None:
@@ -73,8 +73,8 @@ class TreeState:
         """Raise CalibrationError when the statistics cannot be used."""
         if self.broken is not None:
             raise CalibrationError(
-                f"{verb}: the calibration of this tree is broken: {self.broken}; some sites have seen that batch and "
-                f"others not, so start again from pyquant.prepare, without it"
+                f"{verb}: the calibration of this tree is broken: {self.broken}; the ranges are not those of "
+                f"whole batches of all the data, so start again from pyquant.prepare"
             )
 
     @contextmanager

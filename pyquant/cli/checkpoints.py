@@ -81,6 +81,10 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
 
 
 def _require_files(name: str) -> None:
+    if name.startswith("tiny:"):
+        raise ModelError(
+            f"{name!r} is a tiny model for trace, report and sensitivity; this command takes a checkpoint folder"
+        )
     path = Path(name)
     looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if not looks_local:

@@ -202,9 +202,7 @@ class _Shell(transformers.PreTrainedModel, transformers.GenerationMixin):  # typ
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> CausalLMOutput:

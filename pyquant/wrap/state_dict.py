@@ -51,7 +51,7 @@ def _check(module: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> 
     if prefix and tree.path:
         return  # the module that it is a part of looked through everything
     formats: Mapping[str, Mapping[str, str]] = getattr(state_dict, "_metadata", None) or {}
-    faults = list(_faults(module, state_dict, prefix, formats, tree.state.converted))
+    faults = [*_faults(module, state_dict, prefix, formats, tree.state.converted), *_ties(module, state_dict, prefix)]
     if faults:
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
@@ -83,3 +83,15 @@ def _faults(
                 QParams(site.spec, scale, zero_point)
             except SpecError as error:
                 yield f"site {site.path!r}: {error}"
+
+
+def _ties(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Tensors that are one in this tree and differ in the state dict: one would overwrite the other."""
+    first: dict[int, str] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(tensor), name)
+        one, two = (state_dict.get(prefix + key) for key in (other, name))
+        if other == name or not (isinstance(one, Tensor) and isinstance(two, Tensor)) or one.is_meta or two.is_meta:
+            continue
+        if one.shape != two.shape or not torch.equal(one.to(two.device), two):
+            yield f"{other!r} and {name!r} are one tensor here and differ there: that model was not tied"

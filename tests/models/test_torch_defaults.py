@@ -57,7 +57,7 @@ def work(family: str, folder: Path, around: str) -> dict[str, Any]:
         "scales": {site.path: site.scale for site in q.all_sites() if site.scale is not None},
         "out": out[0],
         "loaded": again[0],
-        "file": (folder / around / "model.safetensors").read_bytes(),
+        "file": (folder / around / "quantized.safetensors").read_bytes(),
     }
     if family == "gemma4":
         with defaults(around):

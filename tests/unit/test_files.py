@@ -146,6 +146,6 @@ def test_the_weights_of_a_saved_model_that_were_not_fetched(tmp_path: Path) -> N
     pyquant.calibrate(q, [torch.randn(3, 8)], progress=False)
     pyquant.convert(q)
     pyquant.save_quantized(q, tmp_path / "q")
-    (tmp_path / "q" / "model.safetensors").write_bytes(POINTER)
-    with pytest.raises(PyquantError, match=r"model.safetensors' is a Git LFS pointer"):
+    (tmp_path / "q" / "quantized.safetensors").write_bytes(POINTER)
+    with pytest.raises(PyquantError, match=r"quantized.safetensors' is a Git LFS pointer"):
         pyquant.load_quantized(tmp_path / "q", torch.nn.Linear(8, 4))

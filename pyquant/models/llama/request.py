@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyquant.errors import ProfileError
 from pyquant.models.request import BundleChoice, Request, Sizes, text_options, text_sizes
 
 
@@ -29,6 +30,8 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
     from pyquant.models.llama.profiles import Profile
 
     request.refuse(("image_grids",), "a text model")
+    if request.layers == "whole":
+        raise ProfileError("layers='whole' is for models with images; a text model has 'stack' and 'per_layer'")
     options, guesses = text_options(int(config.max_position_embeddings), request, seen)
     settings = {**options, "prefill_lengths": list(options["prefill_lengths"])}
     return BundleChoice(Profile(**options), settings, tuple(guesses))

@@ -151,7 +151,7 @@ def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place
     assert quantize(place, out, "--image-grid", "4x4", data="b.safetensors") == 0
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "quantized", "recipe.yaml", "vision_h4_w4.circle"]
     assert [p.name for p in place.iterdir() if p.name.startswith(".")] == []
-    one, other = (load_file(folder / "quantized" / "model.safetensors") for folder in (made, out))
+    one, other = (load_file(folder / "quantized" / "quantized.safetensors") for folder in (made, out))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -112,7 +112,7 @@ def test_a_checkpoint_brings_back_the_same_outputs(name: str, dtype: torch.dtype
     pyquant.save_quantized(q, tmp_path / "saved")
     again = pyquant.load_quantized(tmp_path / "saved", linear().to(dtype))
     assert torch.equal(again(x), q(x))
-    stored = load_file(tmp_path / "saved" / "model.safetensors")["weight"]
+    stored = load_file(tmp_path / "saved" / "quantized.safetensors")["weight"]
     if dtype is torch.float32:  # whose values no rounding hides
         assert torch.equal(stored, ops.quantize_blocks(fp.weight, BlockSpec(name).bits))
 

@@ -66,7 +66,7 @@ def test_a_batch_that_failed_half_way_is_remembered(error: BaseException) -> Non
     q = pyquant.prepare(_Stops(error), W8A8)
     with pytest.raises((CalibrationError, type(error))):
         pyquant.calibrate(q, [torch.randn(3, 8), torch.randn(1, 8) * 100], progress=False)
-    message = rf"batch 1 failed with {type(error).__name__}(: (of|no room))?; some sites"
+    message = rf"batch 1 failed with {type(error).__name__}(: (of|no room))?; the ranges are not"
     for tree in (q, copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
         with pytest.raises(CalibrationError, match=message):
             pyquant.convert(tree)
@@ -75,15 +75,16 @@ def test_a_batch_that_failed_half_way_is_remembered(error: BaseException) -> Non
 
 
 def test_what_no_site_has_seen_breaks_nothing(block: ToyBlock, xs: list[Tensor]) -> None:
-    """A batch of a wrong type or name, no batches at all, and an error of the reader between two batches."""
+    """A batch of a wrong type or name, no batches at all, and data that fails before its first batch."""
     q = pyquant.prepare(block, W8A8)
 
     def reader() -> Iterator[Tensor]:
-        yield from xs
         raise OSError("the disk is gone")
+        yield from xs
 
     with pytest.raises(OSError, match="the disk"):
         pyquant.calibrate(q, reader(), progress=False)
+    pyquant.calibrate(q, xs, progress=False)
     for batches in ([7], [{"no_such_argument": xs[0]}], []):
         with pytest.raises(CalibrationError):
             pyquant.calibrate(q, batches, progress=False)
@@ -91,6 +92,23 @@ def test_what_no_site_has_seen_breaks_nothing(block: ToyBlock, xs: list[Tensor])
     other = calibrated(block, xs)
     pyquant.convert(other)
     assert torch.equal(q(xs[0]), other(xs[0]))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is gone")], ids=["ctrl_c", "reader"])
+def test_data_that_ends_too_early_breaks_the_calibration(
+    block: ToyBlock, xs: list[Tensor], error: BaseException
+) -> None:
+    """Ctrl-C lands between two batches as often as within one, and a reader fails there."""
+    q = pyquant.prepare(block, W8A8)
+
+    def reader() -> Iterator[Tensor]:
+        yield xs[0]
+        raise error
+
+    with pytest.raises(type(error)):
+        pyquant.calibrate(q, reader(), progress=False)
+    with pytest.raises(CalibrationError, match=rf"broken: the batches ended with {type(error).__name__}.* after 1 of"):
+        pyquant.convert(q)
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "convert"])

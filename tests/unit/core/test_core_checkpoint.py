@@ -85,14 +85,14 @@ def test_saving_twice_gives_the_same_bytes(model: ToyModel, tmp_path: Path) -> N
     q = quantized(model)
     for name in ("a", "b"):
         pyquant.save_quantized(q, tmp_path / name)
-    assert sorted(os.listdir(tmp_path / "a")) == ["README.md", "model.safetensors", "quantization.json"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["README.md", "quantization.json", "quantized.safetensors"]
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_weights_are_stored_as_integers_and_4_bit_packed(model: ToyModel, tmp_path: Path) -> None:
     pyquant.save_quantized(quantized(model, POLICIES["w4a8"]), tmp_path / "q")
-    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    tensors = load_file(tmp_path / "q" / "quantized.safetensors")
     up, norm = tensors["layers.0.up.weight"], tensors["layers.0.norm.weight"]
     assert (up.dtype, up.shape) == (torch.uint8, (12 * 8 // 2,))
     assert (norm.dtype, norm.shape) == (torch.uint8, (8,))
@@ -106,7 +106,7 @@ def test_odd_number_of_4_bit_weights(tmp_path: Path) -> None:
     pyquant.calibrate(q, [x], progress=False)
     pyquant.convert(q)
     pyquant.save_quantized(q, tmp_path / "q")
-    assert load_file(tmp_path / "q" / "model.safetensors")["weight"].shape == (8,)
+    assert load_file(tmp_path / "q" / "quantized.safetensors")["weight"].shape == (8,)
     assert torch.equal(pyquant.load_quantized(tmp_path / "q", nn.Linear(3, 5, bias=False))(x), q(x))
 
 
@@ -139,7 +139,7 @@ def test_tied_tensors_on_one_grid_are_integers(model: ToyModel, tmp_path: Path) 
 
 
 def test_everything_is_stored_even_buffers_that_torch_would_not(saved: Path) -> None:
-    with safe_open(saved / "model.safetensors", framework="pt") as file:
+    with safe_open(saved / "quantized.safetensors", framework="pt") as file:
         assert "layers.0.table" in set(file.keys())
     loaded = pyquant.load_quantized(saved, ToyModel().to("meta"))
     assert {t.device.type for t in (*loaded.parameters(), *loaded.buffers())} == {"cpu"}
@@ -288,43 +288,43 @@ def test_load_of_a_newer_format(saved: Path) -> None:
 
 
 def test_load_without_the_weights_file(saved: Path) -> None:
-    (saved / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"lacks the file 'model.safetensors'; copy the whole folder"):
+    (saved / "quantized.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks the file 'quantized.safetensors'; copy the whole folder"):
         pyquant.load_quantized(saved, ToyModel())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_load_of_a_corrupt_file(saved: Path, damage: str) -> None:
-    file = saved / "model.safetensors"
+    file = saved / "quantized.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data if damage == "flip" else data[:-5])
-    with pytest.raises(CheckpointError, match=r"is corrupt: the checksum of 'model.safetensors' is not the one in"):
+    with pytest.raises(CheckpointError, match=r"is corrupt: the checksum of 'quantized.safetensors' is not the one in"):
         pyquant.load_quantized(saved, ToyModel())
 
 
 def test_load_of_a_file_that_is_no_safetensors(saved: Path) -> None:
-    (saved / "model.safetensors").write_bytes(b"not safetensors")
+    (saved / "quantized.safetensors").write_bytes(b"not safetensors")
     rewrite(saved)
-    with pytest.raises(CheckpointError, match=r"is damaged: model.safetensors cannot be read \(SafetensorError"):
+    with pytest.raises(CheckpointError, match=r"is damaged: quantized.safetensors cannot be read \(SafetensorError"):
         pyquant.load_quantized(saved, ToyModel())
 
 
 @pytest.mark.parametrize("name", ["layers.0.up.weight", "layers.0.up:weight.scale"])
 def test_load_without_a_tensor(saved: Path, name: str) -> None:
-    tensors = load_file(saved / "model.safetensors")
+    tensors = load_file(saved / "quantized.safetensors")
     del tensors[name]
-    save_file(tensors, saved / "model.safetensors")
+    save_file(tensors, saved / "quantized.safetensors")
     rewrite(saved)
-    with pytest.raises(CheckpointError, match=rf"lacks tensor '{name}' in model.safetensors; save it again"):
+    with pytest.raises(CheckpointError, match=rf"lacks tensor '{name}' in quantized.safetensors; save it again"):
         pyquant.load_quantized(saved, ToyModel())
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")], ids=str)
 def test_load_of_a_scale_that_cannot_be(saved: Path, value: float) -> None:
-    tensors = load_file(saved / "model.safetensors")
+    tensors = load_file(saved / "quantized.safetensors")
     tensors["layers.0.up:weight.scale"][3] = value
-    save_file(tensors, saved / "model.safetensors")
+    save_file(tensors, saved / "quantized.safetensors")
     rewrite(saved)
     with pytest.raises(CheckpointError, match=r"grid of site 'layers.0.up:weight' cannot be: every scale must be"):
         pyquant.load_quantized(saved, ToyModel())

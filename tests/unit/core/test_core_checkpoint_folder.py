@@ -30,7 +30,7 @@ GENERATION = {
 }
 IDS = torch.arange(10, 18)[None]
 TEXT = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-ALWAYS = ["README.md", "config.json", "generation_config.json", "model.safetensors", "quantization.json"]
+ALWAYS = ["README.md", "config.json", "generation_config.json", "quantized.safetensors", "quantization.json"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_the_model_card_is_what_the_hub_expects(saved: Path, folder: Path) -> No
     assert "# Tiny-VL, quantized (w8a16)" in text
     assert f"| base model | {folder} |" in text
     assert "| calibration | 1 prompt \\| of 8 tokens |" in text
-    assert f"{(saved / 'model.safetensors').stat().st_size:,} bytes here" in text
+    assert f"{(saved / 'quantized.safetensors').stat().st_size:,} bytes here" in text
     assert f"transformers {__import__('transformers').__version__}" in text
     (saved / "README.md").write_text("edited by hand")  # as people do on the hub
     pyquant.load_quantized(saved)
@@ -148,7 +148,7 @@ def test_a_changed_companion_is_noticed(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is corrupt: the checksum of 'tokenizer.json' is not the one in"):
         pyquant.load_quantized(copied)
     assert set(json.loads((saved / "quantization.json").read_text())["sha256"]) == {
-        *TEXT, "preprocessor_config.json", "config.json", "generation_config.json", "model.safetensors"
+        *TEXT, "preprocessor_config.json", "config.json", "generation_config.json", "quantized.safetensors"
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def saved(request: pytest.FixtureRequest, model: ToyModel, tmp_path: Path) -> Pa
 def tamper(
     path: Path, index: Callable[[Index], Any] | None = None, tensors: Callable[[Tensors], Any] | None = None
 ) -> None:
-    data, file = json.loads((path / "quantization.json").read_text()), path / "model.safetensors"
+    data, file = json.loads((path / "quantization.json").read_text()), path / "quantized.safetensors"
     if tensors is not None:
         values = {k: v.clone() for k, v in load_file(file).items()}
         tensors(values)
@@ -70,7 +70,7 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     ),
     "activation-not-quantized": (
         site("layers.0.up:act_in", quantized=False),
-        r"model.safetensors: tensor 'layers.0.up:act_in.scale' is in no list of quantization.json \(2 such\)",
+        r"quantized.safetensors: tensor 'layers.0.up:act_in.scale' is in no list of quantization.json \(2 such\)",
     ),
     "quantized-is-text": (site(quantized="no"), rf"'quantized' of site '{UP_SITE}' is a str, expected true or false"),
     "quantized-float": (site(spec=None), rf"site '{UP_SITE}' is quantized, but has no spec"),
@@ -92,7 +92,10 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     "site-absent": (lambda index: index["tensors"][UP].pop("site"), r"is on the grid of site None"),
     "kind-unknown": (entry(kind="pickle"), rf"tensor '{UP}' has kind 'pickle', expected float, integer or alias"),
     "kind-list": (entry(kind=[]), r"has kind \[\], expected"),
-    "kind-float": (entry(kind="float"), rf"model.safetensors: tensor '{UP}' is torch.u?int8 .*expected torch.float32"),
+    "kind-float": (
+        entry(kind="float"),
+        rf"quantized.safetensors: tensor '{UP}' is torch.u?int8 .*expected torch.float32",
+    ),
     "alias-of-nothing": (entry(kind="alias", of="nope"), r"is an alias of 'nope', which is no stored tensor"),
     "alias-of-itself": (entry(kind="alias", of=UP), rf"is an alias of '{UP}', which is no stored tensor"),
     "alias-of-another-shape": (
@@ -116,15 +119,15 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     "shape-negative": (entry(shape=[-12, 8]), r"has shape \[-12, 8\], expected a list of sizes"),
     "shape-bool": (entry(shape=[True, 8]), r"has shape \[True, 8\], expected a list of sizes"),
     "sha-number": (
-        sha(**{"model.safetensors": 3}),
-        r"sha256 of 'model.safetensors' is 3, expected 64 hexadecimal digits",
+        sha(**{"quantized.safetensors": 3}),
+        r"sha256 of 'quantized.safetensors' is 3, expected 64 hexadecimal digits",
     ),
-    "sha-null": (sha(**{"model.safetensors": None}), r"is None, expected 64 hexadecimal digits"),
-    "sha-absent": (lambda index: index["sha256"].clear(), r"'sha256' has no checksum of 'model.safetensors'"),
+    "sha-null": (sha(**{"quantized.safetensors": None}), r"is None, expected 64 hexadecimal digits"),
+    "sha-absent": (lambda index: index["sha256"].clear(), r"'sha256' has no checksum of 'quantized.safetensors'"),
     "sha-list": (replace("sha256", []), r"'sha256' is a list, expected an object"),
     "sha-path": (
         sha(**{"../../x": "0" * 64}),
-        r"sha256 of '../../x' is of no file that save_quantized writes \(model.safe",
+        r"sha256 of '../../x' is of no file that save_quantized writes \(quantized.safe",
     ),
     "sha-absolute": (
         sha(**{"/etc/passwd": "0" * 64}),

@@ -244,7 +244,7 @@ def test_a_bad_batch_breaks_the_calibration(block: ToyBlock, xs: list[Tensor]) -
         with pytest.raises(
             CalibrationError,
             match=r"calibration of this tree is broken: batch 1 made NaN or Inf, first at site ':act_in'.*"
-            r"start again from pyquant.prepare, without it",
+            r"start again from pyquant.prepare",
         ):
             step()
 
