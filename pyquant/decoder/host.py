@@ -101,8 +101,8 @@ class Host:
         ids, mask = self.checked(input_ids, attention_mask, request)
         length, new = self.bucket(mask, request)
         ids_in, real = (compact(t, mask, length) for t in (ids, mask))
-        counted = torch.arange(length)[None].expand(self.batch, -1)
-        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64))
+        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
+        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
         return request.answer(Steps(self, run, prompt, Embedded(self.tokens(run, ids_in))), ids, mask, new)
 
     # --- before the graphs ---
@@ -307,7 +307,10 @@ class Steps:
             return self.host.logits(self.run, self.host.decode(self.run, tokens[:, -1], self.state))
         self.state = self.host.empty(self.prompt.real.sum(dim=1), self.prompt.deltas)
         hidden = self.host.prefill(self.run, self.embedded, self.prompt, self.state)
-        return self.host.logits(self.run, hidden[torch.arange(self.host.batch), self.state.lengths - 1][:, None])
+        return self.host.logits(
+            self.run,
+            hidden[torch.arange(self.host.batch, dtype=torch.int64, device="cpu"), self.state.lengths - 1][:, None],
+        )
 
 
 def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:

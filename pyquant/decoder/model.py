@@ -101,6 +101,8 @@ class DecoderModel(QModel):
         super().__init__(fp, ctx)
         self.kinds: tuple[LayerKind, ...] = tuple(attention.kind for attention in self.attentions())
         self.variants = variants(self.kinds)
+        # (variant, window, first layer) as plain values, which torch.compile carries over a graph break
+        self._masked = [(name, kind.window, self.kinds.index(kind)) for name, kind in self.variants.items()]
         self.shares = any(kind.shares is not None for kind in self.kinds)
 
     def get_input_embeddings(self) -> QModule:
@@ -191,12 +193,10 @@ class DecoderModel(QModel):
         self, attention_mask: Tensor | None, embeds: Tensor, cache: Any, text_positions: Tensor | None = None
     ) -> Mapping[str, AdditiveMask]:
         """The mask of each variant; see masks.text_mask."""
-        return {
-            variant: text_mask(
-                attention_mask, embeds, cache, text_positions, window=kind.window, layer=self.kinds.index(kind)
-            )
-            for variant, kind in self.variants.items()
-        }
+        found = {}
+        for variant, window, layer in self._masked:
+            found[variant] = text_mask(attention_mask, embeds, cache, text_positions, window=window, layer=layer)
+        return found
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embeds: Tensor = tokens if tokens.is_floating_point() else self.embed_tokens(tokens)

@@ -183,7 +183,7 @@ class WholeSteps:
         self.width = tokens.shape[1] if self.width is None else self.width
         new, prompt = tokens[:, self.width :], self.prompt
         lengths = prompt.real.sum(dim=1, keepdim=True)
-        at = torch.arange(prompt.ids.shape[1])[None]
+        at = torch.arange(prompt.ids.shape[1], dtype=torch.int64, device="cpu")[None]
         real = at < lengths + new.shape[1]
         added = real & (at >= lengths)
         ids = prompt.ids.masked_scatter(added, new)
@@ -192,7 +192,9 @@ class WholeSteps:
         masks = self.host.masks(keep, at.transpose(0, 1), at)
         given = {"input_ids": ids.int(), **self.visual, **masks, **self.host.tables(positions)}
         hidden = self.run("model", given)["hidden_states"]
-        return self.host.logits(self.run, hidden[torch.arange(len(hidden)), real.sum(dim=1) - 1][:, None])
+        return self.host.logits(
+            self.run, hidden[torch.arange(len(hidden), dtype=torch.int64, device="cpu"), real.sum(dim=1) - 1][:, None]
+        )
 
 
 def host(manifest: Mapping[str, Any]) -> Qwen3VLHost:

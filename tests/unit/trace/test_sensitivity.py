@@ -224,7 +224,7 @@ def test_what_cannot_work_says_so(tmp_path):
         sensitivity(q, batches, output=lambda out: out.argmax(-1), progress=False)
     with pytest.raises(PolicyError, match="match no quantized site"):
         sensitivity(q, batches, groups=["nowhere*"], progress=False)
-    with pytest.raises(PolicyError, match="both hold"):
+    with pytest.raises(PolicyError, match="both have"):
         sensitivity(q, batches, groups=["first:*", "*:weight"], progress=False)
     with pytest.raises(PolicyError, match="choose one of tensor, site, module"):
         sensitivity(q, batches, groups="layer", progress=False)
