@@ -7,7 +7,6 @@ functions. Rotary tables come from HF's own module (tower.py); a profile's tenso
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -104,12 +103,14 @@ def interpolated(table: Tensor, grids: Iterable[Grid], merge: int) -> Tensor:
     side = square_side(table.shape[0])
     square = table[: side * side].reshape(side, side, -1).float()
 
-    @functools.cache  # a batch has many images, and few sizes of them
-    def frame(height: int, width: int) -> Tensor:
-        tall = _resampled(square, height)
-        return in_merge_order(_resampled(tall.transpose(0, 1), width).transpose(0, 1), merge)
-
-    return torch.cat([frame(height, width).repeat(frames, 1) for frames, height, width in grids])
+    made: dict[tuple[int, int], Tensor] = {}  # a batch has many images, and few sizes of them
+    parts = []
+    for frames, height, width in grids:
+        if (height, width) not in made:
+            tall = _resampled(square, height)
+            made[height, width] = in_merge_order(_resampled(tall.transpose(0, 1), width).transpose(0, 1), merge)
+        parts.append(made[height, width].repeat(frames, 1))
+    return torch.cat(parts)
 
 
 def square_side(entries: int) -> int:
