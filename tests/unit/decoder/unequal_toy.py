@@ -28,7 +28,7 @@ from pyquant.decoder.model import DecoderModel, DecoderRotary
 from pyquant.decoder.profile import DecoderProfile
 from pyquant.models.example import randomize_
 from pyquant.wrap import QModule
-from pyquant.wrap.hf import take_cache
+from pyquant.wrap.hf import cache_of, make_output, take_cache
 from pyquant.wrap.registry import register
 
 torch.set_num_threads(1)
@@ -148,12 +148,12 @@ class ToyModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        cache = take_cache(past_key_values, kwargs)
+        cache = take_cache(cache, kwargs)
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
@@ -171,7 +171,7 @@ class ToyModel(PreTrainedModel):
         shared: dict[int, Any] = {}
         for variant, layer in zip(LAYERS, self.layers, strict=True):
             hidden = layer(hidden, tables[variant], masks[variant], cache, shared)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
+        return make_output(None, BaseModelOutputWithPast, last_hidden_state=self.norm(hidden), cache=cache)
 
 
 class ToyForCausalLM(PreTrainedModel, GenerationMixin):
@@ -188,17 +188,17 @@ class ToyForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> Any:
-        cache = take_cache(past_key_values, kwargs)
+        cache = take_cache(cache, kwargs)
         out = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
         logits = self.lm_head(out.last_hidden_state[:, kept])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
+        return make_output(None, CausalLMOutputWithPast, logits=logits, cache=cache_of(out))
 
 
 # --- the wrappers ---
