@@ -188,7 +188,7 @@ class WholeSteps:
         added = real & (at >= lengths)
         ids = prompt.ids.masked_scatter(added, new)
         positions = torch.where(added, at + prompt.deltas, prompt.positions)
-        keep = torch.ones(at.shape[1], at.shape[1], dtype=torch.bool).tril()[None] & real[:, None, :]
+        keep = torch.ones(at.shape[1], at.shape[1], dtype=torch.bool, device="cpu").tril()[None] & real[:, None, :]
         masks = self.host.masks(keep, at.transpose(0, 1), at)
         given = {"input_ids": ids.int(), **self.visual, **masks, **self.host.tables(positions)}
         hidden = self.run("model", given)["hidden_states"]
