@@ -100,10 +100,18 @@ class Host:
         request = GenerationRequest(self.manifest["generation"], options)
         ids, mask = self.checked(input_ids, attention_mask, request)
         length, new = self.bucket(mask, request)
-        ids_in, real = (compact(t, mask, length) for t in (ids, mask))
-        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
-        prompt = Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
-        return request.answer(Steps(self, run, prompt, Embedded(self.tokens(run, ids_in))), ids, mask, new)
+        prompt = self.prompt(ids, mask, length)
+        return request.answer(Steps(self, run, prompt, Embedded(self.tokens(run, prompt.ids))), ids, mask, new)
+
+    @torch.no_grad()
+    def hidden_states(self, run: Run, input_ids: Tensor) -> Tensor:
+        """Hidden states (B, S, D) before the final norm of text (B, S) without padding, by its prefill graph: what the
+        likelihood of text is computed from. Raises InputError as `generate`."""
+        request = GenerationRequest({}, {"max_new_tokens": 1})
+        ids, mask = self.checked(input_ids, torch.ones_like(input_ids), request)
+        prompt = self.prompt(ids, mask, self.bucket(mask, request)[0])
+        state = self.empty(prompt.real.sum(dim=1), prompt.deltas)
+        return self.prefill(run, Embedded(self.tokens(run, prompt.ids)), prompt, state)[:, : ids.shape[1]]
 
     # --- before the graphs ---
 

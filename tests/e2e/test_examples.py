@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import pyquant
-from examples import generate_over_bundle, quantize_model, quantize_module
+from examples import generate_over_bundle, quantize_model, quantize_module, smollm2
 from examples.digits import vlm_data
 from pyquant import calibration
+from pyquant.models import by_name
 from tests import checkpoints
 
 PROMPT = "what is this ?"
@@ -62,6 +63,15 @@ def test_generate_over_bundle_says_what_the_quantized_model_says(place: Path, ca
     q: Any = pyquant.load_quantized(place / "out" / "quantized")
     tokens = q.generate(**batch, max_new_tokens=16, do_sample=False)[0, batch["input_ids"].shape[1] :]
     assert printed == f"answer: {reader.tokenizer.decode(tokens)}\n"
+
+
+def test_smollm2_measures_the_text_of_files_as_that_of_the_tree(tmp_path: Path) -> None:
+    """By a tiny model of the same family, whose tokens are bytes; the real weights are tests/e2e/test_smollm2.py's."""
+    text = torch.tensor(list(b"Files compute what was simulated. The rest is rounding."[:48])).reshape(-1, 16)
+    q: Any = smollm2.quantize(by_name("llama").example.tiny_model(), "w8a16", text)
+    smollm2.export(q, tmp_path / "bundle", window=16)
+    eager = smollm2.perplexity(lambda ids: q(input_ids=ids).logits, text)
+    assert smollm2.perplexity(smollm2.Files(tmp_path / "bundle"), text) == pytest.approx(eager, rel=2e-3)
 
 
 @pytest.mark.slow
