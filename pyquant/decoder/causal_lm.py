@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,6 +71,33 @@ class CausalLM(QModel):
         loss: Tensor = self.hf_shell().loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         return loss
 
+    def run(
+        self,
+        arguments: Mapping[str, Any],
+        labels: Tensor | None,
+        logits_to_keep: int | Tensor,
+        kwargs: MutableMapping[str, Any],
+        also: Sequence[str] = (),
+    ) -> Any:
+        """The steps of forward: the model on `arguments` and what is left of `kwargs`, logits, loss, HF's output class.
+
+        `also`: fields of the model's output that HF's class has too, in some releases.
+        """
+        cache = hf.take_cache(arguments["cache"], kwargs)
+        as_object = kwargs.pop("return_dict", None)
+        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        out = self.model(**{**arguments, "cache": cache}, return_dict=True, **kwargs)
+        logits = self.logits_of(out.last_hidden_state, logits_to_keep)
+        result = hf.make_output(
+            self.fp_type,
+            CausalLMOutputWithPast,
+            loss=self.loss_of(logits, labels, for_loss),
+            logits=logits,
+            cache=hf.cache_of(out),
+            **{name: getattr(out, name, None) for name in also},
+        )
+        return hf.as_called(result, {"return_dict": as_object}, self.config)
+
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """HF's `generate` over this tree: its arguments, its loop, its cache classes."""
         return self.hf_shell().generate(inputs, **kwargs)
@@ -117,23 +144,15 @@ class TextCausalLM(CausalLM):
 
         logits_to_keep: the last so many, 0 for all, or the indices of places.
         """
-        cache = hf.take_cache(cache, kwargs)
-        as_object = kwargs.pop("return_dict", None)
-        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.logits_of(out.last_hidden_state, logits_to_keep)
-        loss = self.loss_of(logits, labels, for_loss)
-        result = hf.make_output(self.fp_type, CausalLMOutputWithPast, loss=loss, logits=logits, cache=hf.cache_of(out))
-        return hf.as_called(result, {"return_dict": as_object}, self.config)
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+        }
+        return self.run(arguments, labels, logits_to_keep, kwargs)
 
 
 LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")  # of HF's forward, for its loss alone

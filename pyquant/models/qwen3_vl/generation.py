@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pyquant.decoder.causal_lm import LOSS_ARGUMENTS, CausalLM
+from pyquant.decoder.causal_lm import CausalLM
 from pyquant.decoder.model import DecoderModel
 from pyquant.models.qwen3_vl.hf import hf_class
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
-from pyquant.wrap import hf
 from pyquant.wrap.registry import register
 
 
@@ -68,35 +66,21 @@ class QuantQwen3VLForConditionalGeneration(CausalLM):
 
         logits_to_keep: the last so many, 0 for all, or the indices of places.
         """
-        cache = hf.take_cache(cache, kwargs)
-        as_object = kwargs.pop("return_dict", None)
-        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=mm_encoder_outputs,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.logits_of(out.last_hidden_state, logits_to_keep)
-        more = ("rope_deltas", "image_outputs", "video_outputs")  # of some releases
-        result = hf.make_output(
-            self.fp_type,
-            CausalLMOutputWithPast,
-            loss=self.loss_of(logits, labels, for_loss),
-            logits=logits,
-            cache=hf.cache_of(out),
-            **{name: getattr(out, name, None) for name in more},
-        )
-        return hf.as_called(result, {"return_dict": as_object}, self.config)
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+            "pixel_values_videos": pixel_values_videos,
+            "image_grid_thw": image_grid_thw,
+            "video_grid_thw": video_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        also = ("rope_deltas", "image_outputs", "video_outputs")
+        return self.run(arguments, labels, logits_to_keep, kwargs, also)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """HF's `generate` over this tree: its arguments, its loop, its cache classes.
