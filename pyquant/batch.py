@@ -58,3 +58,14 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name, None))
+
+
+def result_tensors(output: object) -> list[Tensor]:
+    """The floating-point tensors of a model's output that are its result: the logits where there are some, else all.
+
+    Some releases of transformers return the image features of each image beside the logits, as many as a batch has
+    images.
+    """
+    logits = getattr(output, "logits", None)
+    tensors = [logits] if isinstance(logits, Tensor) else tensors_in(output)
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyquant import circle, trace
-from pyquant.batch import call, is_batch, tensors_in
+from pyquant.batch import call, is_batch, result_tensors
 from pyquant.errors import InputError, PhaseError
 from pyquant.reporter.sites import SiteReport
 from pyquant.site import Phase
@@ -187,7 +187,7 @@ def collect(
 
 
 def _output(q: QModule, batch: Any) -> Tensor:
-    floats = [tensor for tensor in tensors_in(call(q, batch)) if tensor.is_floating_point()]
+    floats = result_tensors(call(q, batch))
     if not floats:
         raise InputError("the model's output has no floating tensor, so there is nothing to compare")
     return torch.cat([tensor.detach().float().cpu().flatten() for tensor in floats])

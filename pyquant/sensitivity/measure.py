@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyquant.batch import call, tensors_in
+from pyquant.batch import call, result_tensors
 from pyquant.errors import InputError, PhaseError
 from pyquant.metrics import Deviation
 from pyquant.sensitivity.formats import SiteFormat
@@ -43,7 +43,7 @@ def sensitivity(
     group and batch; weights are quantized once, and `q` is restored afterwards.
     groups: `tensor` (sites of one tensor, which must all get a wider format for it to help), `site`,
     `module` (each wrapper's own sites), globs of site paths, or name -> glob or globs.
-    output: the part of the model's output that counts (default: every floating tensor in it). loss: `loss(output,
+    output: the part of the model's output that counts (default: its logits, else every floating tensor in it). loss: `loss(output,
     batch)` -> a number, the mean over the batches counts. progress: None shows a bar on a terminal, True always, False
     never.
 
@@ -95,7 +95,7 @@ class _Run:
         """The floating tensors of the output that count, and the whole output."""
         whole = call(self._q, batch)
         counted = whole if self._output is None else self._output(whole)
-        tensors = [tensor for tensor in tensors_in(counted) if tensor.is_floating_point()]
+        tensors = result_tensors(counted)
         if not tensors:
             raise InputError(
                 f"the model's output ({type(counted).__name__}) has no floating tensor; choose what counts by output="
@@ -107,6 +107,11 @@ class _Run:
         results = [first, *(self.outputs(batch) for batch in self._batches[1:])]
         # Copies: a model may return a tensor that it writes to again (a cache).
         self._reference = [[tensor.detach().clone() for tensor in tensors] for tensors, _ in results]
+        if len(counts := {len(tensors) for tensors in self._reference}) > 1:
+            raise InputError(
+                f"the model returns another number of floating tensors for some batches ({sorted(counts)}); choose what "
+                "counts by output="
+            )
         self._base_loss = self._mean_loss([whole for _, whole in results])
 
     def damage(self) -> Damage:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyquant.batch import call, describe, is_batch, tensors_in
+from pyquant.batch import call, describe, is_batch, result_tensors, tensors_in
 from pyquant.errors import InputError
 
 
@@ -58,3 +58,18 @@ def test_tensors_of_a_nested_result() -> None:
         rest: tuple[Any, ...]
 
     assert list(tensors_in(Output(X, ({"a": [Y]}, None, 3)))) == [X, Y]
+
+
+def test_the_result_of_a_language_model_is_its_logits() -> None:
+    """transformers 5.24 returns image features beside them, as many as the batch has images."""
+
+    @dataclass
+    class Output:
+        logits: torch.Tensor | None
+        image_outputs: list[torch.Tensor]
+        count: torch.Tensor
+
+    images = [torch.zeros(2), torch.ones(3)]
+    assert [t.shape for t in result_tensors(Output(torch.zeros(1, 5), images, torch.tensor(3)))] == [(1, 5)]
+    assert [t.shape for t in result_tensors(Output(None, images, torch.tensor(3)))] == [(2,), (3,)]
+    assert result_tensors(torch.tensor(3)) == []

@@ -222,6 +222,9 @@ def test_what_cannot_work_says_so(tmp_path):
         sensitivity(q, batches[0])
     with pytest.raises(InputError, match="no floating tensor"):
         sensitivity(q, batches, output=lambda out: out.argmax(-1), progress=False)
+    counts = iter([1, 2])
+    with pytest.raises(InputError, match=r"another number of floating tensors for some batches \(\[1, 2\]\)"):
+        sensitivity(q, batches[:2], output=lambda out: [out] * next(counts), progress=False)
     with pytest.raises(PolicyError, match="match no quantized site"):
         sensitivity(q, batches, groups=["nowhere*"], progress=False)
     with pytest.raises(PolicyError, match="both have"):
