@@ -43,9 +43,9 @@ def sensitivity(
     group and batch; weights are quantized once, and `q` is restored afterwards.
     groups: `tensor` (sites of one tensor, which must all get a wider format for it to help), `site`,
     `module` (each wrapper's own sites), globs of site paths, or name -> glob or globs.
-    output: the part of the model's output that counts (default: its logits, else every floating tensor in it). loss: `loss(output,
-    batch)` -> a number, the mean over the batches counts. progress: None shows a bar on a terminal, True always, False
-    never.
+    output: the part of the model's output that counts (default: its logits, else every floating tensor in it).
+    loss: `loss(output, batch)` -> a number, the mean over the batches counts. progress: None shows a bar on a terminal,
+    True always, False never.
 
     Raises PhaseError before convert, InputError for no batches or an output without floating tensors, PolicyError for
     groups that match nothing or overlap.
@@ -109,8 +109,8 @@ class _Run:
         self._reference = [[tensor.detach().clone() for tensor in tensors] for tensors, _ in results]
         if len(counts := {len(tensors) for tensors in self._reference}) > 1:
             raise InputError(
-                f"the model returns another number of floating tensors for some batches ({sorted(counts)}); choose what "
-                "counts by output="
+                f"the model returns another number of floating tensors for some batches ({sorted(counts)}); choose "
+                "what counts by output="
             )
         self._base_loss = self._mean_loss([whole for _, whole in results])
 
