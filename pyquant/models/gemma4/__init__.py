@@ -6,17 +6,17 @@ It owns what is particular to Gemma4; importing it registers the wrappers. Share
 
 from __future__ import annotations
 
-from pyquant.models.gemma4.batches import image_batches, patchify
-from pyquant.models.gemma4.layers import (
-    QuantGemma4ClippableLinear,
-    QuantGemma4RMSNorm,
+from pyquant.models.gemma4.clipped import QuantGemma4ClippableLinear
+from pyquant.models.gemma4.norm import QuantGemma4RMSNorm
+from pyquant.models.gemma4.vision.batches import image_batches, patchify
+from pyquant.models.gemma4.vision.layers import (
     QuantGemma4VisionAttention,
     QuantGemma4VisionEncoderLayer,
     QuantGemma4VisionMLP,
 )
-from pyquant.models.gemma4.model import QuantGemma4VisionEncoder, QuantGemma4VisionModel
-from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.vision.model import QuantGemma4VisionEncoder, QuantGemma4VisionModel
+from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
+from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 __all__ = [
     "QuantGemma4ClippableLinear",

@@ -21,7 +21,7 @@ from pyquant.models.gemma4 import (
     QuantGemma4VisionPatchEmbedder,
     QuantGemma4VisionPooler,
 )
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.vision.profiles import VisionProfile
 from pyquant.wrap.base import QModule
 
 _FIRST: dict[type[QModule], str] = {

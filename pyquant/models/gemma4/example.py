@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyquant.errors import InputError
 from pyquant.models.example import made_up_image, randomize_, resized
-from pyquant.models.gemma4.batches import image_batches
+from pyquant.models.gemma4.vision.batches import image_batches
 
 POOLS = 4  # soft tokens along each side of an image
 

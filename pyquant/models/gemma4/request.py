@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyquant.errors import InputError, ProfileError
-from pyquant.models.gemma4.profiles import VisionProfile
+from pyquant.models.gemma4.vision.profiles import VisionProfile
 from pyquant.models.request import BundleChoice, Request, Sizes, grids_of
 
 POSITIONS, FROM_PROCESSOR = "pixel_position_ids", "image_position_ids"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
-from pyquant.models.gemma4.tables import Pooling, StaticTables, padding_of, position_embeddings
+from pyquant.models.gemma4.vision.adapter import static_graph
+from pyquant.models.gemma4.vision.profiles import VisionProfile, require_vision_profile
+from pyquant.models.gemma4.vision.tables import Pooling, StaticTables, padding_of, position_embeddings
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32

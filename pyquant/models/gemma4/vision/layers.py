@@ -1,91 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """One encoder layer of Gemma4's vision tower and what it is made of.
 
-It owns Gemma4's clipped linears, sandwich norms and axially rotated attention. Masks and rotary tables come from
-tables.py; linear, norm, softmax and the gated MLP are those of pyquant.wrap.
+It owns sandwich norms and axially rotated attention. Masks and rotary tables come from tables.py; clipped linears and
+the norm are those of all of Gemma4; softmax and the gated MLP are those of pyquant.wrap.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyquant.autocast import uncompiled
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
-from pyquant.models.gemma4.tables import StaticTables, padding_of
-from pyquant.site import TensorStamp
+from pyquant.models.gemma4.vision.adapter import static_graph
+from pyquant.models.gemma4.vision.profiles import VisionProfile, require_vision_profile
+from pyquant.models.gemma4.vision.tables import StaticTables, padding_of
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
-from pyquant.wrap.base import Clip, QModule, Role, WrapContext
+from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
-from pyquant.wrap.norm import QuantRMSNorm
 from pyquant.wrap.registry import register
 from pyquant.wrap.rotary import Rotary, RotaryTables
 
 Mask = Tensor | AdditiveMask | None
-
-
-@register(hf_class("Gemma4RMSNorm"))
-class QuantGemma4RMSNorm(QuantRMSNorm):
-    """Gemma4's norm multiplies by `weight` as it is (no 1 + weight), or by nothing when built without a scale."""
-
-
-@register(hf_class("Gemma4ClippableLinear"))
-class QuantGemma4ClippableLinear(QModule):
-    """A Linear whose input and output are clamped to the checkpoint's bounds.
-
-    The bounds are used as numbers. Quantized, a clamp is the saturation of a site and costs nothing.
-    """
-
-    CHILDREN = ("linear",)
-    BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-    INFINITE = BOUNDS
-
-    linear: QModule
-
-    def __init__(self, fp: nn.Module, ctx: WrapContext) -> None:
-        super().__init__(fp, ctx)
-        for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints have them
-            if hasattr(fp, name):
-                self.register_buffer(name, getattr(fp, name))
-        self._read = TensorStamp()
-        self.derive()
-
-    def compute_bias_scales(self) -> None:
-        """Loading a checkpoint has put other bounds in place by now."""
-        super().compute_bias_scales()
-        self.derive()
-
-    @uncompiled  # it looks at the tensors themselves
-    def _follow(self) -> None:
-        """As QModule._follow; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
-        bounds = [t for name in self.BOUNDS if (t := self._buffers.get(name)) is not None]
-        if bounds and not self._read.is_of(*bounds):
-            self._read = TensorStamp(*bounds)
-            self.derive()
-
-    def derive(self) -> None:
-        """The bounds as numbers."""
-        low_in, high_in, low_out, high_out = (_bound(self._buffers.get(name)) for name in self.BOUNDS)
-        self.clip_in: Clip = (low_in, high_in)
-        self.clip_out: Clip = (low_out, high_out)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        self.refresh()
-        out: Tensor = self.linear(hidden_states, clip_in=self.clip_in, clip_out=self.clip_out)
-        return out
-
-
-def _bound(value: Tensor | None) -> float | None:
-    """None for no bound: no buffer, an infinite one, or one without a value yet."""
-    if value is None or value.is_meta or not math.isfinite(float(value)):
-        return None
-    return float(value)
 
 
 @register(hf_class("Gemma4VisionMLP"))

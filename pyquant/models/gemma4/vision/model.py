@@ -16,12 +16,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.adapter import static_graph
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.layers import Mask
-from pyquant.models.gemma4.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
-from pyquant.models.gemma4.profiles import VisionProfile, require_vision_profile
-from pyquant.models.gemma4.tables import StaticTables, VisionTables, padding_of
+from pyquant.models.gemma4.vision.adapter import static_graph
+from pyquant.models.gemma4.vision.layers import Mask
+from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
+from pyquant.models.gemma4.vision.profiles import VisionProfile, require_vision_profile
+from pyquant.models.gemma4.vision.tables import StaticTables, VisionTables, padding_of
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask

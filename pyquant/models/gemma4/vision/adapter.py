@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.tables import StaticTables
+from pyquant.models.gemma4.vision.tables import StaticTables
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule
 

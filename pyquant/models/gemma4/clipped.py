@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer between two clamps, as the vision and the audio tower have it.
+
+It owns the bounds as numbers. The product is pyquant.wrap.linear's.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from pyquant.autocast import uncompiled
+from pyquant.models.gemma4.hf import hf_class
+from pyquant.site import TensorStamp
+from pyquant.wrap.base import Clip, QModule, WrapContext
+from pyquant.wrap.registry import register
+
+
+@register(hf_class("Gemma4ClippableLinear"))
+class QuantGemma4ClippableLinear(QModule):
+    """A Linear whose input and output are clamped to the checkpoint's bounds.
+
+    The bounds are used as numbers. Quantized, a clamp is the saturation of a site and costs nothing.
+    """
+
+    CHILDREN = ("linear",)
+    BOUNDS = ("input_min", "input_max", "output_min", "output_max")
+    INFINITE = BOUNDS
+
+    linear: QModule
+
+    def __init__(self, fp: nn.Module, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints have them
+            if hasattr(fp, name):
+                self.register_buffer(name, getattr(fp, name))
+        self._read = TensorStamp()
+        self.derive()
+
+    def compute_bias_scales(self) -> None:
+        """Loading a checkpoint has put other bounds in place by now."""
+        super().compute_bias_scales()
+        self.derive()
+
+    @uncompiled  # it looks at the tensors themselves
+    def _follow(self) -> None:
+        """As QModule._follow; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
+        bounds = [t for name in self.BOUNDS if (t := self._buffers.get(name)) is not None]
+        if bounds and not self._read.is_of(*bounds):
+            self._read = TensorStamp(*bounds)
+            self.derive()
+
+    def derive(self) -> None:
+        """The bounds as numbers."""
+        low_in, high_in, low_out, high_out = (_bound(self._buffers.get(name)) for name in self.BOUNDS)
+        self.clip_in: Clip = (low_in, high_in)
+        self.clip_out: Clip = (low_out, high_out)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        self.refresh()
+        out: Tensor = self.linear(hidden_states, clip_in=self.clip_in, clip_out=self.clip_out)
+        return out
+
+
+def _bound(value: Tensor | None) -> float | None:
+    """None for no bound: no buffer, an infinite one, or one without a value yet."""
+    if value is None or value.is_meta or not math.isfinite(float(value)):
+        return None
+    return float(value)
