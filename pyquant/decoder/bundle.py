@@ -141,11 +141,12 @@ class BundleParts:
     def rotary(self, variant: str) -> dict[str, Any]:
         """HF's frequencies. Raises ProfileError for a kind of rotary embedding whose frequencies depend on the
         length."""
-        rotary = self.text.rotary_of(variant).float_rotary
-        refuse_changing(rotary)
+        rotary = self.text.rotary_of(variant)
+        refuse_changing(rotary.rope_type(variant))
+        frequencies, scaling = rotary.frequencies(variant)
         return {
-            "inv_freq": rotary.inv_freq.detach().float().cpu().tolist(),
-            "attention_scaling": float(rotary.attention_scaling),
+            "inv_freq": frequencies.tolist(),
+            "attention_scaling": scaling,
             "signed_sin": "the first half of sin is negated",
         }
 
@@ -176,9 +177,8 @@ def _layer_entry(kind: LayerKind) -> dict[str, Any]:
     return entry | {name: value for name, value in optional.items() if value is not None}
 
 
-def refuse_changing(rotary: Any) -> None:
-    """Raise ProfileError for rotary embeddings that a manifest cannot describe."""
-    kind = str(getattr(rotary, "rope_type", "default"))
+def refuse_changing(kind: str) -> None:
+    """Raise ProfileError for rotary embeddings of a `kind` (HF's rope_type) that a manifest cannot describe."""
     if kind in ("dynamic", "longrope"):
         raise ProfileError(
             f"rotary embeddings of type {kind!r} change their frequencies with the length of the sequence, which a "

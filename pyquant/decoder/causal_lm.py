@@ -61,7 +61,12 @@ class CausalLM(QModel):
     def logits_of(self, hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         """hidden (B, S, D) -> logits. logits_to_keep: the last so many, 0 for all, or the indices of places."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits: Tensor = self.lm_head(hidden if isinstance(kept, slice) and kept.start == 0 else hidden[:, kept])
+        return self.scores(hidden if isinstance(kept, slice) and kept.start == 0 else hidden[:, kept])
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """The head: hidden (B, S, D) after the final norm -> logits. A family whose logits go on from there overrides
+        it."""
+        logits: Tensor = self.lm_head(hidden)
         return logits
 
     def loss_of(self, logits: Tensor, labels: Tensor | None, kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -117,7 +122,7 @@ class CausalLM(QModel):
     def as_export_module(self, profile: HeadProfile) -> GraphAdapter:
         """The final norm and the head (HeadProfile). The other graphs belong to its parts."""
         if isinstance(profile, HeadProfile):
-            return head_graph(self, self.text, self.lm_head, profile)
+            return head_graph(self, self.text, self.lm_head, self.scores, profile)
         raise ProfileError(
             f"{type(self).__name__} is exported graph by graph: pyquant.export_bundle(q, folder, profile) with a "
             f"Profile of its family, or its parts, or its head with HeadProfile; got {type(profile).__name__}"

@@ -7,11 +7,12 @@ bundle is bundle.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyquant.decoder.graphs import float_type
 from pyquant.decoder.model import DecoderModel
@@ -54,15 +55,18 @@ def embedding_profile(batch_size: int, seq_len: int | None = None) -> ExportProf
     return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name=f"token_embedding_s{seq_len}")
 
 
-def head_graph(module: QModule, text: DecoderModel, head: QModule, profile: HeadProfile) -> GraphAdapter:
-    """The norm of `text` and `head`, for the `module` that has them both."""
+def head_graph(
+    module: QModule, text: DecoderModel, head: QModule, scores: Callable[[Tensor], Tensor], profile: HeadProfile
+) -> GraphAdapter:
+    """The norm of `text` and the `scores` of `module`, which has them both and uses `head` and sites of its own."""
 
-    def call(hidden: Tensor, *, norm: QModule, lm_head: QModule) -> Tensor:
-        logits: Tensor = lm_head(norm(hidden))
-        return logits
+    def call(hidden: Tensor, *, norm: QModule, **_: nn.Module) -> Tensor:
+        return scores(norm(hidden))
 
     spec = TensorSpec((profile.batch_size, profile.seq_len, text.config.hidden_size), float_type(text))
-    parts = {"norm": text.norm, "lm_head": head}
+    parts: dict[str, nn.Module] = {"norm": text.norm, "lm_head": head}
+    if len(module.sites):
+        parts["sites"] = module.sites
     return GraphAdapter(
         module, call, inputs={"hidden_states": spec}, outputs=("logits",), name=profile.name, parts=parts
     )

@@ -80,7 +80,7 @@ class StackInputs(NamedTuple):
     """What a stack of layers takes: tables and masks by variant (LayerKind), and what a family adds, by name.
 
     hidden (B, S, D). past: HF's cache, a Past, or None. shared: the keys of layers that others read, filled on the way;
-    None where no layer does.
+    None where no layer does. keep: how many last places layers after the last one with keys compute; 0: all.
     """
 
     hidden: Tensor
@@ -90,6 +90,7 @@ class StackInputs(NamedTuple):
     extras: Mapping[str, Tensor] = {}
     shared: dict[int, KeyValue] | None = None
     per_head: bool = False
+    keep: int = 0
 
     def of(self, kind: LayerKind) -> tuple[RotaryTables, AdditiveMask]:
         """The tables and the mask of a layer."""

@@ -35,10 +35,13 @@ def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     return inputs_embeds
 
 
-def refuse_unsupported(kwargs: Mapping[str, Any], config: Any) -> None:
-    """Raise InputError for what HF's text model does on request and this one does not."""
+def refuse_unsupported(kwargs: Mapping[str, Any], config: Any, causal: bool = True) -> None:
+    """Raise InputError for what HF's text model does on request and this one does not.
+
+    causal: what the wrapper computes, when nobody asks for anything else.
+    """
     refuse_recording(kwargs, config)
-    if kwargs.get("is_causal", getattr(config, "is_causal", True)) is False:
+    if causal and kwargs.get("is_causal", getattr(config, "is_causal", True)) is False:
         raise InputError(
             "is_causal=False makes the text model bidirectional, which the quantized one is not; give a 4-D "
             "attention_mask of (batch, 1, queries, keys) instead"

@@ -7,6 +7,7 @@ linear, norm, attention core and MLP are those of pyquant.wrap. A family derives
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.masks import text_mask
 from pyquant.decoder.past import KeyValue
+from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
@@ -31,7 +33,7 @@ class DecoderAttention(QModule):
     layer that reads another layer's keys (`LayerKind.shares`) has the two sites too, and no projections for them.
     """
 
-    CHILDREN = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    CHILDREN: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "q_norm", "k_norm")
     SITES = {"act_in": Role.ACTIVATION, "key": Role.ACTIVATION, "value": Role.ACTIVATION}
     ROTARY: ClassVar[type[Any]]  # HF's rotary embedding of the family, built from the config
@@ -90,10 +92,10 @@ class DecoderAttention(QModule):
         batch, tokens = hidden_states.shape[:2]
 
         x = self.q("act_in", hidden_states)
-        query = self._normed(self.q_norm, self._heads(self.q_proj(x)))
+        query = self.normed(self.q_norm, self.heads(self.q_proj(x)))
         query = self.q_rotary(query, tables).transpose(1, 2)
         if self.kind.shares is None:
-            key, value = self._keys(x, tables)
+            key, value = self.keys(x, tables)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)
             if shared is not None:
@@ -105,19 +107,21 @@ class DecoderAttention(QModule):
         out, probs = self.core(query, key, value, mask, per_head=per_head)
         return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), probs
 
-    def _keys(self, x: Tensor, tables: RotaryTables) -> KeyValue:
+    def keys(self, x: Tensor, tables: RotaryTables) -> KeyValue:
         """New keys and values (B, Hkv, S, head_dim), on the grid of the cache."""
         assert self.k_proj is not None, f"{self.path!r} has no k_proj"
         assert self.v_proj is not None, f"{self.path!r} has no v_proj"
-        key = self.k_rotary(self._normed(self.k_norm, self._heads(self.k_proj(x))), tables).transpose(1, 2)
+        key = self.k_rotary(self.normed(self.k_norm, self.heads(self.k_proj(x))), tables).transpose(1, 2)
         key = self.q("key", key)
-        return key, self.q("value", self._heads(self.v_proj(x)).transpose(1, 2))
+        return key, self.q("value", self.heads(self.v_proj(x)).transpose(1, 2))
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, S, heads * head_dim) -> (B, S, heads, head_dim)."""
         return x.view(*x.shape[:2], -1, self.kind.head_dim)
 
     @staticmethod
-    def _normed(norm: QModule | None, x: Tensor) -> Tensor:
+    def normed(norm: QModule | None, x: Tensor) -> Tensor:
+        """`x` through the norm, where HF has one."""
         out: Tensor = x if norm is None else norm(x)
         return out
 
@@ -135,14 +139,21 @@ class DecoderAttention(QModule):
 
 def _attention(module: DecoderAttention, given: StackInputs) -> Tensor:
     tables, mask = given.of(module.kind)
-    out: Tensor = module(given.hidden, tables, mask, given.past, shared=given.shared, per_head=given.per_head)[0]
+    out: Tensor = module(
+        given.hidden,
+        position_embeddings=tables,
+        attention_mask=mask,
+        cache=given.past,
+        shared=given.shared,
+        per_head=given.per_head,
+    )[0]
     return out
 
 
 class DecoderLayer(QModule):
     """Attention and MLP, each after a norm, each added to the residual stream."""
 
-    CHILDREN = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    CHILDREN: ClassVar[tuple[str, ...]] = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
     SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
 
     self_attn: DecoderAttention
@@ -178,6 +189,14 @@ class DecoderLayer(QModule):
         x = self.q("attn_residual", x + attended)
         return self.q("act_out", x + self.mlp(self.post_attention_layernorm(x)))
 
+    def extra_inputs(self, profile: TextProfile) -> Mapping[str, TensorSpec]:
+        """What the family adds to the inputs of the graph of this layer alone."""
+        return {}
+
+    def arguments(self, given: StackInputs) -> Mapping[str, Any]:
+        """Further arguments of forward, from what `extra_inputs` names."""
+        return {}
+
     def as_export_module(self, profile: TextProfile) -> GraphAdapter:
         """hidden_states (B, S, D), mask, tables, past -> hidden_states_out, new_key, new_value; see TextProfile."""
         return text_graph(
@@ -187,10 +206,19 @@ class DecoderLayer(QModule):
             first="hidden_states",
             output="hidden_states_out",
             attentions=[self.self_attn],
+            extras=self.extra_inputs(profile),
         )
 
 
 def _layer(module: DecoderLayer, given: StackInputs) -> Tensor:
     tables, mask = given.of(module.self_attn.kind)
-    out: Tensor = module(given.hidden, tables, mask, cache=given.past, shared=given.shared, per_head=given.per_head)
+    out: Tensor = module(
+        given.hidden,
+        position_embeddings=tables,
+        attention_mask=mask,
+        cache=given.past,
+        shared=given.shared,
+        per_head=given.per_head,
+        **module.arguments(given),
+    )
     return out

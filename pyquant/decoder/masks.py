@@ -6,7 +6,7 @@ It owns which key a query may look at, as transformers defines it. How a mask en
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ def text_mask(
     *,
     window: int | None = None,
     layer: int = 0,
+    causal: bool = True,
+    blocks: Blocks | None = None,
 ) -> AdditiveMask:
     """What transformers' create_causal_mask means, as (B or 1, 1 or H, Q, K) of 0 and FILL.
 
@@ -30,7 +32,9 @@ def text_mask(
     query may look, or added when floating point. `embeds` (B, Q, D) gives sizes, type and device; `cache` (HF's, or a
     Past) the keys that are there before. `text_positions` (B, Q): where they do not go up by one, another packed
     sequence begins; as in transformers that counts only without mask and cache. `window`: how many positions back a
-    query sees, itself included. `layer`: whose part of the cache it is, where layers keep unequal parts.
+    query sees, itself included. `layer`: whose part of the cache it is, where layers keep unequal parts. `causal`
+    False: a query sees what follows too, and of a window all that is at most `window` away. `blocks`: tokens that see
+    each other.
 
     There is a mask even if nothing is masked, so that the arithmetic is that of a static graph. Raises InputError for a
     mask that does not fit the keys.
@@ -44,9 +48,15 @@ def text_mask(
         return mask
     query_at = torch.arange(queries, device=embeds.device, dtype=torch.int64) + past
     key_at = torch.arange(keys, device=embeds.device, dtype=torch.int64) + first
-    keep = (key_at[None, :] <= query_at[:, None])[None]
-    if window is not None:
-        keep = keep & (key_at[None, :] > query_at[:, None] - window)
+    away = query_at[:, None] - key_at[None, :]
+    keep = (away >= 0 if causal else torch.ones_like(away, dtype=torch.bool))[None]
+    inside = None if window is None else (away < window if causal else away.abs() <= window)
+    if blocks is not None and blocks.bounded:
+        keep = keep | blocks.together(query_at, key_at)
+    if inside is not None:
+        keep = keep & inside
+    if blocks is not None and not blocks.bounded:
+        keep = keep | blocks.together(query_at, key_at)
     if attention_mask is not None:
         keep = keep & _valid(attention_mask, batch, queries, past, keys, first).to(embeds.device)[:, None, :]
     elif text_positions is not None and cache is None:
@@ -55,6 +65,27 @@ def text_mask(
         keep = keep & (sequence[:, :, None] == sequence[:, None, :])
     values = torch.zeros(keep.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~keep, FILL)
     return AdditiveMask(values[:, None])
+
+
+class Blocks(NamedTuple):
+    """Blocks of tokens that see each other wherever they stand, such as those of an image.
+
+    ids (B, positions) int64: the block of each token, counted from the start of the sequence, -1 for none; tokens after
+    the last one are in none. bounded: not beyond the window.
+    """
+
+    ids: Tensor
+    bounded: bool = True
+
+    def together(self, query_at: Tensor, key_at: Tensor) -> Tensor:
+        """(B, Q, K) bool: query and key are of one block."""
+        query, key = (self._at(places) for places in (query_at, key_at))
+        return (query[:, :, None] == key[:, None, :]) & (query >= 0)[:, :, None]
+
+    def _at(self, places: Tensor) -> Tensor:
+        ids = self.ids.to(places.device)
+        known = places < ids.shape[1]
+        return ids[:, places.clamp(max=ids.shape[1] - 1)].masked_fill(~known, -1)
 
 
 def sizes(cache: Any, queries: int, layer: int = 0) -> tuple[Any, int, int]:

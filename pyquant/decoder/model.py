@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ from pyquant.wrap.rotary import RotaryTables
 class DecoderRotary(QModule):
     """Rotary tables, computed by HF's own module. In static graphs they are inputs.
 
-    `AXES`: how many positions a token has: 1, or 3 for time, height and width.
+    `AXES`: how many positions a token has: 1, or 3 for time, height and width. A module that serves layers of several
+    variants overrides `compute`, `frequencies` and `scalings`.
     """
 
     SITES = {"cos": Role.UNIT, "sin": Role.UNIT}
@@ -44,30 +45,44 @@ class DecoderRotary(QModule):
 
     @classmethod
     def site_roles(cls, fp: Any) -> Mapping[str, Role]:
-        unit = float(fp.attention_scaling) <= 1  # YaRN scales the tables
+        unit = all(scaling <= 1 for scaling in cls.scalings(fp))  # YaRN scales the tables
         return dict.fromkeys(cls.SITES, Role.UNIT if unit else Role.ACTIVATION)
+
+    @classmethod
+    def scalings(cls, fp: Any) -> tuple[float, ...]:
+        """What HF's module multiplies cosines and sines by, of each variant."""
+        return (float(fp.attention_scaling),)
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        self.attention_scaling = float(fp.attention_scaling)
-        lost = fp.inv_freq.is_meta  # its buffers are in no checkpoint
+        lost = any(buffer.is_meta for buffer in fp.buffers())  # its buffers are in no checkpoint
         with torch.device("cpu"):
             self.float_rotary = type(fp)(fp.config) if lost else copy.deepcopy(fp)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """position_ids (B, S), or (AXES, B, S) -> (cos, sin), each (B, S, head_dim), in x's dtype."""
-        cos, sin = self._float(x, position_ids)
+        cos, sin = self.compute(x, position_ids)
         return self.q("cos", cos), self.q("sin", sin)
 
-    def tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
+    def tables(self, x: Tensor, position_ids: Tensor, variant: str = "") -> RotaryTables:
         """The same in the form of wrap.Rotary, and not yet on the grid."""
-        return RotaryTables.of(self._float(x, position_ids), parts=1)
+        return RotaryTables.of(self.compute(x, position_ids, variant), parts=1)
 
     def on_grid(self, tables: RotaryTables) -> RotaryTables:
         """`tables` through the sites; those of the layers then change nothing."""
         return RotaryTables(self.q("cos", tables.cos), self.q("sin", tables.signed_sin))
 
-    def _float(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def frequencies(self, variant: str = "") -> tuple[Tensor, float]:
+        """The angle of each pair of channels at position 1 (head_dim / 2,) float32, and the factor of cos and sin."""
+        rotary = self.float_rotary
+        return rotary.inv_freq.detach().float().cpu(), float(rotary.attention_scaling)
+
+    def rope_type(self, variant: str = "") -> str:
+        """HF's name of the way in which the frequencies are made."""
+        return str(getattr(self.float_rotary, "rope_type", "default"))
+
+    def compute(self, x: Tensor, position_ids: Tensor, variant: str = "") -> tuple[Tensor, Tensor]:
+        """(cos, sin) of HF's module, not on the grid, for layers of `variant`."""
         if position_ids.dim() == 2:
             position_ids = position_ids[None].expand(self.AXES, -1, -1)
         cos, sin = self.float_rotary(x, position_ids[0] if self.AXES == 1 else position_ids)
@@ -89,7 +104,7 @@ class DecoderModel(QModel):
     variants of layers have rotary modules of their own lists them in CHILDREN and overrides `rotary_of`.
     """
 
-    CHILDREN = ("embed_tokens", "layers", "norm", "rotary_emb")
+    CHILDREN: ClassVar[tuple[str, ...]] = ("embed_tokens", "layers", "norm", "rotary_emb")
     SITES = {"inputs_embeds": Role.ACTIVATION}
 
     embed_tokens: QModule
@@ -103,7 +118,10 @@ class DecoderModel(QModel):
         self.variants = variants(self.kinds)
         # (variant, window, first layer) as plain values, which torch.compile carries over a graph break
         self._masked = [(name, kind.window, self.kinds.index(kind)) for name, kind in self.variants.items()]
+        self.causal = True  # a family with a model whose tokens see later ones says so
         self.shares = any(kind.shares is not None for kind in self.kinds)
+        # from this layer on all read keys that others made; their number, where none does
+        self.readers = max((i + 1 for i, kind in enumerate(self.kinds) if kind.shares is None), default=0)
 
     def get_input_embeddings(self) -> QModule:
         """The token table."""
@@ -157,9 +175,11 @@ class DecoderModel(QModel):
         use_cache: bool | None,
         kwargs: MutableMapping[str, Any],
         extras: Callable[[Tensor, torch.dtype], Mapping[str, Tensor]] | None = None,
+        keep: int = 0,
     ) -> Any:
-        """The steps of forward. `extras`: makes what the family adds, from the tokens and the model's floating type."""
-        refuse_unsupported(kwargs, self.config)
+        """The steps of forward. `extras`: makes what the family adds, from the tokens and the model's floating type.
+        `keep`: compute the last so many places only, where no later place needs the others; not while calibrating."""
+        refuse_unsupported(kwargs, self.config, self.causal)
         cache = hf.take_cache(cache, kwargs)
         tokens = tokens_of(input_ids, inputs_embeds)
         if use_cache is None:
@@ -174,8 +194,10 @@ class DecoderModel(QModel):
         valid = padded_keys(attention_mask, tokens, cache) if observing else None
         if valid is None:
             embeds = self._embed(tokens)
-            masks = self.masks(attention_mask, embeds, cache, text_positions)
-            hidden = self._normed(StackInputs(embeds, self.tables(embeds, positions), masks, cache, added))
+            masks = self.masks(attention_mask, embeds, cache, text_positions, added)
+            tables = self.tables(embeds, positions)
+            kept = 0 if observing else keep
+            hidden = self._normed(StackInputs(embeds, tables, masks, cache, added, keep=kept))
         else:
             hidden = row_by_row(self._row, tokens, valid, positions, cache, added)
         out = hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden, cache=cache)
@@ -183,16 +205,21 @@ class DecoderModel(QModel):
 
     def tables(self, like: Tensor, positions: Tensor) -> Mapping[str, RotaryTables]:
         """The rotary tables of each variant at `positions` (AXES, B, S), not yet on the grid."""
-        return {variant: self.rotary_of(variant).tables(like, positions) for variant in self.variants}
+        return {variant: self.rotary_of(variant).tables(like, positions, variant) for variant in self.variants}
 
     def on_grid(self, tables: Mapping[str, RotaryTables]) -> Mapping[str, RotaryTables]:
         """`tables` through the sites of the rotary modules."""
         return {variant: self.rotary_of(variant).on_grid(each) for variant, each in tables.items()}
 
     def masks(
-        self, attention_mask: Tensor | None, embeds: Tensor, cache: Any, text_positions: Tensor | None = None
+        self,
+        attention_mask: Tensor | None,
+        embeds: Tensor,
+        cache: Any,
+        text_positions: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> Mapping[str, AdditiveMask]:
-        """The mask of each variant; see masks.text_mask."""
+        """The mask of each variant; see masks.text_mask. `extras`: what the family adds to the call."""
         found = {}
         for variant, window, layer in self._masked:
             found[variant] = text_mask(attention_mask, embeds, cache, text_positions, window=window, layer=layer)
@@ -204,7 +231,7 @@ class DecoderModel(QModel):
 
     def _row(self, tokens: Tensor, positions: Tensor, past: Past, extras: Mapping[str, Tensor]) -> Tensor:
         embeds = self._embed(tokens)
-        masks = self.masks(None, embeds, past)
+        masks = self.masks(None, embeds, past, None, extras)
         return self._normed(StackInputs(embeds, self.tables(embeds, positions), masks, past, extras))
 
     def _normed(self, given: StackInputs) -> Tensor:
@@ -215,9 +242,24 @@ class DecoderModel(QModel):
         """inputs_embeds (B, S, D) -> (B, S, D) before the final norm; tables as `tables` makes them."""
         given = self.prepared(given)
         hidden = self.q("inputs_embeds", given.hidden)
+        given = self.enriched(hidden, given)
         for i in range(len(self.layers)):
+            if given.keep and i == self.readers:
+                hidden, given = self.last_places(hidden, given)
             hidden = self.step(i, hidden, given)
         return hidden
+
+    def last_places(self, hidden: Tensor, given: StackInputs) -> tuple[Tensor, StackInputs]:
+        """The last `given.keep` places of all that layers without keys of their own take."""
+        last = slice(-given.keep, None)
+        tables = {name: RotaryTables(*(t[:, last] for t in each)) for name, each in given.tables.items()}
+        masks = {name: AdditiveMask(mask.values[:, :, last]) for name, mask in given.masks.items()}
+        extras = {name: value[:, last] for name, value in given.extras.items()}
+        return hidden[:, last], given._replace(tables=tables, masks=masks, extras=extras)
+
+    def enriched(self, hidden: Tensor, given: StackInputs) -> StackInputs:
+        """With what the family computes once from the embeddings `hidden` (B, S, D), for all layers."""
+        return given
 
     def prepared(self, given: StackInputs) -> StackInputs:
         """With the tables on the grid, and a place for the keys that layers share."""
@@ -228,9 +270,19 @@ class DecoderModel(QModel):
         """Layer i and what follows it."""
         tables, mask = given.of(self.kinds[i])
         out: Tensor = self.layer(i)(
-            hidden, tables, mask, cache=given.past, shared=given.shared, per_head=given.per_head
+            hidden,
+            position_embeddings=tables,
+            attention_mask=mask,
+            cache=given.past,
+            shared=given.shared,
+            per_head=given.per_head,
+            **self.layer_arguments(i, given),
         )
         return out
+
+    def layer_arguments(self, i: int, given: StackInputs) -> Mapping[str, Any]:
+        """Further arguments of layer i, that only the family has."""
+        return {}
 
     def extra_inputs(self, profile: TextProfile) -> Mapping[str, TensorSpec]:
         """What the family adds to the inputs of a graph: of the stack, or of layer `profile.layer`."""

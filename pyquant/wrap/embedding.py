@@ -37,11 +37,13 @@ class QuantEmbedding(QModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Raises InputError for an id that is not a row of the table."""
-        if type(ids) is Tensor and not ids.is_meta and not torch.compiler.is_compiling():  # there are values
-            self._require_rows(ids)
+        self.require_rows(ids)
         return self.q("act_out", F.embedding(ids, self.const("weight", self.weight)))
 
-    def _require_rows(self, ids: Tensor) -> None:
+    def require_rows(self, ids: Tensor) -> None:
+        """Raise InputError for an id that is not a row of the table, where ids have values (not while tracing)."""
+        if type(ids) is not Tensor or ids.is_meta or torch.compiler.is_compiling():
+            return
         outside = ((ids < 0) | (ids >= self.num_embeddings)).nonzero()
         if len(outside):
             place = outside[0].tolist()

@@ -42,6 +42,10 @@ class Home:
         found = getattr(self._module(), name, None)
         return found if isinstance(found, type) else None
 
+    def has(self, name: str) -> bool:
+        """Whether this release has a function or class `name` there."""
+        return hasattr(self._module(), name)
+
     def _module(self) -> ModuleType:
         try:
             return importlib.import_module(self.name)

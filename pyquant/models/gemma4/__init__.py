@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma4 vision: every module of transformers' vision tower as a wrapper, static export profiles, calibration batches.
+"""Gemma4: every module of transformers' towers and text model as a wrapper, static export profiles, batches.
 
 It owns what is particular to Gemma4; importing it registers the wrappers. Shared pieces are pyquant.wrap.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from pyquant.models.gemma4.clipped import QuantGemma4ClippableLinear
 from pyquant.models.gemma4.norm import QuantGemma4RMSNorm
+from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
+from pyquant.models.gemma4.text.layers import QuantGemma4TextAttention, QuantGemma4TextDecoderLayer, QuantGemma4TextMLP
+from pyquant.models.gemma4.text.model import QuantGemma4ForCausalLM, QuantGemma4TextModel
+from pyquant.models.gemma4.text.per_layer import PerLayerProfile
+from pyquant.models.gemma4.text.rotary import QuantGemma4TextRotaryEmbedding
 from pyquant.models.gemma4.vision.batches import image_batches, patchify
 from pyquant.models.gemma4.vision.layers import (
     QuantGemma4VisionAttention,
@@ -19,8 +24,16 @@ from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder,
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 __all__ = [
+    "PerLayerProfile",
     "QuantGemma4ClippableLinear",
+    "QuantGemma4ForCausalLM",
     "QuantGemma4RMSNorm",
+    "QuantGemma4TextAttention",
+    "QuantGemma4TextDecoderLayer",
+    "QuantGemma4TextMLP",
+    "QuantGemma4TextModel",
+    "QuantGemma4TextRotaryEmbedding",
+    "QuantGemma4TextScaledWordEmbedding",
     "QuantGemma4VisionAttention",
     "QuantGemma4VisionEncoder",
     "QuantGemma4VisionEncoderLayer",

@@ -5,4 +5,5 @@ from __future__ import annotations
 
 from pyquant.wrap.hf import Home
 
-hf_class = Home("gemma4").cls
+home = Home("gemma4")
+hf_class = home.cls

@@ -86,9 +86,9 @@ class Qwen3VLParts(BundleParts):
     @torch.no_grad()
     def rotary(self, variant: str) -> dict[str, Any]:
         """HF's frequencies, and which position axis drives each, asked of HF's own module one axis at a time."""
+        refuse_changing(self.text.rotary_emb.rope_type())
         rotary = self.text.rotary_emb.float_rotary
-        refuse_changing(rotary)
-        frequencies = rotary.inv_freq.detach().float().cpu()
+        frequencies, _ = self.text.rotary_emb.frequencies()
         driven = []
         for axis in range(3):
             at = torch.zeros(3, 1, 1, dtype=torch.int64, device="cpu")
