@@ -28,7 +28,7 @@ from pyquant.exporter.grid import (
     quant_of,
 )
 from pyquant.exporter.plan import Quant
-from pyquant.exporter.registry import CASTS, GETITEM, is_move, target_of
+from pyquant.exporter.registry import CASTS, GETITEM, PADS, is_move, target_of
 from pyquant.exporter.tracing import Traced, location_of, readable, static_shape
 from pyquant.exporter.values import Const, dequantize_from
 
@@ -75,6 +75,8 @@ def _fold_call(node: Node, folded: Folded) -> Any:
         return None
     if target in _GROWING and _numel(node) > max(_numel(_node(node.args[0])), _MAX_GROWTH):
         return None
+    if target in PADS and getattr(folded[_node(node.args[0])], "quant", None) is not None:
+        return None  # its zeros are the zero point
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return _call(node, folded, None)

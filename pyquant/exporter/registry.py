@@ -39,9 +39,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 GETITEM = "getitem"
 CASTS = ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default", "aten.type_as.default")
 
+PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
+
 _ADVICE = {
     "aten.scaled_dot_product_attention.default": "use eager attention (matmul, softmax, matmul), with sites on each",
-    "aten.conv2d.default": "a patch convolution whose kernel equals its stride is a linear: reshape, then aten.linear",
+    "aten.conv1d.default": "write it as a conv2d of height 1 (wrap/conv.py does)",
+    "aten.conv2d.padding": "give the padding as numbers (wrap/conv.py does)",
     "aten.conv3d.default": "a patch convolution whose kernel equals its stride is a linear: reshape, then aten.linear",
     "aten.index_put.default": "use an index input and a gather (aten.index_select) instead of writing in place",
     "aten.masked_scatter.default": "use an index input and a gather (aten.index_select) instead",

@@ -112,7 +112,7 @@ def _without_cache(model: nn.Module) -> None:
 
 
 def _leaf(cls: type[nn.Module]) -> Case:
-    """A class built from its signature: required arguments are SIZE, and its input is random, (2, 4, SIZE)."""
+    """A class built from its signature: required arguments are SIZE, and its input is random, (2, SIZE, SIZE)."""
     name = _name(cls, None)
     given: dict[str, Any] = {}
     for key, parameter in inspect.signature(cls).parameters.items():
@@ -134,7 +134,7 @@ def _leaf(cls: type[nn.Module]) -> Case:
         name,
         cls,
         module,
-        {first: torch.randn(2, 4, SIZE, generator=generator, dtype=torch.float32, device="cpu")},
+        {first: torch.randn(2, SIZE, SIZE, generator=generator, dtype=torch.float32, device="cpu")},
         positional=True,
     )
 

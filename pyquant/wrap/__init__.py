@@ -16,6 +16,7 @@ from pyquant.wrap.registry import register, wrap
 from pyquant.wrap import (  # isort: skip
     activation as _activation,  # noqa: F401
     attention as _attention,  # noqa: F401
+    conv as _conv,  # noqa: F401
     embedding as _embedding,  # noqa: F401
     gated_mlp as _gated_mlp,  # noqa: F401
     linear as _linear,  # noqa: F401

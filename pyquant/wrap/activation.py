@@ -78,3 +78,18 @@ class QuantTanh(QModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.q("act_out", torch.tanh(self.q("act_in", x)))
+
+
+@register(nn.GLU)
+class QuantGLU(QModule):
+    """Gated linear unit: the first half of `dim` times the sigmoid of the second. `fp` is None for one without a module."""
+
+    SITES = {"act_in": Role.ACTIVATION, "sigmoid": Role.SIGMOID, "act_out": Role.ACTIVATION}
+
+    def __init__(self, fp: nn.GLU | None, ctx: WrapContext) -> None:
+        super().__init__(fp, ctx)
+        self.dim = -1 if fp is None else int(fp.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.q("act_in", x).chunk(2, dim=self.dim)
+        return self.q("act_out", value * self.q("sigmoid", torch.sigmoid(gate)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from pyquant.circle.files import Target
 from pyquant.exporter.legalize.blocks import decode_tables
+from pyquant.exporter.legalize.conv import add_biases
 from pyquant.exporter.legalize.fully_connected import flatten_rows
 from pyquant.exporter.legalize.integer_forms import rewrite_integers
 from pyquant.exporter.legalize.integer_types import route_integers
@@ -19,7 +20,7 @@ from pyquant.exporter.passes import run_passes
 from pyquant.exporter.plan import Graph
 
 _REWRITES: Mapping[Target, tuple[Callable[[Graph], Graph], ...]] = {
-    "onert": (decode_tables, flatten_rows, simplify_matmuls, route_integers, rewrite_integers),
+    "onert": (decode_tables, add_biases, flatten_rows, simplify_matmuls, route_integers, rewrite_integers),
 }
 
 

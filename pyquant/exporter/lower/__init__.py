@@ -16,14 +16,27 @@ from pyquant.errors import ExportError
 from pyquant.exporter.builder import Builder
 from pyquant.exporter.context import Context
 from pyquant.exporter.fold import fold
-from pyquant.exporter.lower import activation, alias, arith, comparison, gather, join, linear, move, norm, quant, reduce
+from pyquant.exporter.lower import (
+    activation,
+    alias,
+    arith,
+    comparison,
+    conv,
+    gather,
+    join,
+    linear,
+    move,
+    norm,
+    quant,
+    reduce,
+)
 from pyquant.exporter.plan import DTYPES, Graph, Tensor
 from pyquant.exporter.propagate import propagate
 from pyquant.exporter.registry import LOWERINGS, refuse_unknown, target_of
 from pyquant.exporter.tracing import Traced, location_of, static_shape
 from pyquant.exporter.values import Const, Ref
 
-FAMILIES = (activation, alias, arith, comparison, gather, join, linear, move, norm, quant, reduce)
+FAMILIES = (activation, alias, arith, comparison, conv, gather, join, linear, move, norm, quant, reduce)
 
 
 def lower(traced: Traced, metadata: Mapping[str, str]) -> Graph:

@@ -38,9 +38,9 @@ def linear(cx: Context, x: Value, weight: Ref | Const, bias: Value = None) -> Re
         )
     operands = [value for value in (x, weight, bias) if value is not None]
     if cx.want is not None and all(cx.quant(value) is not None for value in operands):
-        _check_bias(cx, x, weight, bias)
+        check_bias(cx, x, weight, bias)
         dtype = widest([cx.dtype(x), cx.want.dtype])
-        inputs = [cx.widen(x, dtype), weight, _bias_for(dtype, bias)]
+        inputs = [cx.widen(x, dtype), weight, bias_for(dtype, bias)]
         return cx.result("FULLY_CONNECTED", inputs, _FULLY_CONNECTED, cx.want, dtype)
     hybrid = weight if isinstance(weight, Const) else cx.dequantize(weight)
     inputs = [cx.dequantize(x), hybrid, None if bias is None else cx.dequantize(bias)]
@@ -55,7 +55,7 @@ def matmul(cx: Context, x: Value, y: Value) -> Ref:
     return cx.compute("BATCH_MATMUL", [x, y], _BATCH_MATMUL, weights=1)
 
 
-def _bias_for(dtype: str, bias: Ref | Const | None) -> Ref | Const | None:
+def bias_for(dtype: str, bias: Ref | Const | None) -> Ref | Const | None:
     """The accumulator of 16-bit activations has 64 bits, and so has its bias."""
     if not isinstance(bias, Const) or bias.quant is None or (dtype, bias.quant.dtype) != ("int16", "int32"):
         return bias
@@ -63,7 +63,7 @@ def _bias_for(dtype: str, bias: Ref | Const | None) -> Ref | Const | None:
     return Const(bias.name, bias.shape, bias.dtype, bias.value, bias.where, quant, lambda: narrow.ints().long())
 
 
-def _check_bias(cx: Context, x: Ref | Const, weight: Ref | Const, bias: Ref | Const | None) -> None:
+def check_bias(cx: Context, x: Ref | Const, weight: Ref | Const, bias: Ref | Const | None) -> None:
     """A bias is added to the integer accumulator, so its scale is input scale x weight scale, in float32."""
     if bias is None:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that move values without changing them: reshape, transpose, expand, repeat, slice, select, split.
+"""Operators that move values without changing them: reshape, transpose, expand, repeat, slice, pad, select, split.
 
 Every one keeps its input's type and grid. SPLIT_V is never written, because onert computes zeros for it: each part
 is a SLICE.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyquant.exporter.context import Context
-from pyquant.exporter.registry import GETITEM, Kind, lowers
+from pyquant.exporter.registry import GETITEM, PADS, Kind, lowers
 from pyquant.exporter.values import Const, Ref, Value
 
 
@@ -36,6 +36,16 @@ def slice_of(cx: Context, x: Ref | Const, dim: int, start: int, size: int) -> Re
     begin = [start if axis == dim else 0 for axis in range(len(shape))]
     sizes = [size if axis == dim else extent for axis, extent in enumerate(shape)]
     return cx.move("SLICE", x, [cx.ints(begin, "begin"), cx.ints(sizes, "size")], shape=tuple(sizes))
+
+
+def pad_of(cx: Context, x: Ref | Const, sizes: Sequence[tuple[int, int]]) -> Ref | Const:
+    """`x` between zeros: (before, after) for each dimension. Every grid has zero, so the grid stays."""
+    if not any(size for pair in sizes for size in pair):
+        return x
+    shape = tuple(before + size + after for size, (before, after) in zip(cx.shape(x), sizes, strict=True))
+    flat = torch.tensor(sizes, dtype=torch.int32, device="cpu")
+    paddings = Const("paddings", tuple(flat.shape), torch.int32, lambda: flat, cx.where)
+    return cx.move("PAD", x, [paddings], shape=shape)
 
 
 @lowers(
@@ -128,6 +138,20 @@ def slice_(
     strides = cx.ints([step if axis == dim else 1 for axis in rank], "strides")
     masks = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
     return cx.move("STRIDED_SLICE", x, [begin, stop, strides], dict.fromkeys(masks, 0) | {"offset": False})
+
+
+@lowers(*PADS, kind=Kind.MOVE)
+def pad(cx: Context, x: Ref | Const, pad: Sequence[int], *given: Any) -> Ref | Const:
+    """Zeros around the last dimensions, listed from the last one on as torch lists them."""
+    mode, value = (
+        next((g for g in given if isinstance(g, str)), "constant"),
+        [g for g in given if not isinstance(g, str)],
+    )
+    if mode != "constant" or any(value) or min(pad) < 0:
+        raise cx.error(f"PAD adds zeros, got {mode = }, {value = }, {list(pad) = }; slice, or concatenate constants")
+    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    sizes = [*[(0, 0)] * (len(cx.shape(x)) - len(pairs)), *reversed(pairs)]
+    return pad_of(cx, x, sizes)
 
 
 @lowers("aten.narrow.default", kind=Kind.MOVE)

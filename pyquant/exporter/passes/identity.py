@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves without effect: RESHAPE to the same shape, TRANSPOSE by the identity.
 
-One that makes a graph output stays: it gives the output a tensor of its own.
+One that makes a graph output stays: it gives the output a tensor of its own. A tensor that lowering added learns from
+the identity after it which value of the exported program it has.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pyquant.exporter.plan import Graph, Op
 def remove_identities(graph: Graph) -> Graph:
     """Read the input of an identity instead of its output."""
     outputs = set(graph.outputs)
-    return rewire(
-        graph,
-        {
-            op.outputs[0]: op.inputs[0]
-            for op in graph.operators
-            if op.outputs[0] not in outputs and _identity(graph, op)
-        },
-    )
+    instead = {
+        op.outputs[0]: op.inputs[0] for op in graph.operators if op.outputs[0] not in outputs and _identity(graph, op)
+    }
+    tensors = list(graph.tensors)
+    for gone, kept in instead.items():
+        if tensors[kept].origin is None and tensors[kept].constant is None:
+            tensors[kept] = tensors[kept].replace(origin=tensors[gone].origin)
+    return rewire(graph.replace(tensors=tuple(tensors)), instead)
 
 
 def _identity(graph: Graph, op: Op) -> bool:

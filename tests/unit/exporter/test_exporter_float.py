@@ -100,6 +100,31 @@ case("expand_idle", lambda m, x: x.expand(1, 2, 3, 8), X, ops="RESHAPE")
 case("repeat", lambda m, x: x.repeat(2, 1, 3), X, ops="RESHAPE BROADCAST_TO RESHAPE")
 case("repeat_interleave", lambda m, x: x.repeat_interleave(2, 1), X, ops="RESHAPE BROADCAST_TO RESHAPE")
 case("slice", lambda m, x: x[:, 1:, :-2], X, ops="SLICE SLICE")
+case("pad", lambda m, x: F.pad(x, (1, 2, 0, 3)), X, ops="PAD")
+case("pad_by_name", lambda m, x: F.pad(x, (0, 0, 1, 0), mode="constant", value=0.0), X, ops="PAD")
+case("pad_nothing", lambda m, x: F.pad(x, (0, 0)) + 1.0, X, ops="ADD")
+case("conv", lambda m, x: m.c(x), (2, 3, 6, 7), ops="TRANSPOSE PAD CONV_2D TRANSPOSE", c=nn.Conv2d(3, 4, 3, 2, 1))
+case(
+    "conv_no_bias",
+    lambda m, x: m.c(x),
+    (2, 3, 6, 7),
+    ops="TRANSPOSE CONV_2D TRANSPOSE",
+    c=nn.Conv2d(3, 4, 2, bias=False),
+)
+case(
+    "conv_depthwise",
+    lambda m, x: m.c(x),
+    (2, 3, 6, 7),
+    ops="TRANSPOSE DEPTHWISE_CONV_2D TRANSPOSE",
+    c=nn.Conv2d(3, 6, 3, dilation=(1, 2), groups=3),
+)
+case(
+    "conv_channels_last",
+    lambda m, x: m.c(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + 1.0,
+    (2, 6, 7, 3),
+    ops="CONV_2D ADD",
+    c=nn.Conv2d(3, 4, 3, stride=(1, 2)),
+)
 case("slice_step", lambda m, x: x[..., 1::3], X, ops="STRIDED_SLICE")
 case("narrow", lambda m, x: x.narrow(2, 2, 3), X, ops="SLICE")
 case("select", lambda m, x: x[:, -1], X, ops="SLICE RESHAPE")

@@ -162,6 +162,8 @@ BAD = {
     "softmax_without_dim": (lambda: torch.nn.Softmax(), "give it one, such as nn.Softmax"),
     "embedding_max_norm": (lambda: torch.nn.Embedding(4, 2, max_norm=1.0), "set max_norm to None"),
     "layer_norm_2d": (lambda: torch.nn.LayerNorm((3, 4)), "only norms over the last dimension"),
+    "conv_groups": (lambda: torch.nn.Conv2d(4, 4, 3, groups=2), "groups=1 or groups=in_channels do"),
+    "conv_reflect": (lambda: torch.nn.Conv1d(4, 4, 3, padding_mode="reflect"), "padding_mode='zeros'"),
     "rms_norm_2d": (lambda: torch.nn.RMSNorm((3, 4)), "only norms over the last dimension"),
 }
 
@@ -170,3 +172,35 @@ BAD = {
 def test_modules_without_a_wrapper_form_say_so(build, message):
     with pytest.raises(pyquant.errors.UnknownModuleError, match=message):
         pyquant.prepare(torch.nn.Sequential(build())[0], pyquant.Policy.preset("w8a8"))
+
+
+@pytest.mark.parametrize(("build", "shape"), [(torch.nn.Conv2d, (4, 6, 6)), (torch.nn.Conv1d, (4, 6))])
+def test_a_convolution_wants_a_batch(build, shape):
+    q = pyquant.prepare(build(4, 4, 3), pyquant.Policy.preset("w8a8"))
+    with pytest.raises(pyquant.errors.InputError, match=rf"takes a batch of {len(shape) + 1} dimensions, got"):
+        q(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv1d_depthwise"])
+def test_channels_last_is_the_same_convolution_without_transposes(name):
+    fp, batches = seeded(CASES[name])
+    q = quantized(fp, batches)
+    x = batches[0]
+    last = x.movedim(1, -1)
+    with torch.no_grad():
+        assert torch.equal(q(last, channels_last=True), q(x).movedim(1, -1))
+    program = pyquant.export(ChannelsLast(q, last))
+    assert not [op.op for op in program.graph.operators if op.op == "TRANSPOSE"]
+
+
+class ChannelsLast(torch.nn.Module):
+    """An adapter of a convolution and a relu between values that are channels last."""
+
+    def __init__(self, module, x):
+        super().__init__()
+        self.module, self.name, self.output_names = module, "channels_last", ("y",)
+        self.input_specs = {"x": pyquant.exporter.TensorSpec(tuple(x.shape))}
+
+    def forward(self, x):
+        with self.module.state.exporting():
+            return torch.relu(self.module(x, channels_last=True))
