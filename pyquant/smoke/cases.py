@@ -112,7 +112,10 @@ def _without_cache(model: nn.Module) -> None:
 
 
 def _leaf(cls: type[nn.Module]) -> Case:
-    """A class built from its signature: required arguments are SIZE, and its input is random, (2, SIZE, SIZE)."""
+    """A class built from its signature: required arguments are SIZE, and its input is random, (2, SIZE, SIZE).
+
+    One for images gets (2, SIZE, SIZE, SIZE).
+    """
     name = _name(cls, None)
     given: dict[str, Any] = {}
     for key, parameter in inspect.signature(cls).parameters.items():
@@ -130,13 +133,9 @@ def _leaf(cls: type[nn.Module]) -> Case:
     first = next(_parameters(module), None)
     if first is None:
         return Case(name, cls, None, reason=f"{cls.__name__}.forward takes no named argument")
-    return Case(
-        name,
-        cls,
-        module,
-        {first: torch.randn(2, SIZE, SIZE, generator=generator, dtype=torch.float32, device="cpu")},
-        positional=True,
-    )
+    axes = cls.__name__.endswith("2d")  # an image
+    x = torch.randn(2, *[SIZE] * (2 + axes), generator=generator, dtype=torch.float32, device="cpu")
+    return Case(name, cls, module, {first: x}, positional=True)
 
 
 def _parameters(module: nn.Module) -> Iterator[str]:

@@ -82,7 +82,10 @@ class QuantTanh(QModule):
 
 @register(nn.GLU)
 class QuantGLU(QModule):
-    """Gated linear unit: the first half of `dim` times the sigmoid of the second. `fp` is None for one without a module."""
+    """Gated linear unit: the first half of `dim` times the sigmoid of the second.
+
+    One without a module (`fp` None) splits the last dimension.
+    """
 
     SITES = {"act_in": Role.ACTIVATION, "sigmoid": Role.SIGMOID, "act_out": Role.ACTIVATION}
 

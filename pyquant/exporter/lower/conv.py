@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions: CONV_2D, and DEPTHWISE_CONV_2D for one filter a channel. Both compute on (batch, height, width, channels).
+"""Convolutions: CONV_2D, and DEPTHWISE_CONV_2D for one filter a channel, on (batch, height, width, channels).
 
 Torch's layout is reached by TRANSPOSE before and after, which passes/transpose.py removes where a wrapper transposes
 too. Circle's own padding (SAME) differs from torch's for even sizes, so padding is a PAD before it.
