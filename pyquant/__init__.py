@@ -21,6 +21,7 @@ _HOME = {
     "export_bundle": "pyquant.exporter",
     "ExportProfile": "pyquant.exporter",
     "CircleProgram": "pyquant.exporter",
+    "CalibrationWarning": "pyquant.lifecycle",
     "LowPrecisionWarning": "pyquant.exporter",
     "Policy": "pyquant.policy",
     "Rule": "pyquant.policy",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pyquant.exporter import LowPrecisionWarning as LowPrecisionWarning
     from pyquant.exporter import export as export
     from pyquant.exporter import export_bundle as export_bundle
+    from pyquant.lifecycle import CalibrationWarning as CalibrationWarning
     from pyquant.lifecycle import calibrate as calibrate
     from pyquant.lifecycle import convert as convert
     from pyquant.lifecycle import prepare as prepare

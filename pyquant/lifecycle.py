@@ -6,6 +6,7 @@ It owns the order of the steps and the errors that name sites. One site is site.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -26,7 +27,13 @@ from pyquant.wrap.computed import computed_weights
 from pyquant.wrap.finite import non_finite
 from pyquant.wrap.sources import Sources
 
-__all__ = ["calibrate", "convert", "prepare"]
+__all__ = ["CalibrationWarning", "calibrate", "convert", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data that gave every site a grid, and never reached a part of the model."""
 
 
 def prepare(fp: nn.Module, policy: Policy) -> QModule:
@@ -139,7 +146,8 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
     every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits,
     and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is converted already, was never
-    prepared, or is being calibrated or converted.
+    prepared, or is being calibrated or converted. Warns with CalibrationWarning of a part that has grids and that no
+    calibration data reached (an expert), and logs what fewer than some tens of rows reached.
     """
     tree = _tree(q, "convert")
     with tree.state.exclusive("convert"):
@@ -174,6 +182,18 @@ def _convert(tree: QModule, unused: Sequence[str]) -> None:
     for site, qparams in grids.items():
         site.set_qparams(qparams)
     finalize(tree)
+    _name_gaps(tree)
+
+
+def _name_gaps(q: QModule) -> None:
+    """A warning for what no calibration data reached, a log record for what little of it reached."""
+    gaps = [gap for module in q.all_qmodules() for gap in module.data_gaps()]
+    for gap in gaps:
+        if gap.seen:
+            logger.warning("%s", gap)
+    if none := [str(gap) for gap in gaps if not gap.seen]:
+        more = f"\n  and {len(none) - 5} more" if len(none) > 5 else ""
+        warnings.warn("convert: " + "\n  ".join(none[:5]) + more, CalibrationWarning, stacklevel=4)
 
 
 def finalize(q: QModule) -> None:

@@ -28,7 +28,7 @@ from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bia
 from pyquant.wrap.sources import Sources
 from pyquant.wrap.state_dict import follow_state_dict
 
-__all__ = ["Clip", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
+__all__ = ["Clip", "DataGap", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,21 @@ class WrapContext:
             raise PolicyError(
                 f"rule #{choice.index} {rule} does not fit the {role.value} site {path!r}: {error}"
             ) from error
+
+
+@dataclass(frozen=True)
+class DataGap:
+    """A part of a wrapper that has its grids, and saw little of the calibration data: `seen` rows, 0 for none.
+
+    path: of the wrapper. text: what saw how much, and what to do.
+    """
+
+    path: str
+    text: str
+    seen: int
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the model'}: {self.text}"
 
 
 class QModule(Phased):
@@ -205,6 +220,11 @@ class QModule(Phased):
             if site.role.is_constant and isinstance(value, Tensor):
                 found[name] = value
         return found
+
+    def data_gaps(self) -> list[DataGap]:
+        """What calibration reached too little for its grids to be trusted; convert names it. For a wrapper whose parts
+        see different data (experts)."""
+        return []
 
     # --- what follows the float model ---
 

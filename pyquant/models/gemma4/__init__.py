@@ -9,10 +9,12 @@ from __future__ import annotations
 from pyquant.models.gemma4.clipped import QuantGemma4ClippableLinear
 from pyquant.models.gemma4.norm import QuantGemma4RMSNorm
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
+from pyquant.models.gemma4.text.experts import ExpertsProfile, QuantGemma4TextExperts
 from pyquant.models.gemma4.text.layers import QuantGemma4TextAttention, QuantGemma4TextDecoderLayer, QuantGemma4TextMLP
 from pyquant.models.gemma4.text.model import QuantGemma4ForCausalLM, QuantGemma4TextModel
 from pyquant.models.gemma4.text.per_layer import PerLayerProfile
 from pyquant.models.gemma4.text.rotary import QuantGemma4TextRotaryEmbedding
+from pyquant.models.gemma4.text.router import QuantGemma4TextRouter
 from pyquant.models.gemma4.vision.batches import image_batches, patchify
 from pyquant.models.gemma4.vision.layers import (
     QuantGemma4VisionAttention,
@@ -24,15 +26,18 @@ from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder,
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 __all__ = [
+    "ExpertsProfile",
     "PerLayerProfile",
     "QuantGemma4ClippableLinear",
     "QuantGemma4ForCausalLM",
     "QuantGemma4RMSNorm",
     "QuantGemma4TextAttention",
     "QuantGemma4TextDecoderLayer",
+    "QuantGemma4TextExperts",
     "QuantGemma4TextMLP",
     "QuantGemma4TextModel",
     "QuantGemma4TextRotaryEmbedding",
+    "QuantGemma4TextRouter",
     "QuantGemma4TextScaledWordEmbedding",
     "QuantGemma4VisionAttention",
     "QuantGemma4VisionEncoder",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyquant.exporter.profile import Alone
 from pyquant.models.gemma4 import (
+    ExpertsProfile,
+    QuantGemma4TextExperts,
     QuantGemma4VisionAttention,
     QuantGemma4VisionEncoder,
     QuantGemma4VisionEncoderLayer,
@@ -39,6 +41,8 @@ def alone(q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Tensor])
 
     None where nothing depends on positions: such a part is exported by the shapes of its arguments.
     """
+    if isinstance(q, QuantGemma4TextExperts):
+        return Alone(ExpertsProfile(arguments["hidden_states"].shape[0]), arguments)
     first = _FIRST.get(type(q))
     if first is None:
         return None
