@@ -146,9 +146,11 @@ class QuantGemma4TextModel(DecoderModel):
     # --- the stack ---
 
     def enriched(self, hidden: Tensor, given: StackInputs) -> StackInputs:
-        """With per-layer inputs (B, S, L, P), unless the graph has them as inputs."""
-        if not self.per_layer_width or INPUTS in given.extras:
+        """With per-layer inputs (B, S, L, P), which are inputs of the graph of a stack."""
+        if not self.per_layer_width:
             return given
+        if INPUTS in given.extras:
+            return given._replace(extras={INPUTS: self.q(INPUTS, given.extras[INPUTS])})
         tokens = given.extras.get(TOKENS)
         if tokens is None:
             tokens = per_layer.tokens_of_layers(self, given.extras[IDS])
