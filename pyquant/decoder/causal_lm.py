@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,13 +94,14 @@ class CausalLM(QModel):
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         out = self.model(**{**arguments, "cache": cache}, return_dict=True, **kwargs)
         logits = self.logits_of(out.last_hidden_state, logits_to_keep)
+        known = {field.name for field in fields(out)}
         result = hf.make_output(
             self.fp_type,
             CausalLMOutputWithPast,
             loss=self.loss_of(logits, labels, for_loss),
             logits=logits,
             cache=hf.cache_of(out),
-            **{name: getattr(out, name, None) for name in also},
+            **{name: getattr(out, name) for name in also if name in known},
         )
         return hf.as_called(result, {"return_dict": as_object}, self.config)
 

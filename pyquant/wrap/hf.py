@@ -8,6 +8,7 @@ Whether an installed release is one that the wrappers were written for is hf_con
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, MutableMapping
 from dataclasses import fields
 from types import ModuleType
@@ -45,6 +46,10 @@ class Home:
     def has(self, name: str) -> bool:
         """Whether this release has a function or class `name` there."""
         return hasattr(self._module(), name)
+
+    def takes(self, name: str, parameter: str) -> bool:
+        """Whether the forward of class `name` has `parameter` in this release."""
+        return parameter in inspect.signature(self.cls(name).forward).parameters
 
     def _module(self) -> ModuleType:
         try:

@@ -74,6 +74,8 @@ def randomized(model: nn.Module, seed: int = 3) -> Any:
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             parameter.mul_(0.5)
+        elif "layers" in name and ".post_" in name:  # keep the residual stream larger than what is added to it
+            parameter.mul_(0.1)
     for name, buffer in model.named_buffers():
         if name.endswith("layer_scalar"):
             buffer.copy_(0.6 + 0.6 * torch.rand(1, generator=generator))

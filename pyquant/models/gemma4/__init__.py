@@ -7,6 +7,10 @@ It owns what is particular to Gemma4; importing it registers the wrappers. Share
 from __future__ import annotations
 
 from pyquant.models.gemma4.clipped import QuantGemma4ClippableLinear
+from pyquant.models.gemma4.embedder import QuantGemma4MultimodalEmbedder
+from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
+from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
+from pyquant.models.gemma4.model import QuantGemma4Model
 from pyquant.models.gemma4.norm import QuantGemma4RMSNorm
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
 from pyquant.models.gemma4.text.experts import ExpertsProfile, QuantGemma4TextExperts
@@ -27,9 +31,13 @@ from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 __all__ = [
     "ExpertsProfile",
+    "FusionProfile",
     "PerLayerProfile",
     "QuantGemma4ClippableLinear",
     "QuantGemma4ForCausalLM",
+    "QuantGemma4ForConditionalGeneration",
+    "QuantGemma4Model",
+    "QuantGemma4MultimodalEmbedder",
     "QuantGemma4RMSNorm",
     "QuantGemma4TextAttention",
     "QuantGemma4TextDecoderLayer",
@@ -46,6 +54,7 @@ __all__ = [
     "QuantGemma4VisionModel",
     "QuantGemma4VisionPatchEmbedder",
     "QuantGemma4VisionPooler",
+    "SoftTokensProfile",
     "VisionProfile",
     "image_batches",
     "patchify",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The join of text and visual tokens: one look-up in [text ; visual], at any places, of any row, by an index.
+"""Where the places of a Qwen3-VL prompt find their visual rows, and deepstack features at the same places.
 
-It owns the index and the look-ups, the same for eager use and for graphs. The grid of the joined rows is model.py's.
+It owns the order of images and videos. The look-up itself is pyquant.decoder.fusion's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyquant.errors import InputError
+from pyquant.decoder.fusion import Rows, row_index
 from pyquant.models.qwen3_vl.positions import IMAGE, VIDEO
 
 
@@ -21,31 +21,11 @@ def visual_index(types: Tensor, images: int, videos: int) -> Tensor:
     types (B, S) as positions.token_types gives them. Text finds itself; the r-th placeholder of an image, row by row,
     the r-th image row, and so for videos. Raises InputError unless there is one placeholder for each visual row.
     """
-    batch, length = types.shape
-    index = torch.arange(batch * length, device=types.device, dtype=torch.int64)
-    flat, first = types.reshape(-1), batch * length
-    for kind, rows, word, source in (
-        (IMAGE, images, "image", "pixel_values"),
-        (VIDEO, videos, "video", "pixel_values_videos"),
-    ):
-        here = flat == kind
-        if rows != (count := int(here.sum())):
-            per_row = (types == kind).sum(dim=1).tolist()
-            raise InputError(
-                f"the prompt has {count} {word} placeholder tokens ({', '.join(map(str, per_row))} in its rows), but "
-                f"{source} make {rows} visual tokens; expand each {word}'s placeholder to frames * height * width / "
-                "spatial_merge_size**2 tokens, as HF's processor does"
-            )
-        index[here] = first + torch.arange(rows, device=types.device, dtype=torch.int64)
-        first += rows
-    return index.reshape(batch, length)
+    towers = (Rows(IMAGE, images, "image", "pixel_values"), Rows(VIDEO, videos, "video", "pixel_values_videos"))
+    return row_index(types, towers, _ADVICE)
 
 
-def join(text: Tensor, visual: Tensor, index: Tensor) -> Tensor:
-    """text (B, S, D), visual (V, D), index (B, S) over [text ; visual] -> (B, S, D)."""
-    batch, length, size = text.shape
-    table = torch.cat([text.reshape(batch * length, size), visual])
-    return table.index_select(0, index.reshape(-1)).reshape(batch, length, size)
+_ADVICE = "expand each placeholder to frames * height * width / spatial_merge_size**2 tokens, as HF's processor does"
 
 
 def spread(features: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...]:

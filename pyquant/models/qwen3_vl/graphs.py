@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pyquant.decoder.ends import Counts
+from pyquant.decoder.fusion import join
 from pyquant.decoder.graphs import StackInputs, float_type
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.qwen3_vl.fusion import join, spread
+from pyquant.models.qwen3_vl.fusion import spread
 from pyquant.models.qwen3_vl.grids import Grid
 from pyquant.models.qwen3_vl.text import named_addends
 from pyquant.models.qwen3_vl.vision_static import VisionProfile

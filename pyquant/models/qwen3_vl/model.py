@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from pyquant.decoder.fusion import join
 from pyquant.decoder.masks import key_padding
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.qwen3_vl.deltas import Deltas
-from pyquant.models.qwen3_vl.fusion import join, visual_index
+from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile, fusion_graph, whole_graph
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
 from pyquant.models.qwen3_vl.hf import hf_class

@@ -7,7 +7,6 @@ The stack, the cache and the graphs are pyquant.decoder's.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -33,6 +32,7 @@ from pyquant.wrap.registry import register
 #: token types; what the layers get.
 IDS, TOKENS, TYPES_OF_TOKENS, INPUTS = "per_layer_ids", "per_layer_tokens", "mm_token_type_ids", "per_layer_inputs"
 VISUAL = (1, 2)  # mm_token_type_ids of images and videos
+_KEEPS = home.takes("Gemma4TextModel", "logits_to_keep")  # layers that read shared keys compute the kept places only
 
 
 @register(hf_class("Gemma4TextModel"))
@@ -105,7 +105,7 @@ class QuantGemma4TextModel(DecoderModel):
             return added | {IDS: ids.to(tokens.device)}
 
         mask: Any = attention_mask
-        keep = logits_to_keep if isinstance(logits_to_keep, int) and _keeps() else 0
+        keep = logits_to_keep if isinstance(logits_to_keep, int) and _KEEPS else 0
         return self.run(input_ids, mask, position_ids, cache, inputs_embeds, use_cache, kwargs, extras, keep)
 
     def _checked(self, given: Tensor, tokens: Tensor) -> Tensor:
@@ -115,6 +115,12 @@ class QuantGemma4TextModel(DecoderModel):
                 f"per_layer_inputs are {tuple(given.shape)}, expected {shape}: batch, tokens, layers, width"
             )
         return given
+
+    def ids_of(self, embeds: Tensor, padding: Tensor, pad: int) -> Tensor:
+        """The ids (B, S) of embeddings (B, S, D), `pad` where `padding` (B, S) is; see per_layer.ids_of_embeds."""
+        table = self.embed_tokens
+        row = (table.weight[pad].detach() * table.factor).to(embeds.dtype)
+        return per_layer.ids_of_embeds(table, torch.where(padding[..., None], row, embeds)).masked_fill(padding, pad)
 
     # --- masks ---
 
@@ -201,11 +207,6 @@ def _joined() -> str:
     if home.has("create_masks_for_vision_model"):
         return "within the window"
     return "all layers" if home.has("get_block_sequence_ids_for_mask") else "sliding layers"
-
-
-def _keeps() -> bool:
-    """Whether this release computes only the kept places in layers that read shared keys."""
-    return "logits_to_keep" in inspect.signature(hf_class("Gemma4TextModel").forward).parameters
 
 
 def _length(cache: Any) -> int:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny whole Gemma4 models with everything at random, and prompts with images, videos and audio at any places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.gemma4.configuration_gemma4 import Gemma4AudioConfig, Gemma4Config, Gemma4VisionConfig
+from transformers.models.gemma4.modeling_gemma4 import Gemma4ForConditionalGeneration, Gemma4Model
+
+from tests.models.gemma4_text_tiny import VOCAB, randomized, text_config
+
+IMAGE, VIDEO, AUDIO, BOI, EOI = 30, 31, 32, 33, 34
+PLAIN = 30  # ids below it are text
+POOL, PATCH, MEL = 2, 2, 16
+
+
+def config(form: str = "e2b", *, audio: bool = False, standardize: bool = False, **text: Any) -> Any:
+    vision = Gemma4VisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        pooling_kernel_size=POOL,
+        patch_size=PATCH,
+        position_embedding_size=16,
+        use_clipped_linears=not standardize,
+        standardize=standardize,
+    )
+    clips = Gemma4AudioConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        subsampling_conv_channels=[8, 4],
+        conv_kernel_size=3,
+        attention_chunk_size=4,
+        attention_context_left=5,
+        attention_context_right=0,
+        output_proj_dims=12,
+    )
+    made: Any = Gemma4Config(
+        text_config=text_config(form, **text),
+        vision_config=vision,
+        audio_config=clips if audio else None,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=AUDIO,
+        boi_token_id=BOI,
+        eoi_token_id=EOI,
+        boa_token_id=35,
+        eoa_token_index=36,
+    )
+    made._attn_implementation = "eager"
+    return made
+
+
+@torch.no_grad()
+def filled(model: Any, seed: int) -> Any:
+    """randomized, and bounds and standardization of the vision tower."""
+    randomized(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in model.named_buffers():
+        tail = name.rsplit(".", 1)[-1]
+        if tail in ("input_min", "output_min"):
+            buffer.fill_(-2.5)
+        elif tail in ("input_max", "output_max"):
+            buffer.fill_(2.0)
+        elif tail == "std_bias":
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+        elif tail == "std_scale":
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def conditional(form: str = "e2b", seed: int = 3, **changes: Any) -> Any:
+    return filled(Gemma4ForConditionalGeneration(config(form, **changes)), seed)
+
+
+def model(form: str = "e2b", seed: int = 3, **changes: Any) -> Any:
+    return filled(Gemma4Model(config(form, **changes)), seed)
+
+
+def pixels(grids: Sequence[tuple[int, int]], seed: int = 0, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of (height, width) patches -> pixel_values (N, P, 3 * PATCH**2), positions (N, P, 2); at least `pad`
+    patches each, padded behind."""
+    generator = torch.Generator().manual_seed(seed)
+    length = max(pad, *(h * w for h, w in grids))
+    values = torch.zeros(len(grids), length, 3 * PATCH**2)
+    at = torch.full((len(grids), length, 2), -1, dtype=torch.int64)
+    for i, (h, w) in enumerate(grids):
+        values[i, : h * w] = torch.rand(h * w, 3 * PATCH**2, generator=generator)
+        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        at[i, : h * w] = torch.stack([x, y], -1).reshape(-1, 2)
+    return values, at
+
+
+def prompt(parts: Sequence[Any], seed: int = 0) -> list[int]:
+    """Parts are a number of text tokens, or ("image" | "video" | "audio", number of soft tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    row: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            row += torch.randint(3, PLAIN, (part,), generator=generator).tolist()
+        else:
+            row += [{"image": IMAGE, "video": VIDEO, "audio": AUDIO}[part[0]]] * part[1]
+    return row
+
+
+def batch(rows: Sequence[Sequence[Any]], *, side: str = "left", seed: int = 0) -> dict[str, Tensor]:
+    """input_ids, attention_mask and mm_token_type_ids of rows of parts, padded on one side."""
+    made = [prompt(parts, seed + i) for i, parts in enumerate(rows)]
+    length = max(map(len, made))
+    input_ids = torch.zeros(len(made), length, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(made):
+        place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        input_ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    types = sum(((input_ids == token) * kind for kind, token in ((1, IMAGE), (2, VIDEO), (3, AUDIO))), input_ids * 0)
+    return {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
+
+
+__all__ = ["AUDIO", "IMAGE", "VIDEO", "VOCAB", "batch", "conditional", "config", "model", "pixels", "prompt"]
