@@ -56,10 +56,12 @@ class AloneOf(Protocol):
 @dataclass(frozen=True)
 class Family:
     """name: the folder here, and the package in transformers.models. host: makes what runs a bundle, from its manifest;
-    None for a family whose graphs a caller runs one by one."""
+    None for a family whose graphs a caller runs one by one. parts: examples of models that `example` does not contain.
+    """
 
     name: str
     example: Example
     requests: Requests
     alone: AloneOf
     host: Callable[[Mapping[str, Any]], Host] | None = None
+    parts: tuple[Example, ...] = ()

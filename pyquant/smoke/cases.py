@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant import models
+from pyquant.models.family import Example
 from pyquant.wrap import registry
 
 SIZE = 8  # of every required argument of a leaf's constructor
@@ -61,12 +62,20 @@ def cases() -> list[Case]:
 
 
 def family_cases(family: str) -> dict[type[nn.Module], Case]:
-    """Class -> its first call while the family's tiny model runs on its example inputs, for each registered class."""
-    made = models.by_name(family).example
-    model = made.tiny_model()
+    """Class -> its first call while the family's tiny models run on their example inputs, for each registered class."""
+    made = models.by_name(family)
+    found: dict[type[nn.Module], Case] = {}
+    for example in (made.example, *made.parts):
+        _run(family, example, found)
+    return found
+
+
+def _run(family: str, example: Example, found: dict[type[nn.Module], Case]) -> None:
+    """Add the first calls of classes that are not found yet."""
+    model = example.tiny_model()
     _without_cache(model)
-    batch = made.example_inputs(model)
-    known, found = set(registry.classes()), {}
+    batch = example.example_inputs(model)
+    known = set(registry.classes())
 
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cls = type(module)
@@ -84,7 +93,6 @@ def family_cases(family: str) -> dict[type[nn.Module], Case]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

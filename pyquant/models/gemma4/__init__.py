@@ -6,6 +6,22 @@ It owns what is particular to Gemma4; importing it registers the wrappers. Share
 
 from __future__ import annotations
 
+from pyquant.models.gemma4.audio.attention import (
+    QuantGemma4AudioAttention,
+    QuantGemma4AudioRelPositionalEncoding,
+)
+from pyquant.models.gemma4.audio.layers import (
+    QuantGemma4AudioCausalConv1d,
+    QuantGemma4AudioFeedForward,
+    QuantGemma4AudioLayer,
+    QuantGemma4AudioLightConv1d,
+)
+from pyquant.models.gemma4.audio.model import QuantGemma4AudioModel
+from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs, tokens_of
+from pyquant.models.gemma4.audio.subsample import (
+    QuantGemma4AudioSubSampleConvProjection,
+    QuantGemma4AudioSubSampleConvProjectionLayer,
+)
 from pyquant.models.gemma4.clipped import QuantGemma4ClippableLinear
 from pyquant.models.gemma4.embedder import QuantGemma4MultimodalEmbedder
 from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
@@ -30,9 +46,19 @@ from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder,
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 __all__ = [
+    "AudioProfile",
     "ExpertsProfile",
     "FusionProfile",
     "PerLayerProfile",
+    "QuantGemma4AudioAttention",
+    "QuantGemma4AudioCausalConv1d",
+    "QuantGemma4AudioFeedForward",
+    "QuantGemma4AudioLayer",
+    "QuantGemma4AudioLightConv1d",
+    "QuantGemma4AudioModel",
+    "QuantGemma4AudioRelPositionalEncoding",
+    "QuantGemma4AudioSubSampleConvProjection",
+    "QuantGemma4AudioSubSampleConvProjectionLayer",
     "QuantGemma4ClippableLinear",
     "QuantGemma4ForCausalLM",
     "QuantGemma4ForConditionalGeneration",
@@ -56,6 +82,8 @@ __all__ = [
     "QuantGemma4VisionPooler",
     "SoftTokensProfile",
     "VisionProfile",
+    "clip_inputs",
     "image_batches",
     "patchify",
+    "tokens_of",
 ]

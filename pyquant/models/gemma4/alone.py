@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a part of Gemma4's vision tower is exported alone, from what it was called with in a run of the whole.
+"""How a part of Gemma4 is exported alone, from what it was called with in a run of the whole.
 
-It owns naming the profile and the graph's inputs. What a profile means is profiles.py.
+It owns naming the profile and the graph's inputs of the vision tower's parts; those of the audio tower are
+audio/alone.py. What a profile means is profiles.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pyquant.models.gemma4 import (
     QuantGemma4VisionPatchEmbedder,
     QuantGemma4VisionPooler,
 )
+from pyquant.models.gemma4.audio.alone import alone as audio_alone
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 from pyquant.wrap.base import QModule
 
@@ -45,7 +47,7 @@ def alone(q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Tensor])
         return Alone(ExpertsProfile(arguments["hidden_states"].shape[0]), arguments)
     first = _FIRST.get(type(q))
     if first is None:
-        return None
+        return audio_alone(q, arguments)
     kernel = None
     if isinstance(q, QuantGemma4VisionPooler):
         kernel = math.isqrt(arguments["hidden_states"].shape[1] // int(arguments["output_length"]))

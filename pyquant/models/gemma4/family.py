@@ -6,5 +6,6 @@ from __future__ import annotations
 from pyquant.models.family import Family
 from pyquant.models.gemma4 import example, request
 from pyquant.models.gemma4.alone import alone
+from pyquant.models.gemma4.audio import example as audio
 
-FAMILY = Family("gemma4", example, request, alone)
+FAMILY = Family("gemma4", example, request, alone, parts=(audio,))
