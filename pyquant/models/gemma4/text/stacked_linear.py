@@ -70,11 +70,13 @@ class StackedLinear(QModule):
         if site.scale is not None or site.observer is None:
             return site.scale
         site.scan(self.weight)
-        found = site.compute_qparams()
-        if not isinstance(found, QParams):
-            return None
-        scale = found.scale
-        return self._scales.get((self.weight,), lambda: scale)
+        scale = self._scales.get((self.weight,), self._found_scale)
+        return scale if len(scale) else None
+
+    def _found_scale(self) -> Tensor:
+        """(E * out,), or nothing for weights that give no grid; convert says so."""
+        found = self.site("weight").compute_qparams()
+        return found.scale if isinstance(found, QParams) else torch.empty(0, dtype=torch.float32, device="cpu")
 
     def _steps(self, scale: Tensor, index: Tensor | None) -> Tensor:
         """(N, 1, out): the scales of the rows of the chosen experts, as the file has them."""
