@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -27,11 +28,13 @@ from pyquant.models.gemma4 import ExpertsProfile
 from pyquant.policy import Rule
 from pyquant.role import Role
 from pyquant.spec import INT4, INT8, PerGroup, PerTensor, QuantSpec
+from pyquant.verify.runtimes import onert
 from pyquant.verify.tolerance import fidelity
 from pyquant.wrap import Phase, phase
 
 torch.set_num_threads(1)
 
+HAS_WHEEL = sys.platform == "linux" and sys.version_info < (3, 13)
 SIZES = ((4, 1), (4, 2), (16, 8))
 every_size = pytest.mark.parametrize(("experts", "top_k"), SIZES, ids=[f"top{k}-of-{e}" for e, k in SIZES])
 every_recipe = pytest.mark.parametrize("recipe", ["w8a8", "w8a16", "w4a16"])
@@ -243,6 +246,25 @@ def test_without_an_order_a_graph_gathers_where_that_reads_less() -> None:
     q = converted(mixture(16, 8), chosen(16, 8), "w8a16")
     used = [{op.op for op in pyquant.export(q, ExpertsProfile(count)).graph.operators} for count in (1, 2)]
     assert ["GATHER" in ops for ops in used] == [True, False]
+
+
+@pytest.mark.skipif(not HAS_WHEEL, reason="onert 0.1.0 has no wheel for this Python or platform")
+@every_size
+@torch.no_grad()
+def test_float_files_on_onert_compute_what_transformers_computes(experts: int, top_k: int) -> None:
+    x, index, weights = chosen(experts, top_k, count=3)
+    fp, policy = router(experts, top_k), Policy.preset("float")
+    q = pyquant.prepare(fp, policy)
+    pyquant.convert(q)
+    got = onert.run(pyquant.export(q, router_profile(3), target="onert"), [x])
+    assert all(near(got[name], value) for name, value in zip(("probabilities", "weights"), fp(x), strict=False))
+    assert torch.equal(got["index"], index)
+    q = pyquant.prepare(mixture(experts, top_k), policy)
+    pyquant.convert(q)
+    for dispatch in ("dense", "gather"):
+        program = pyquant.export(q, ExpertsProfile(3, dispatch), target="onert")
+        (out,) = onert.run(program, [x, index, weights]).values()
+        assert near(out, mixture(experts, top_k)(x, index, weights))
 
 
 def with_weights(spec: QuantSpec) -> Policy:
