@@ -21,6 +21,9 @@ from examples.digits.vlm_data import IGNORE, MAX_ANSWER, TASKS, TOKEN, WORDS, Qu
 CHECKPOINT = Path(__file__).parent / "vlm"
 EOS = TOKEN["<eos>"]
 
+Inputs = Callable[..., dict[str, Tensor]]
+"""What makes a family's batch of questions, with the arguments of `vlm_data.inputs`."""
+
 TEXT: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": 96,
@@ -72,14 +75,16 @@ def vlm_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None
 
 def load_model(folder: str | Path = CHECKPOINT) -> Qwen3VLForConditionalGeneration:
     """HF's model with the weights in `folder` (by default the trained ones), float32, eager attention, in eval mode."""
-    folder = Path(folder)
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}; make one with examples/digits/train_vlm.py"
-        )
+    require(folder, "train_vlm.py")
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
+
+
+def require(folder: str | Path, script: str) -> None:
+    """Raises FileNotFoundError when `folder` is no checkpoint, naming the `script` that makes one."""
+    missing = [name for name in ("config.json", "model.safetensors") if not (Path(folder) / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}; make one with examples/digits/{script}")
 
 
 @dataclass(frozen=True)
@@ -96,41 +101,49 @@ class Score:
 
 
 @torch.no_grad()
-def answer(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100) -> list[tuple[int, ...]]:
+def answer(
+    model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100, inputs: Inputs = vlm_data.inputs
+) -> list[tuple[int, ...]]:
     """Greedy answers by `model.generate`, up to and with `<eos>`, at most MAX_ANSWER tokens each.
 
-    `model` is HF's model or pyquant's quantized tree of it. Prompts of a batch are padded on the left.
+    `model` is HF's model or pyquant's quantized tree of it, of the family whose batches `inputs` makes. Prompts of a
+    batch are padded on the left.
     """
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     found = []
     for start in range(0, len(asked), batch_size):
-        batch = vlm_data.inputs(asked[start : start + batch_size])
+        batch = inputs(asked[start : start + batch_size])
         ids = generate(**batch, max_new_tokens=MAX_ANSWER, do_sample=False)[:, batch["input_ids"].shape[1] :]
         found += [tuple(row[: row.index(EOS) + 1] if EOS in row else row) for row in ids.tolist()]
     return found
 
 
 @torch.no_grad()
-def answer_nll(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100) -> float:
+def answer_nll(
+    model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100, inputs: Inputs = vlm_data.inputs
+) -> float:
     """Mean negative log likelihood, in nats per token, of the right answers (`<eos>` included), teacher forced."""
     total, count = 0.0, 0
     for start in range(0, len(asked), batch_size):
         part = asked[start : start + batch_size]
-        logits = model(**vlm_data.inputs(part, answers=True)).logits
+        logits = model(**inputs(part, answers=True)).logits
         labels = vlm_data.labels(part)
         total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).double(), labels[:, 1:].flatten(), reduction="sum"))
         count += int((labels != IGNORE).sum())
     return total / count
 
 
-def evaluate(model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100) -> Score:
+def evaluate(
+    model: nn.Module, asked: Sequence[Question], *, batch_size: int = 100, inputs: Inputs = vlm_data.inputs
+) -> Score:
     """Exact match of the greedy answers, overall and per task, and the nll of the right ones."""
-    right = [found == q.answer for q, found in zip(asked, answer(model, asked, batch_size=batch_size), strict=True)]
+    answers = answer(model, asked, batch_size=batch_size, inputs=inputs)
+    right = [found == q.answer for q, found in zip(asked, answers, strict=True)]
     by_task = {task: [r for q, r in zip(asked, right, strict=True) if q.task == task] for task in TASKS}
     return Score(
         exact=sum(right) / len(right),
         by_task={task: sum(rows) / len(rows) for task, rows in by_task.items() if rows},
-        nll=answer_nll(model, asked, batch_size=batch_size),
+        nll=answer_nll(model, asked, batch_size=batch_size, inputs=inputs),
     )
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Owns the questions about pictures of digits: words and their ids, layouts, answers, their form as Qwen3-VL inputs.
-Leaves the digits to `data.py`, the network and its answers to `vlm.py`, and the optimisation to `train_vlm.py`.
+Leaves the digits to `data.py`, the networks to `vlm.py` and `gemma4_vlm.py`, and the optimisation to `training.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -167,18 +167,23 @@ def inputs(
     processor orders them. `image_grid_thw` (pictures, 3), int64. With a `generator` every digit is drawn slightly
     distorted (for training).
     """
+    draw = None
+    if generator is not None:
+        draw = lambda images: resample(images, DIGIT, random_affine(len(images), generator))  # noqa: E731
+    return {
+        **tokens(asked, answers=answers, padding=padding),
+        "pixel_values": torch.cat([_patches(page) for page in pages(asked, draw)]),
+        "image_grid_thw": torch.tensor([picture.grid for q in asked for picture in q.pictures]),
+    }
+
+
+def tokens(asked: Sequence[Question], *, answers: bool = False, padding: Padding = "left") -> dict[str, Tensor]:
+    """The part of a batch that is the same for every family: `input_ids`, `attention_mask`, `mm_token_type_ids`."""
     if not asked or padding not in ("left", "right"):
         raise ValueError(f"a batch wants questions and padding 'left' or 'right': {len(asked) = }, {padding = }")
     rows = [q.prompt + q.answer if answers else q.prompt for q in asked]
     ids, mask = pad(rows, TOKEN["<pad>"], padding), pad([(1,) * len(row) for row in rows], 0, padding)
-    pictures = [(q.split, picture) for q in asked for picture in q.pictures]
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": (ids == TOKEN["<image>"]).long(),
-        "pixel_values": _pixels(pictures, generator),
-        "image_grid_thw": torch.tensor([picture.grid for _, picture in pictures]),
-    }
+    return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == TOKEN["<image>"]).long()}
 
 
 def labels(asked: Sequence[Question], padding: Padding = "left") -> Tensor:
@@ -193,11 +198,14 @@ def pad(rows: Sequence[Sequence[int]], value: int, padding: Padding = "left") ->
     return torch.tensor([(*f, *r) if padding == "left" else (*r, *f) for r, f in zip(rows, fill, strict=True)])
 
 
-def _pixels(pictures: Sequence[tuple[str, Picture]], generator: torch.Generator | None) -> Tensor:
+def pages(asked: Sequence[Question], draw: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """Every picture of the questions, in order, (H, W) in [0, 1]; `draw` makes (N, DIGIT, DIGIT) of (N, 8, 8) digits,
+    by default without distortion.
+    """
+    pictures = [(q.split, picture) for q in asked for picture in q.pictures]
     images = torch.stack([_split(split).images[placed.row] for split, p in pictures for placed in p.digits])
-    affine = None if generator is None else random_affine(len(images), generator)
-    drawn = iter(resample(images, DIGIT, affine).clamp(0.0, 1.0))
-    return torch.cat([_patches(canvas(picture, [next(drawn) for _ in picture.digits])) for _, picture in pictures])
+    drawn = iter((resample(images, DIGIT) if draw is None else draw(images)).clamp(0.0, 1.0))
+    return [canvas(picture, [next(drawn) for _ in picture.digits]) for _, picture in pictures]
 
 
 def canvas(picture: Picture, drawn: Sequence[Tensor]) -> Tensor:
@@ -220,9 +228,14 @@ def _patches(page: Tensor) -> Tensor:
 
 
 def calibration_batches(
-    count: int = 96, batch_size: int = 16, *, seed: int = 1, padding: Padding = "left"
+    count: int = 96,
+    batch_size: int = 16,
+    *,
+    seed: int = 1,
+    padding: Padding = "left",
+    inputs: Callable[..., dict[str, Tensor]] = inputs,
 ) -> Iterator[dict[str, Tensor]]:
-    """Questions with their answers about training digits, as `inputs`, which is what `calibrate` takes."""
+    """Questions with their answers about training digits, as the family's `inputs`, which is what `calibrate` takes."""
     asked = questions("train", count, seed)
     for start in range(0, count, batch_size):
         yield inputs(asked[start : start + batch_size], answers=True, padding=padding)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from examples.digits import train_vlm, vlm, vlm_data
+from examples.digits import train_vlm, training, vlm, vlm_data
 from examples.digits.data import load_split, resample
 from examples.digits.vlm_data import GRIDS, TASKS, TOKEN, Picture, Placed, Question
 
@@ -163,7 +163,7 @@ def test_wrong_arguments_are_told() -> None:
     with pytest.raises(ValueError, match=r"self\.grid = \(1, 4, 4\)"):
         Picture((1, 4, 4), (Placed(0, 0, 0, 0),))
     with pytest.raises(ValueError, match=r"warmup < steps.*warmup=200"):
-        train_vlm.Recipe(steps=200)
+        training.Recipe(steps=200)
 
 
 def test_the_checkpoint_is_small_and_has_every_feature(model: Qwen3VLForConditionalGeneration) -> None:
@@ -253,7 +253,7 @@ def test_training_attention_is_hugging_faces_with_its_gradients() -> None:
 
 
 def test_training_lowers_the_loss_and_a_seed_fixes_it(tmp_path: Path) -> None:
-    recipe = train_vlm.Recipe(seed=3, steps=40, warmup=2, batch_size=8, lr=4e-3)
+    recipe = training.Recipe(seed=3, steps=40, warmup=2, batch_size=8, lr=4e-3)
     config = vlm.vlm_config(TINY_TEXT, TINY_VISION)
     first = train_vlm.train(recipe, config, max_steps=12, heldout=6, quiet=True, out=tmp_path, save_every=6)
     again = train_vlm.train(recipe, config, max_steps=2, heldout=6, quiet=True)
@@ -261,13 +261,16 @@ def test_training_lowers_the_loss_and_a_seed_fixes_it(tmp_path: Path) -> None:
     assert again.losses == first.losses[:2]
     assert sum(first.losses[-3:]) < 0.8 * sum(first.losses[:3])
     assert (tmp_path / "model.safetensors").is_file()
+    resumed = train_vlm.train(recipe, config, max_steps=12, heldout=6, quiet=True, out=tmp_path, resume=True)
+    assert resumed.losses == first.losses, "the state of step 6 goes on as the run that was not stopped"
+    assert all(map(torch.equal, resumed.model.parameters(), first.model.parameters()))
 
 
 def test_the_script_refuses_to_save_a_bad_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = train_vlm.new_model(vlm.vlm_config(TINY_TEXT, TINY_VISION), seed=0)
-    bad = train_vlm.Trained(small, [3.0], vlm.Score(0.1, dict.fromkeys(TASKS, 0.1), 2.0))
+    bad = training.Trained(small, [3.0], vlm.Score(0.1, dict.fromkeys(TASKS, 0.1), 2.0))
     monkeypatch.setattr(train_vlm, "train", lambda recipe, **rest: bad)
     out, threads = tmp_path / "x", str(torch.get_num_threads())
     assert train_vlm.main(["--out", str(out), "--threads", threads]) == 1
