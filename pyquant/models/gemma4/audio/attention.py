@@ -56,14 +56,14 @@ class QuantGemma4AudioRelPositionalEncoding(QModule):
 class LocalAttentionCore(AttentionCore):
     """softmax(cap * tanh(query @ key^T + shift(query @ relative_key)) + mask) @ value, in blocks.
 
-    The division by the cap is in the query. `tanh` has a grid of its own range: real logits use a part of [-1, 1].
+    The division by the cap is in the query, so that what tanh gets are logits in units of the cap.
     """
 
     SITES = {
         **AttentionCore.SITES,
         "relative_logits": Role.ACTIVATION,
         "all_logits": Role.ACTIVATION,
-        "tanh": Role.ACTIVATION,
+        "tanh": Role.TANH,
         "capped_logits": Role.ACTIVATION,
     }
 
@@ -121,17 +121,31 @@ class QuantGemma4AudioAttention(QModule):
         self.cap = float(fp.config.attention_logit_cap)
         self.q_factor, self.k_factor = float(fp.q_scale), float(fp.k_scale)
         _far_enough(fp.config, ctx)
+        self.follow(fp, None)
+        self.core = LocalAttentionCore(ctx.child("core"), self.chunks, self.cap)
+
+    @torch.inference_mode(False)
+    def follow(self, fp: Any, inv_timescales: Tensor | None) -> None:
+        """Make the constants of `fp` and the buffer of the model's positions (rounded in a model of bfloat16); without
+        one, that of the config."""
         weight = fp.relative_k_proj.weight
-        encoding = _positions_of(fp.config, hf_class("Gemma4AudioRelPositionalEncoding"), weight.shape[1])
-        with torch.no_grad():
-            positions = encoding(torch.empty(0, dtype=torch.float32, device="cpu"))[0]
+        known = inv_timescales is not None and not inv_timescales.is_meta
+        self.sources = Sources(weight, fp.per_dim_scale, *([inv_timescales] if known else []))
+        positions = self._positions(weight)
         shape = (self.num_heads, self.head_dim, len(positions))
-        self.register_buffer("positions", positions.to(weight.device))
+        self.register_buffer("positions", torch.empty_like(positions))
         for name, size in (("query_scale", (self.num_heads * self.head_dim,)), ("relative_key", shape)):
             self.register_buffer(name, torch.empty(size, dtype=torch.float32, device=weight.device))
-        self.sources = Sources(weight, fp.per_dim_scale)
         self.derive()
-        self.core = LocalAttentionCore(ctx.child("core"), self.chunks, self.cap)
+
+    def _positions(self, weight: Tensor, inv_timescales: Tensor | None = None) -> Tensor:
+        """(positions, D) in the type and on the device of `weight`, by HF's own module."""
+        encoding = _positions_of(self.config, hf_class("Gemma4AudioRelPositionalEncoding"), weight.shape[1])
+        if inv_timescales is not None:
+            encoding.inv_timescales = inv_timescales
+        like = torch.empty(0, dtype=weight.dtype, device=encoding.inv_timescales.device)
+        found: Tensor = encoding(like)[0].detach().to(weight.device)
+        return found
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -140,10 +154,11 @@ class QuantGemma4AudioAttention(QModule):
 
         The factor of the keys is in the query, and so the relative keys, which have none, are divided by it.
         """
-        weight, per_dim_scale = self.sources.tensors
+        weight, per_dim_scale, *timescales = self.sources.tensors
+        self.positions.copy_(self._positions(weight, *timescales))
         scale = F.softplus(per_dim_scale.float()) * (self.q_factor * self.k_factor / self.cap)
         self.query_scale.copy_(scale.repeat(self.num_heads))
-        keys = F.linear(self.positions.to(weight.dtype), weight).float() / self.k_factor
+        keys = F.linear(self.positions, weight).float() / self.k_factor
         self.relative_key.copy_(keys.reshape(-1, self.num_heads, self.head_dim).permute(1, 2, 0))
 
     def forward(
@@ -179,7 +194,7 @@ class QuantGemma4AudioAttention(QModule):
         if given is None or given.is_meta or torch.compiler.is_compiling():
             return
         own = self.positions.to(given.dtype)
-        close = 1e-5 if given.dtype == torch.float32 else 1e-2
+        close = 1e-5 if given.dtype == torch.float32 else 5e-2  # of timescales that were rounded too
         if given.shape[-2:] != own.shape or not torch.allclose(given, own.to(given.device), atol=close):
             raise InputError(
                 f"position_embeddings {tuple(given.shape)} are not those of the config, {tuple(own.shape)}, which the "

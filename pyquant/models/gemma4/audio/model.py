@@ -48,6 +48,8 @@ class QuantGemma4AudioModel(QModel):
         super().__init__(fp, ctx)
         cap = float(fp.config.attention_logit_cap)
         self.block_mask = BlockMask(ctx.child("block_mask"), Chunks.of(fp.config), cap)
+        for layer, own in zip(self.layers, fp.layers, strict=True):
+            layer.self_attn.follow(own.self_attn, fp.rel_pos_enc.inv_timescales)
         self.mel_bins = 4 * self.subsample_conv_projection.bins
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -76,9 +78,8 @@ class QuantGemma4AudioModel(QModel):
         hidden, valid = self.subsample_conv_projection(features, mask)
         known = torch.ones(hidden.shape[:2], device=hidden.device) if valid is None else as_float32(valid)
         block_mask = self.block_mask(known)
-        positions = None if self.state.explicit else self.rel_pos_enc(hidden)
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden = layer(hidden, block_mask, positions)
+        for layer in self.layers[: self.config.num_hidden_layers]:  # positions are constants in them
+            hidden = layer(hidden, block_mask)
         return self.output_proj(hidden), valid
 
     def _check(self, features: Tensor, mask: Tensor | None) -> None:
