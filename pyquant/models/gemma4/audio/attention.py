@@ -129,8 +129,8 @@ class QuantGemma4AudioAttention(QModule):
         """Make the constants of `fp` and the buffer of the model's positions (rounded in a model of bfloat16); without
         one, that of the config."""
         weight = fp.relative_k_proj.weight
-        known = inv_timescales is not None and not inv_timescales.is_meta
-        self.sources = Sources(weight, fp.per_dim_scale, *([inv_timescales] if known else []))
+        timescales = () if inv_timescales is None or inv_timescales.is_meta else (inv_timescales,)
+        self.sources = Sources(weight, fp.per_dim_scale, *timescales)
         positions = self._positions(weight)
         shape = (self.num_heads, self.head_dim, len(positions))
         self.register_buffer("positions", torch.empty_like(positions))

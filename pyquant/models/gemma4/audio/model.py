@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.audio.attention import QuantGemma4AudioRelPositionalEncoding
+from pyquant.models.gemma4.audio.attention import QuantGemma4AudioAttention, QuantGemma4AudioRelPositionalEncoding
 from pyquant.models.gemma4.audio.chunks import Chunks
 from pyquant.models.gemma4.audio.clips import clip_by_clip
 from pyquant.models.gemma4.audio.mask import BlockMask
@@ -49,7 +49,9 @@ class QuantGemma4AudioModel(QModel):
         cap = float(fp.config.attention_logit_cap)
         self.block_mask = BlockMask(ctx.child("block_mask"), Chunks.of(fp.config), cap)
         for layer, own in zip(self.layers, fp.layers, strict=True):
-            layer.self_attn.follow(own.self_attn, fp.rel_pos_enc.inv_timescales)
+            attention = layer.get_submodule("self_attn")
+            assert isinstance(attention, QuantGemma4AudioAttention), f"{type(attention).__name__} has no relative keys"
+            attention.follow(own.self_attn, fp.rel_pos_enc.inv_timescales)
         self.mel_bins = 4 * self.subsample_conv_projection.bins
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
