@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyquant.decoder.alone import alone as decoder_alone
 from pyquant.exporter.profile import Alone
 from pyquant.models.gemma4 import (
     ExpertsProfile,
@@ -47,7 +48,7 @@ def alone(q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Tensor])
         return Alone(ExpertsProfile(arguments["hidden_states"].shape[0]), arguments)
     first = _FIRST.get(type(q))
     if first is None:
-        return audio_alone(q, arguments)
+        return audio_alone(q, arguments) or decoder_alone(q, arguments, batch)
     kernel = None
     if isinstance(q, QuantGemma4VisionPooler):
         kernel = math.isqrt(arguments["hidden_states"].shape[1] // int(arguments["output_length"]))

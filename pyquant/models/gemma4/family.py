@@ -7,5 +7,6 @@ from pyquant.models.family import Family
 from pyquant.models.gemma4 import example, request
 from pyquant.models.gemma4.alone import alone
 from pyquant.models.gemma4.audio import example as audio
+from pyquant.models.gemma4.text import example as text
 
-FAMILY = Family("gemma4", example, request, alone, parts=(audio,))
+FAMILY = Family("gemma4", example, request, alone, parts=(audio, text))

@@ -212,9 +212,10 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
         dense: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
         if self.router is None:
             return dense
-        flat = x.reshape(-1, x.shape[-1])
-        _, weights, index = self.router(flat)
-        chosen = self.experts(self.pre_feedforward_layernorm_2(flat), index, weights).reshape(x.shape)
+        rows = (-1, x.shape[-1])
+        _, weights, index = self.router(x.reshape(rows))
+        given = self.pre_feedforward_layernorm_2(x).reshape(rows)
+        chosen = self.experts(given, index, weights).reshape(x.shape)
         both = self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(chosen)
         return self.q("experts_sum", both)
 

@@ -51,7 +51,8 @@ class QuantGemma4TextRouter(QModule):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden_states (T, D) -> probabilities (T, E), weights (T, k) and experts (T, k) int64, largest first."""
-        x = self.q("scaled", self.norm(hidden_states) * self.const("scale", self.scale))
+        normed = self.norm(hidden_states[None])[0]  # RMS_NORM has three or four dimensions
+        x = self.q("scaled", normed * self.const("scale", self.scale))
         logits = self.proj(x * self.factor)
         dtype = x.dtype if self.softmax_dtype is None else self.softmax_dtype
         raw = F.softmax(logits, dim=-1, dtype=dtype) if logits.dtype != dtype else F.softmax(logits, dim=-1)
