@@ -24,29 +24,30 @@ def tiny_model() -> nn.Module:
     from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
     from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
 
-    config = Gemma4TextConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_global_key_value_heads=1,
-        head_dim=8,
-        global_head_dim=16,
-        layer_types=[SLIDING, FULL],
-        sliding_window=8,
-        num_kv_shared_layers=0,
-        attention_k_eq_v=True,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=64,
-        enable_moe_block=True,
-        num_experts=4,
-        top_k_experts=2,
-        moe_intermediate_size=16,
-        final_logit_softcapping=3.0,
-        max_position_embeddings=64,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 1,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "layer_types": [SLIDING, FULL],
+        "sliding_window": 8,
+        "num_kv_shared_layers": 0,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 64,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "final_logit_softcapping": 3.0,
+        "max_position_embeddings": 64,
+    }
+    config = Gemma4TextConfig(**settings)
     config._attn_implementation = "eager"
     model: Any = randomize_(Gemma4ForCausalLM(config))
     with torch.no_grad():
