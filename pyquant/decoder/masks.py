@@ -67,6 +67,12 @@ def text_mask(
     return AdditiveMask(values[:, None])
 
 
+def no_mask(embeds: Tensor, cache: Any, layer: int = 0) -> AdditiveMask:
+    """(1, 1, Q, K) of zeros: each query sees every key."""
+    _, keys, _ = sizes(cache, embeds.shape[1], layer)
+    return AdditiveMask(embeds.new_zeros(1, 1, embeds.shape[1], keys))
+
+
 class Blocks(NamedTuple):
     """Blocks of tokens that see each other wherever they stand, such as those of an image.
 

@@ -7,7 +7,7 @@ The stack, the cache and the graphs are pyquant.decoder's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyquant.decoder.causal_lm import CausalLM
 from pyquant.decoder.graphs import StackInputs, TextProfile, float_type
-from pyquant.decoder.masks import Blocks, text_mask
+from pyquant.decoder.masks import Blocks, no_mask, text_mask
 from pyquant.decoder.model import DecoderModel
 from pyquant.errors import InputError, ProfileError
 from pyquant.exporter.profile import TensorSpec
@@ -132,11 +132,20 @@ class QuantGemma4TextModel(DecoderModel):
         text_positions: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> Mapping[str, AdditiveMask]:
-        """As DecoderModel; `attention_mask` may be HF's mapping of layer type -> mask."""
+        """As DecoderModel; `attention_mask` may be HF's mapping of layer type -> mask, where None is no mask at all.
+
+        Raises InputError for a mapping without a type of layers that the model has.
+        """
         types = (extras or {}).get(TYPES_OF_TOKENS)
+        by_type = attention_mask if isinstance(attention_mask, Mapping) else None
+        if by_type is not None:
+            _check_types(by_type, [TYPES[variant] for variant in self.variants])
         found = {}
         for variant, window, layer in self._masked:
-            given = attention_mask.get(TYPES[variant]) if isinstance(attention_mask, Mapping) else attention_mask
+            given = attention_mask if by_type is None else by_type[TYPES[variant]]
+            if by_type is not None and given is None and self._none_is_no_mask:
+                found[variant] = no_mask(embeds, cache, layer)
+                continue
             found[variant] = text_mask(
                 given,
                 embeds,
@@ -148,6 +157,11 @@ class QuantGemma4TextModel(DecoderModel):
                 blocks=None if types is None else visual_blocks(types, window, _length(cache)),
             )
         return found
+
+    @property
+    def _none_is_no_mask(self) -> bool:
+        """HF's attention functions other than "eager" take None for a causal mask."""
+        return getattr(self.config, "_attn_implementation", None) in (None, "eager")
 
     # --- the stack ---
 
@@ -207,6 +221,14 @@ def _joined() -> str:
     if home.has("create_masks_for_vision_model"):
         return "within the window"
     return "all layers" if home.has("get_block_sequence_ids_for_mask") else "sliding layers"
+
+
+def _check_types(given: Mapping[str, Tensor | None], types: Sequence[str]) -> None:
+    if absent := [name for name in types if name not in given]:
+        raise InputError(
+            f"attention_mask has masks for {', '.join(map(repr, given)) or 'no type of layers'}, and the model has "
+            f"{', '.join(absent)} too: give one for each, None for no mask"
+        )
 
 
 def _length(cache: Any) -> int:
