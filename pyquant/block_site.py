@@ -7,6 +7,7 @@ It owns that such a constant has no range to find: its scales follow from its va
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyquant import ops
@@ -47,6 +48,12 @@ class BlockSite(Site):
             return ops.fake_quantize_blocks(value, self.bits)
         return self._cache.get((value,), lambda: ops.fake_quantize_blocks(value, self.bits))
 
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of constant(table); see Site.rows."""
+        if self._phase is not Phase.QUANTIZED or self._taps or self.state.explicit:
+            return F.embedding(ids, self.constant(table))
+        return ops.fake_quantize_blocks(F.embedding(ids, table), self.bits)
+
     def scan(self, value: Tensor) -> None:
         """Look whether `value` has this form. Raises PolicyError when its rows are not made of blocks."""
         if self._scanned.is_of(value):
@@ -58,7 +65,8 @@ class BlockSite(Site):
             )
         self._problem = None
         try:
-            ops.fake_quantize_blocks(value.detach(), self.bits)
+            for rows in ops.row_slices(value.shape):
+                ops.fake_quantize_blocks(value.detach()[rows], self.bits)
         except OpArgumentError as error:
             self._problem = f"its constant has no {self.spec}: {error}; repair the model"
         self._scanned = TensorStamp(value)

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyquant import checkpoint_index, companions, files, lifecycle, models, ops
+from pyquant import checkpoint_index, companions, files, lifecycle, models, ops, tensor_file
 from pyquant.block_site import BlockSite
 from pyquant.checkpoint_index import CHECKED, CONFIG, EARLIER, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
 from pyquant.companions import GENERATION
@@ -31,6 +30,7 @@ from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.spec import PerAxis, PerGroup, PerTensor
+from pyquant.tensor_file import Entry
 from pyquant.wrap import QModule, foreign, registry
 
 __all__ = ["load_quantized", "save_quantized"]
@@ -75,7 +75,7 @@ def save_quantized(
     if q.path:
         raise PhaseError(f"save_quantized takes the tree that prepare returned, got its part {q.path!r}")
     assert q.fp_type is not None
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Entry] = {}
     index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -88,7 +88,8 @@ def save_quantized(
     }
     for site in q.all_sites():
         if site.scale is not None and site.zero_point is not None:
-            tensors[f"{site.path}.scale"], tensors[f"{site.path}.zero_point"] = site.scale, site.zero_point
+            tensors[f"{site.path}.scale"] = tensor_file.whole(site.scale)
+            tensors[f"{site.path}.zero_point"] = tensor_file.whole(site.zero_point)
     place = companions.origin(q.config) if source is None else str(source)
     if source is not None and not Path(source).is_dir() and Path(source).exists():
         raise CheckpointError(f"source={str(source)!r} is a file; give the checkpoint folder")
@@ -96,7 +97,7 @@ def save_quantized(
     former = checkpoint_index.files_of(Path(path))
     try:
         with files.folder(Path(path), last=INDEX) as new:
-            save_file({name: _plain(t) for name, t in tensors.items()}, new / WEIGHTS, metadata={"format": "pt"})
+            tensor_file.save(new / WEIGHTS, tensors, {"format": "pt"})
             if hasattr(q.config, "to_json_string"):
                 (new / CONFIG).write_text(_config_text(q.config), encoding="utf-8")
             _save_companions(q, new, place, {"tokenizer": tokenizer, "processor": processor})
@@ -108,7 +109,7 @@ def save_quantized(
             (new / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         if EARLIER in former:  # replaced by the file of another name
             (Path(path) / EARLIER).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
 
 
@@ -164,7 +165,7 @@ def _save_companions(q: QModule, folder: Path, source: str | None, parts: Mappin
             companions.save(part, what, folder)
 
 
-def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _store(q: QModule, tensors: dict[str, Entry]) -> dict[str, Any]:
     """Fill `tensors` with what goes into the file; returns name -> how it is stored, for the index."""
     uses: dict[tuple[Any, ...], list[Site]] = {}
     for module in q.all_qmodules():
@@ -185,14 +186,14 @@ def _store(q: QModule, tensors: dict[str, Tensor]) -> dict[str, Any]:
             entry["stride"] = list(value.stride())
         integers = _integers(value, uses.get(identity, []))
         if integers is None:
-            entries[name], tensors[name] = {"kind": "float", **entry}, value
+            entries[name], tensors[name] = {"kind": "float", **entry}, tensor_file.whole(value)
         else:
             site, tensors[name] = integers
             entries[name] = {"kind": "integer", "site": site.path, **entry}
     return entries
 
 
-def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
+def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Entry] | None:
     """The integers of a constant, if they are enough: every use is on one grid, and the round trip is exact.
 
     A narrow float type cannot always represent its own grid points; then the tensor stays as it is.
@@ -202,33 +203,49 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Tensor] | None:
     grids = [site.qparams for site in sites]
     if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
         return None
-    grid = grids[0]
-    integers = _quantize(value, grid)
-    if not torch.equal(_quantize(_dequantize(integers, grid, value.dtype), grid), integers):
+    grid, packed = _grid_of(grids[0]), grids[0].spec.dtype.bits == 4
+    if not _is_exact(value, grid):
         logger.info("%s is stored as %s: that type cannot represent its grid", sites[0].path, value.dtype)
         return None
-    return sites[0], ops.pack_int4(integers) if grid.spec.dtype.bits == 4 else integers
+    form = (torch.uint8, ((value.numel() + 1) // 2,)) if packed else (grid.dtype, tuple(value.shape))
+    return sites[0], Entry(*form, lambda: ops.quantize_pieces(value, grid, packed=packed))
 
 
-def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Tensor] | None:
+def _is_exact(value: Tensor, grid: ops.Grid) -> bool:
+    """True when integers of the values that the integers of `value` stand for are the same ones."""
+    once = ops.quantize_pieces(value, grid, packed=False)
+    for (rows, scale, zero_point), flat in zip(grid.rows(value.shape), once, strict=True):
+        integers = flat.reshape(ops.rows_of(value, rows).shape)
+        back = _values(integers, scale, zero_point, grid, value.dtype)
+        again = ops.quantize(back, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)
+        if not torch.equal(again, integers):
+            return False
+    return True
+
+
+def _values(integers: Tensor, scale: Tensor, zero_point: Tensor, grid: ops.Grid, dtype: torch.dtype) -> Tensor:
+    """What some rows of integers stand for."""
+    return ops.dequantize(integers, scale, zero_point, grid.axis, grid.group).to(dtype)
+
+
+def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Entry] | None:
     """The blocks of a constant, if they are enough; a narrow float type cannot always represent their values."""
-    packed = ops.quantize_blocks(value, site.bits)
-    back = ops.dequantize_blocks(packed, site.bits).to(value.dtype)
-    if not torch.equal(ops.fake_quantize_blocks(back, site.bits), ops.fake_quantize_blocks(value.detach(), site.bits)):
-        logger.info("%s is stored as %s: that type cannot represent its blocks", site.path, value.dtype)
-        return None
-    return site, packed
+    value, bits = value.detach(), site.bits
+    for rows in ops.row_slices(value.shape):
+        piece = ops.rows_of(value, rows)
+        back = ops.dequantize_blocks(ops.quantize_blocks(piece, bits), bits).to(value.dtype)
+        if not torch.equal(ops.fake_quantize_blocks(back, bits), ops.fake_quantize_blocks(piece, bits)):
+            logger.info("%s is stored as %s: that type cannot represent its blocks", site.path, value.dtype)
+            return None
+    shape = (*value.shape[:-1], value.shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits))
+    pieces = lambda: (ops.quantize_blocks(ops.rows_of(value, rows), bits) for rows in ops.row_slices(value.shape))  # noqa: E731
+    return site, Entry(torch.uint8, shape, pieces)
 
 
-def _quantize(value: Tensor, grid: QParams) -> Tensor:
+def _grid_of(grid: QParams) -> ops.Grid:
     spec = grid.spec
     storage = _STORAGE[spec.dtype.name]
-    scale, zero_point = grid.scale, grid.zero_point
-    return ops.quantize(value.detach(), scale, zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage)
-
-
-def _dequantize(integers: Tensor, grid: QParams, dtype: torch.dtype) -> Tensor:
-    return ops.dequantize(integers, grid.scale, grid.zero_point, grid.axis, grid.group).to(dtype)
+    return ops.Grid(grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage)
 
 
 def _describe(site: Site) -> dict[str, Any]:
@@ -248,12 +265,6 @@ def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
 
 def _identity(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype, str(t.device)
-
-
-def _plain(t: Tensor) -> Tensor:
-    """On the CPU, contiguous, alone in its storage: what safetensors takes."""
-    t = t.detach().cpu().contiguous()
-    return t if t.untyped_storage().nbytes() == t.numel() * t.element_size() else t.clone()
 
 
 def _version(package: str) -> str:
@@ -435,26 +446,41 @@ def _read(
     blocks: Mapping[str, BlockSite],
     reader: _Reader,
 ) -> Tensor:
-    shape, dtype = entry["shape"], getattr(torch, entry["dtype"])
+    shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
     if entry["kind"] == "float":
         value = reader.get(name, dtype, shape)
     elif entry["site"] in blocks:
         bits = blocks[entry["site"]].bits
         width = shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits)
-        value = ops.dequantize_blocks(reader.get(name, torch.uint8, (*shape[:-1], width)), bits).to(dtype)
+        packed = reader.get(name, torch.uint8, (*shape[:-1], width))
+        value = torch.empty(shape, dtype=dtype, device="cpu")
+        for rows in ops.row_slices(shape):
+            ops.rows_of(value, rows).copy_(ops.dequantize_blocks(ops.rows_of(packed, rows), bits))
     else:
         grid = grids[entry["site"]]
         assert grid is not None
-        if grid.spec.dtype.bits == 4:
-            count = torch.Size(shape).numel()
-            packed = reader.get(name, torch.uint8, ((count + 1) // 2,))
-            value = ops.unpack_int4(packed, count, grid.spec.dtype.signed).reshape(shape)
-        else:
-            value = reader.get(name, _STORAGE[grid.spec.dtype.name], shape)
-        value = _dequantize(value, grid, dtype)
+        value = _dequantized(name, shape, dtype, grid, reader)
     if "stride" in entry:
         return torch.empty_strided(shape, entry["stride"], dtype=value.dtype, device=value.device).copy_(value)
     return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours
+
+
+def _dequantized(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: QParams, reader: _Reader) -> Tensor:
+    """The values of stored integers, some rows at a time."""
+    form, four = _grid_of(grid), grid.spec.dtype.bits == 4
+    count = torch.Size(shape).numel()
+    stored = reader.get(name, torch.uint8, ((count + 1) // 2,)) if four else reader.get(name, form.dtype, shape)
+    value, end = torch.empty(shape, dtype=dtype, device="cpu"), 0
+    for rows, scale, zero_point in form.rows(shape):
+        part = ops.rows_of(value, rows)
+        if four:
+            start, end = end, end + part.numel()
+            packed = stored[start // 2 : (end + 1) // 2]
+            integers = ops.unpack_int4(packed, part.numel(), grid.spec.dtype.signed).reshape(part.shape)
+        else:
+            integers = ops.rows_of(stored, rows)
+        part.copy_(_values(integers, scale, zero_point, form, dtype))
+    return value
 
 
 def _assign(q: QModule, name: str, value: Tensor, old: Tensor) -> Tensor:

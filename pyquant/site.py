@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyquant import autocast, observe, ops
 from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
-from pyquant.spec import QuantSpec
+from pyquant.spec import PerGroup, QuantSpec
 from pyquant.tree_state import Phased, TreeState
 
 __all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState"]
@@ -147,6 +148,24 @@ class Site(Phased):
         if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return self._quantize(value)
         return self._cache.get((value, self.scale, self.zero_point), lambda: self._quantize(value))
+
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows (..., D) of constant(table) for `ids` (...); table (V, D). Once quantized, no other row is.
+
+        The whole table is quantized where a scale depends on several rows, where a tap watches it, and in the graph of
+        an adapter (TreeState.exporting), whose GATHER reads the table. Equal numbers.
+        """
+        if self._phase is not Phase.QUANTIZED or self.scale is None or self._taps or self.state.explicit:
+            return F.embedding(ids, self.constant(table))
+        granularity, scale, zero_point = self._spec().granularity, self.scale, cast(Tensor, self.zero_point)
+        axis = getattr(granularity, "axis", 1) % 2
+        if axis == 0 and isinstance(granularity, PerGroup):
+            return F.embedding(ids, self.constant(table))
+        flat = ids.reshape(-1)
+        if axis == 0 or isinstance(granularity, PerGroup):  # scales lie along the rows
+            scale, zero_point = scale[flat], zero_point[flat]
+        rows = self._on_grid(F.embedding(flat, table), scale, zero_point)
+        return rows.reshape(*ids.shape, table.shape[1])
 
     def quantize(self, x: Tensor, *, clip: Clip | None = None, constant: bool = False) -> Tensor:
         """`x` on the grid, in whatever phase the site is: as forward() quantizes, or constant() if `constant`.
@@ -276,8 +295,10 @@ class Site(Phased):
     def _quantize(self, x: Tensor, qmin: int | None = None) -> Tensor:
         """On the grid. Constants stay in [-qmax, qmax] when symmetric; a value that is computed on the device saturates
         where its type does (`qmin`), one step further down, so that too is what the file computes."""
+        return self._on_grid(x, cast(Tensor, self.scale), cast(Tensor, self.zero_point), qmin)
+
+    def _on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int | None = None) -> Tensor:
         spec = self._spec()
-        scale, zero_point = cast(Tensor, self.scale), cast(Tensor, self.zero_point)
         axis = getattr(spec.granularity, "axis", None)
         group = getattr(spec.granularity, "size", 0)
         return ops.fake_quantize(x, scale, zero_point, axis, group, spec.qmin if qmin is None else qmin, spec.qmax)

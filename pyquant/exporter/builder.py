@@ -112,6 +112,8 @@ def _check_row(op: str, count: int, options: Mapping[str, Any]) -> None:
 
 def _payload(const: Const) -> tuple[torch.Tensor, str]:
     """The bytes of a constant in the file, and their plan type."""
+    if const.make_packed is not None:
+        return const.make_packed(), const.block or const.quant.dtype  # type: ignore[union-attr]
     if const.quant is not None:
         dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
         return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)

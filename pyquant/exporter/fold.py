@@ -30,7 +30,7 @@ from pyquant.exporter.grid import (
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, PADS, is_move, target_of
 from pyquant.exporter.tracing import Traced, location_of, readable, static_shape
-from pyquant.exporter.values import Const, dequantize_from
+from pyquant.exporter.values import Const, blocks, dequantize_from, integers, packed
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them
 
@@ -163,12 +163,10 @@ def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
     const = Const(
         data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), location_of(node), quant
     )
-    const.make_ints = lambda: _quantize(data.value(), quant, folded[scale].value(), folded[zero_point].value())
+    const.make_ints = lambda: integers(data.value(), quant, folded[scale].value(), folded[zero_point].value())
+    if quant.dtype in ("int4", "uint4"):
+        const.make_packed = lambda: packed(data.value(), quant, folded[scale].value(), folded[zero_point].value())
     return const
-
-
-def _quantize(value: Tensor, quant: Quant, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return ops.quantize(value.float(), scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
 
 
 def _fold_bias(node: Node, folded: Folded) -> Const:
@@ -192,7 +190,9 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
     data = folded[source]
     block = next(name for name, width in BLOCKS.items() if width == bits)
     value = lambda: ops.fake_quantize_blocks(data.value(), bits)  # noqa: E731
-    return Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
+    const = Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
+    const.make_packed = lambda: blocks(data.value(), bits)
+    return const
 
 
 def site_of(scale: Argument, node: Node, folded: Folded) -> str:

@@ -6,7 +6,7 @@ It owns when a constant is computed. When it becomes a tensor of the file is dec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +31,8 @@ class Const:
     """A value known at export time.
 
     `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
-    quantized; with `block`, a plan type of grid.BLOCKS, the file has the value's blocks. Values are computed on
+    quantized; with `block`, a plan type of grid.BLOCKS, the file has the value's blocks. `make_packed` computes what
+    the file has of 4-bit integers and blocks, without one byte (or float) for each value. Values are computed on
     access, so that no float copy of a large weight stays in memory after its use.
     """
 
@@ -42,6 +43,7 @@ class Const:
     where: Location
     quant: Quant | None = None
     make_ints: Callable[[], Tensor] | None = None
+    make_packed: Callable[[], Tensor] | None = None
     block: str | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -85,9 +87,34 @@ Value = Ref | Const | float | int | bool | None
 def quantize_to(value: Tensor, quant: Quant) -> Tensor:
     """The integers of `value` on `quant`, one per element (4 bit too)."""
     scale, zero_point = (t.to(value.device) for t in scales(quant))
-    return ops.quantize(
-        value.detach().float(), scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype]
-    )
+    return integers(value, quant, scale, zero_point)
+
+
+def integers(value: Tensor, quant: Quant, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The integers of `value` on `quant`, whose scale and zero_point are given as tensors; no float copy is made."""
+    exact = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    value = value.detach() if exact else value.detach().float()
+    return ops.quantize(value, scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
+
+
+def packed(value: Tensor, quant: Quant, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The 4-bit integers of `value` as a file has them, uint8 (n / 2,); never one byte for each."""
+    grid = ops.Grid(scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
+    pieces = ops.quantize_pieces(value, grid, packed=True)
+    return ops.joined(pieces, (value.numel() + 1) // 2, torch.uint8)
+
+
+def blocks(value: Tensor, bits: int) -> Tensor:
+    """`value` rounded to its blocks, as the eager model does, in the blocks of a file: uint8, some rows at a time."""
+
+    def pieces() -> Iterator[Tensor]:
+        for rows in ops.row_slices(value.shape):
+            rounded = ops.fake_quantize_blocks(ops.rows_of(value.detach(), rows), bits)
+            yield ops.quantize_blocks(rounded, bits).reshape(-1)
+
+    width = value.shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits)
+    shape = (*value.shape[:-1], width)
+    return ops.joined(pieces(), torch.Size(shape).numel(), torch.uint8).reshape(shape)
 
 
 def dequantize_from(ints: Tensor, quant: Quant) -> Tensor:

@@ -7,7 +7,6 @@ It owns the format of the table and of the rows that leave it. Which rows are as
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyquant.errors import InputError, UnknownModuleError
@@ -37,8 +36,13 @@ class QuantEmbedding(QModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Raises InputError for an id that is not a row of the table."""
+        return self.q("act_out", self.rows(ids))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows of `ids` (...) on the table's grid, (..., embedding_dim); only they are quantized where that is
+        possible. Raises InputError for an id that is not a row of the table."""
         self.require_rows(ids)
-        return self.q("act_out", F.embedding(ids, self.const("weight", self.weight)))
+        return self.site("weight").rows(self.weight, ids)
 
     def require_rows(self, ids: Tensor) -> None:
         """Raise InputError for an id that is not a row of the table, where ids have values (not while tracing)."""

@@ -37,8 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "companions": {"errors", "files"},
     "model_card": VALUES | {"block_site", "wrap"},
     "checkpoint_index": VALUES | {"wrap", "files", "companions"},
+    "tensor_file": {"ops"},
     "checkpoint": VALUES
-    | {"models", "ops", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
+    | {"models", "ops", "tensor_file", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
     | {"companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyquant.models.gemma4.hf import hf_class
@@ -39,6 +38,4 @@ class QuantGemma4TextScaledWordEmbedding(QuantEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Raises InputError for an id that is not a row of the table."""
-        self.require_rows(ids)
-        rows = F.embedding(ids, self.const("weight", self.weight))
-        return self.q("act_out", rows * self.factor)
+        return self.q("act_out", self.rows(ids) * self.factor)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a checkpoint folder of Gemma4 in its real size, with random bfloat16 weights, and data to calibrate on.
+
+    python -m benchmarks.real_size.make_checkpoint OUT [--layers 7] [--vocabulary 262144]
+
+The configuration is that of E2B: 5.1 G parameters, of which the per-layer table (262144 x 8960) has 2.35 G. The model
+is never held: a tensor is made and written a block at a time. It owns names, sizes and values; what is measured on the
+folder is `pyquant quantize`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 24  # elements that exist at once
+SHARD = 4 * 10**9  # bytes of a file, unless one tensor has more
+SIZE = 2  # bytes of a bfloat16
+
+
+def config(layers: int = 35, vocabulary: int = 262144, *, vision: bool = True) -> Any:
+    """Gemma4 E2B (reference: transformers' convert_gemma4_weights.py), with fewer layers where asked for.
+
+    The last 20 of 35 layers read the keys of earlier ones; of fewer layers, as large a share. Every fifth is full.
+    """
+    from transformers import Gemma4Config
+
+    if layers < 2 or vocabulary < 1024:
+        raise SystemExit("at least 2 layers and a vocabulary of 1024")
+    specials = {
+        name: vocabulary - 10 + i
+        for i, name in enumerate(
+            ("boi_token_id", "eoi_token_id", "image_token_id", "video_token_id", "boa_token_id", "eoa_token_index",
+             "audio_token_id")
+        )
+    }  # fmt: skip
+    text = {
+        "vocab_size": vocabulary,
+        "vocab_size_per_layer_input": vocabulary,
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "sliding_window": 512,
+        "layer_types": ["full_attention" if i % 5 == 4 or i == layers - 1 else "sliding_attention"
+                        for i in range(layers)],
+        "hidden_size_per_layer_input": 256,
+        "num_kv_shared_layers": _shared(layers),
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 30.0,
+        "max_position_embeddings": 131072,
+    }  # fmt: skip
+    tower = {"use_clipped_linears": True, "standardize": False, "pooling_kernel_size": 3} if vision else None
+    return Gemma4Config(text_config=text, vision_config=tower, audio_config=None, **specials)
+
+
+def _shared(layers: int) -> int:
+    """Layers without keys of their own; one of each kind before them has some."""
+    return min(layers * 20 // 35, max(0, layers - 5)) if layers >= 7 else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=35)
+    parser.add_argument("--vocabulary", type=int, default=262144)
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=32, help="text tokens of a sample")
+    args = parser.parse_args()
+    cfg = config(args.layers, args.vocabulary)
+    count = write(args.out, cfg)
+    write_data(args.out / "calibration", cfg, args.samples, args.tokens)
+    print(f"{args.out}: {count / 1e9:.3f} G parameters")
+
+
+def write(out: Path, cfg: Any) -> int:
+    """Write config.json, generation_config.json and the shards with their index; returns the number of parameters."""
+    from transformers import Gemma4ForConditionalGeneration, GenerationConfig
+
+    with torch.device("meta"):
+        model = Gemma4ForConditionalGeneration(cfg)
+    head = {id(model.lm_head.weight)}
+    tensors = {
+        name: value for name, value in model.state_dict(keep_vars=True).items()
+        if not (id(value) in head and name.startswith("lm_head"))
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    shards = _shards(tensors)
+    where: dict[str, str] = {}
+    generator = torch.Generator().manual_seed(0)
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(out / file, {name: tensors[name] for name in names}, generator)
+        where |= dict.fromkeys(names, file)
+    total = sum(value.numel() for value in tensors.values())
+    index = {"metadata": {"total_size": total * SIZE}, "weight_map": where}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    cfg.architectures, cfg.dtype = ["Gemma4ForConditionalGeneration"], "bfloat16"
+    cfg.save_pretrained(out)
+    GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2).save_pretrained(out)
+    return total
+
+
+def _shards(tensors: dict[str, Tensor]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, value in tensors.items():
+        bytes_ = value.numel() * SIZE
+        if shards[-1] and size + bytes_ > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += bytes_
+    return shards
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in tensors.items():
+        start, end = end, end + value.numel() * SIZE
+        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, value in tensors.items():
+            for block in _blocks(name, value, generator):
+                file.write(block.to(torch.bfloat16).view(torch.int16).numpy().data)
+
+
+def _blocks(name: str, value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Flat pieces of random values of a size that lets a signal through: like a trained model's, nothing more."""
+    leaf = name.rpartition(".")[2]
+    left = value.numel()
+    while left:
+        count = min(left, BLOCK)
+        left -= count
+        if leaf in ("input_min", "output_min", "input_max", "output_max"):
+            yield torch.full((count,), -8.0 if leaf.endswith("min") else 8.0)
+        elif leaf == "layer_scalar":
+            yield torch.rand(count, generator=generator) * 0.5 + 0.5
+        elif value.dim() < 2:  # gains of norms
+            yield torch.rand(count, generator=generator) + 0.5
+        else:
+            width = value.shape[-1]
+            noise = torch.empty(count).uniform_(-1, 1, generator=generator)
+            yield noise.mul_(1.7 * width**-0.5 if "table" not in leaf else 0.02)
+
+
+def write_data(folder: Path, cfg: Any, samples: int, tokens: int) -> None:
+    """Batches for `--data`: ids of text, the first sample with an image of 6 x 6 patches (4 soft tokens)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(samples):
+        ids = torch.randint(3, 1000, (1, tokens), generator=generator)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
+        if cfg.vision_config is not None:
+            side = 2 * cfg.vision_config.pooling_kernel_size
+            ids[:, 1] = cfg.boi_token_id
+            ids[:, 2:6] = cfg.image_token_id
+            ids[:, 6] = cfg.eoi_token_id
+            batch["mm_token_type_ids"][:, 2:6] = 1
+            y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+            batch["pixel_values"] = torch.rand(1, side * side, 3 * cfg.vision_config.patch_size**2, generator=generator)
+            batch["image_position_ids"] = torch.stack([x, y], dim=-1).reshape(1, side * side, 2)
+        save_file({name: value.contiguous() for name, value in batch.items()}, folder / f"{number:03d}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
