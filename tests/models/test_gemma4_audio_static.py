@@ -135,6 +135,19 @@ def test_the_float_file_computes_on_onert_what_hf_computes(name, length, batch):
     assert error <= 1e-4 * max(1.0, float(expected.abs().max())), error
 
 
+@pytest.mark.parametrize("recipe", ["w8_onert", "w4_onert", "q8_onert"])
+def test_recipes_of_onert_leave_convolutions_float(recipe):
+    """Their rows are no blocks, and onert has no kernel for other integers; linears inside lconv1d are quantized."""
+    q = pyquant.prepare(audio(), pyquant.Policy.preset(recipe))
+    kernels = {
+        site.path: site.spec for site in q.all_sites() if site.path.endswith(":weight") and site.role == "weight"
+    }
+    floats = {path for path, spec in kernels.items() if spec is None}
+    assert len(floats) == 4
+    assert all("conv" in path.rpartition(".")[2] for path in floats)
+    assert kernels["layers.0.lconv1d.linear_start.linear:weight"] is not None
+
+
 @pytest.mark.parametrize("part", ["layer", "attention"])
 def test_parts_with_a_mask_of_hf(part):
     """A layer's graph takes the blocked mask; two clips, one with padding."""
