@@ -66,5 +66,6 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
     if ids is None:
         generator = torch.Generator().manual_seed(1)
         vocabulary = int(cast(Any, model).config.vocab_size)
-        return {"input_ids": torch.randint(3, vocabulary, (1, TOKENS), generator=generator, device="cpu")}
+        row = torch.randint(3, vocabulary, (1, TOKENS), generator=generator, dtype=torch.int64, device="cpu")
+        return {"input_ids": row}
     return {"input_ids": torch.tensor([list(ids)], dtype=torch.int64, device="cpu")}
