@@ -33,6 +33,11 @@ class BlockSite(Site):
         self.bits = spec.bits
         self._problem: str | None = "its constant was never seen; the wrapper must pass it through const()"
 
+    @property
+    def takes_grid(self) -> bool:
+        """No: its scales are part of its blocks."""
+        return False
+
     def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
         raise AssertionError(f"site {self.path!r} is a constant's; its wrapper must pass it through const()")
 

@@ -8,6 +8,7 @@ appear whole files.py; .circle files are exporter/.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -29,9 +30,10 @@ from pyquant.model_card import README, model_card
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
-from pyquant.spec import PerAxis, PerGroup, PerTensor
+from pyquant.spec import PerAxis, PerGroup, PerTensor, QuantSpec
 from pyquant.tensor_file import Entry
 from pyquant.wrap import QModule, foreign, registry
+from pyquant.wrap.stored import StoredModule
 
 __all__ = ["load_quantized", "save_quantized"]
 
@@ -54,8 +56,9 @@ def save_quantized(
     """Write the converted tree `q` to the folder `path`, as a Hugging Face folder.
 
     A weight that its site alone uses is stored as integers (4 bit: packed, low nibble first), every other tensor as it
-    is, tied ones once. Beside them: config.json, generation_config.json where `q` has one, the files of the tokenizer,
-    the processor and the chat template, and a model card (README.md).
+    is, tied ones once; integers that the float model had already stay as they were packed. Beside them: config.json,
+    generation_config.json where `q` has one, the files of the tokenizer, the processor and the chat template, and a
+    model card (README.md).
 
     source: the checkpoint folder (or hub name, from its cache) that these files are copied from; by default the folder
         that the float model was loaded from, if it is there.
@@ -86,6 +89,8 @@ def save_quantized(
         "sites": {site.path: _describe(site) for site in q.all_sites()},
         "tensors": _store(q, tensors),
     }
+    if forms := {m.path: m.stored_form() for m in q.all_qmodules() if isinstance(m, StoredModule)}:
+        index["stored"] = forms
     for site in q.all_sites():
         if site.scale is not None and site.zero_point is not None:
             tensors[f"{site.path}.scale"] = tensor_file.whole(site.scale)
@@ -138,6 +143,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
     except PolicyError as error:
         raise fault(folder, f"{INDEX}: 'policy'", f"does not fit the model ({error})") from error
     checkpoint_index.check_configs(index["configs"], q, folder)
+    _adopt(q, index["sites"], folder)
     _check_sites(q, index["sites"], folder)
     if GENERATION in index["sha256"] and hasattr(q, "generation_config"):
         q.generation_config = _generation_config(folder)
@@ -250,7 +256,9 @@ def _grid_of(grid: QParams) -> ops.Grid:
 
 def _describe(site: Site) -> dict[str, Any]:
     spec = None if site.spec is None else site.spec.to_dict()
-    return {"role": site.role.value, "spec": spec, "quantized": site.scale is not None or isinstance(site, BlockSite)}
+    quantized = site.scale is not None or isinstance(site, BlockSite)
+    decided = {"decided": site.decided} if site.decided else {}
+    return {"role": site.role.value, "spec": spec, "quantized": quantized, **decided}
 
 
 def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
@@ -311,7 +319,10 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             config.__dict__.pop("quantization_config", None)
             if isinstance(index.get("base"), str) and hasattr(config, "_name_or_path"):
                 config._name_or_path = index["base"]
-            return cls(config)
+            model = cls(config)
+            if "stored" in index:
+                importlib.import_module("pyquant.wrap.hf_gemma_quant").rebuild_(model, index["stored"])
+            return model
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
 
@@ -349,6 +360,17 @@ def _config_class(cls: type[Any]) -> Any:
     parameter = inspect.signature(cls.__init__).parameters.get("config")
     found = None if parameter is None else parameter.annotation
     return found if hasattr(found, "from_json_file") else getattr(cls, "config_class", None)
+
+
+def _adopt(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
+    """The formats of grids that were decided before convert: they are not the policy's."""
+    for site in q.all_sites():
+        how = recorded.get(site.path, {}).get("decided")
+        if how and site.takes_grid:
+            try:
+                site.adopt(QuantSpec.from_dict(recorded[site.path]["spec"]), how)
+            except (SpecError, KeyError, TypeError) as error:
+                raise fault(folder, f"{INDEX}: spec of site {site.path!r}", f"cannot be ({error})") from error
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:

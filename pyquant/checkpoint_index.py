@@ -33,7 +33,14 @@ CHECKED = companions.FILES | {
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPREAD = 64  # a tensor's memory is at most that many times its elements
 # fields of a configuration that do not change the arithmetic: where it comes from, types, and what to return
-_ORIGIN = {"transformers_version", "_name_or_path", "name_or_path", "architectures", "initializer_range"}
+_ORIGIN = {
+    "quantization_config",
+    "transformers_version",
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "initializer_range",
+}
 _TYPES = {"dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
 _MORE_TYPES = {"_attn_implementation_autoset", "_experts_implementation", "_experts_implementation_internal"}
 _RETURNS = {"output_hidden_states", "output_attentions", "return_dict", "use_cache", "id2label", "label2id"}
@@ -127,6 +134,8 @@ class _Form:
         self._require(WEIGHTS in checksums or EARLIER in checksums, "'sha256'", f"has no checksum of {WEIGHTS!r}")
         for path, config in configs.items():
             self._is(config, dict, f"configuration of {path!r}", "an object")
+        for path, form in self._is(index.get("stored", {}), dict, "'stored'", "an object").items():
+            self._stored(f"stored form of {path!r}", form)
         for path, site in sites.items():
             self._site(f"site {path!r}", site)
         for name, entry in tensors.items():
@@ -140,6 +149,14 @@ class _Form:
             "spec" in site and isinstance(site["spec"], dict | None), f"spec of {where}", "is no object or null"
         )
         self._require(not (quantized and site["spec"] is None), where, "is quantized, but has no spec")
+        self._is(site.get("decided", ""), str, f"'decided' of {where}", "a string")
+
+    def _stored(self, where: str, form: Any) -> None:
+        self._is(self._is(form, dict, where, "an object").get("form"), str, f"'form' of {where}", "a string")
+        for key in ("bits", "blocks"):
+            number = form.get(key, 1)
+            valid = type(number) is int and 1 <= number < 2**31
+            self._require(valid, f"{key!r} of {where}", f"is {number!r}, expected a positive whole number")
 
     def _tensor(self, where: str, entry: Any, tensors: Mapping[str, Any], sites: Mapping[str, Any]) -> None:
         kind = self._is(entry, dict, where, "an object").get("kind")

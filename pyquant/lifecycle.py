@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from pyquant import autocast, models, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
+from pyquant.interop.gemma_qat import GemmaFolder
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
@@ -36,13 +38,20 @@ class CalibrationWarning(UserWarning):
     """Calibration data that gave every site a grid, and never reached a part of the model."""
 
 
-def prepare(fp: nn.Module, policy: Policy) -> QModule:
+def prepare(fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = None) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
-    `fp` still runs and is not changed. Every weight and constant is scanned once, here. Raises PolicyError for a rule
+    `fp` still runs and is not changed. Every weight and constant is scanned once, here. Layers of a quantization-aware
+    checkpoint (transformers' `QuantizedLinear`, `QuantizedEmbedding`) keep the grids that they were trained with.
+
+    checkpoint: the folder that such a model was loaded from. From its files come the scales of the KV cache, which
+        transformers ignores, and which activation scales it lacks: transformers leaves these uninitialized.
+
+    Raises PolicyError for a rule
     that matches nothing and for weights that are computed on each call (wrap/computed.py); UnknownModuleError for a
     module without a wrapper, with the way out for those of other tools (torch.compile, DataParallel, PEFT, GPTQ);
-    ModelError for weights that are quantized already; CalibrationError for NaN or Inf in a tensor that no quantized
+    ModelError for weights that are quantized already in a way that pyquant does not read, and for a `checkpoint` that
+    cannot be read; CalibrationError for NaN or Inf in a tensor that no quantized
     site looks at (one in a weight that has such a site is an error of convert). Warns of forward hooks and of forwards
     that were replaced on a module: wrappers do not run them.
     """
@@ -57,15 +66,18 @@ def prepare(fp: nn.Module, policy: Policy) -> QModule:
     if reason := foreign.stored_quantized(fp):
         raise ModelError(reason)
     _warn_of_hooks(fp)
-    q = build(fp, policy)
+    folder = None if checkpoint is None else GemmaFolder.read(checkpoint)
+    q = build(fp, policy, frozenset() if folder is None else folder.absent(fp))
+    if folder is not None:
+        folder.decide_caches(q)
     policy.check_used(list(q.all_sites()))
     _scan(q)
     _check_finite(q, "prepare")
     return q.eval()
 
 
-def build(fp: nn.Module, policy: Policy) -> QModule:
-    """The tree of prepare and of loading, before any value was looked at.
+def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset()) -> QModule:
+    """The tree of prepare and of loading, before any value was looked at. `absent`: see WrapContext.
 
     Raises PolicyError for weights that are computed on each call, CompatibilityError for a release of transformers that
     the wrappers were not written for.
@@ -80,7 +92,7 @@ def build(fp: nn.Module, policy: Policy) -> QModule:
     models.load(map(type, fp.modules()))
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
-        return wrap.wrap(fp, WrapContext("", policy))
+        return wrap.wrap(fp, WrapContext("", policy, absent=absent))
 
 
 def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None) -> None:
@@ -142,6 +154,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     """Give each site its scale and zero point, and put the tree in QUANTIZED phase: all sites, or an error and none.
 
+    A grid that is decided already (Site.decide) stays as it is.
     `unused` are globs over paths of sites that no graph will use; they stay float. The scale of a weight
     is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
     every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits,
@@ -168,7 +181,7 @@ def _convert(tree: QModule, unused: Sequence[str]) -> None:
     problems: list[str] = []
     total = 0
     for site in _used(list(tree.all_sites()), unused):
-        found = site.compute_qparams()
+        found = site.qparams if site.decided else site.compute_qparams()
         if isinstance(found, str):
             problems.append(f"{site.path}: {found}")
         elif found is not None:

@@ -10,7 +10,7 @@ import difflib
 import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -184,12 +184,16 @@ class HasSites(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """One line of an explanation: a site, and the rule (with its index) that applies to it; None: no rule, float."""
+    """One line of an explanation: a site, and the rule (with its index) that applies to it; None: no rule, float.
+
+    decided: the format of a grid that was decided before convert, and by whom; it takes the place of the rule's.
+    """
 
     path: str
     role: Role
     index: int | None
     rule: Rule | None
+    decided: tuple[QuantSpec, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,9 @@ class Explanation:
                 found = "known"
             if isinstance(spec, BlockSpec):
                 found = "per block"
+            if c.decided is not None:
+                spec, rule = c.decided[0], f"{c.decided[1]} (not {rule})"
+                found = "decided"
             rows.append((c.path, c.role.value, rule, str(spec) if spec else "float", found))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -252,8 +259,13 @@ class Policy:
         return Assignment(path, role, None, None)
 
     def explain(self, q: HasSites) -> Explanation:
-        """Site -> rule -> format for the tree `q`."""
-        return Explanation(self.name, tuple(self.choose(site.path, site.role) for site in q.all_sites()))
+        """Site -> rule -> format for the tree `q`, and where a format comes from that is not a rule's."""
+        return Explanation(self.name, tuple(self._explained(site) for site in q.all_sites()))
+
+    def _explained(self, site: SiteLike) -> Assignment:
+        choice, how = self.choose(site.path, site.role), getattr(site, "decided", "")
+        spec: QuantSpec | None = getattr(site, "spec", None)
+        return choice if spec is None or not how else replace(choice, decided=(spec, how))
 
     def check_used(self, sites: Sequence[SiteLike]) -> None:
         """Raise PolicyError that names each rule, not optional, that matches none of `sites`, and what is near it."""

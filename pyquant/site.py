@@ -85,6 +85,7 @@ class Site(Phased):
         super().__init__(state if state is not None else TreeState())
         self.path, self.role, self.spec = path, role, spec
         self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
+        self.decided = ""  # who decided the grid before convert, if somebody did; see decide()
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
@@ -128,14 +129,15 @@ class Site(Phased):
             self.observe(x if observed is None else observed)
         return x
 
-    def constant(self, value: Tensor) -> Tensor:
+    def constant(self, value: Tensor, *, on_grid: bool = False) -> Tensor:
         """`value`, which does not depend on the model's inputs, as this site sees it.
 
+        `on_grid`: it is made of integers of this site's grid already, so only a graph has a quantization of it.
         Observed at most once. When quantized the result is cached until the value or the grid changes. In the graph
         of an adapter (TreeState.exporting) the quantization is a node, so that lowering sees value and qparams; while
         training it is computed each time, so that gradients reach the value.
         """
-        out = self._constant(value)
+        out = value if on_grid and not self.state.explicit else self._constant(value)
         return self._tapped(value, out, constant=True) if self._taps else out
 
     def _constant(self, value: Tensor) -> Tensor:
@@ -266,6 +268,29 @@ class Site(Phased):
             f"here too); for a mask, the wrapper must observe the unmasked values alone (q(..., observed=...))"
         )
 
+    def decide(self, qparams: QParams, how: str) -> None:
+        """Give the site its grid now: `qparams`, of whatever format, instead of what the policy and calibration would.
+
+        `how` says where it comes from, in words for a user ("trained, in a gemma checkpoint"). Calibration and convert
+        leave it as it is; it applies once the tree is quantized. Raises PhaseError for a converted tree, PolicyError
+        for a site that the policy leaves float or gives blocks.
+        """
+        if self.state.converted:
+            raise PhaseError(f"site {self.path!r}: the tree is converted, and its grids are final; prepare it again")
+        if not self.takes_grid:
+            raise PolicyError(f"site {self.path!r} cannot take a grid: the policy gives it {self.spec or 'no format'}")
+        self.adopt(qparams.spec, how)
+        self.set_qparams(qparams)
+
+    @property
+    def takes_grid(self) -> bool:
+        """Whether it may have a grid: the policy does not leave it float, and gives it no blocks."""
+        return self.spec is not None
+
+    def adopt(self, spec: QuantSpec, how: str) -> None:
+        """Take the format of a decided grid whose numbers follow (loading); see decide()."""
+        self.spec, self.decided, self.observer = spec, how, None
+
     def set_qparams(self, qparams: QParams) -> None:
         """Store the numbers and let the statistics go."""
         assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
@@ -284,6 +309,8 @@ class Site(Phased):
             return None
         spec, (low_end, high_end), (low, high) = self._spec(), self._ends, clip
         step = (high_end - low_end) / (spec.qmax - spec.qmin)
+        if self.decided:  # not made for this clip: where it rounds to the end of the grid, and nowhere else
+            step /= 2
         return (
             None if low is None or low <= low_end + step else low,
             None if high is None or high >= high_end - step else high,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,11 +26,13 @@ from pyquant.wrap.hf_facts import CACHE_MODULE, Facts, cache_facts, facts
 
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = ("pyquant.wrap.hf_activations", *(f"pyquant.models.{name}" for name in models.FAMILIES))
+# not in every release: what they wrap -> where the wrappers are
+OPTIONAL = {"transformers.integrations.gemma_quant": "pyquant.wrap.hf_gemma_quant"}
 
 
 def classes() -> Iterator[type[nn.Module]]:
     """Every class of transformers that has a wrapper of pyquant, by name."""
-    for home in HOMES:
+    for home in (*HOMES, *(home for theirs, home in OPTIONAL.items() if importlib.util.find_spec(theirs))):
         importlib.import_module(home)
     yield from sorted(filter(hf_contract.has_contract, registry.classes()), key=registry.qualified)
 

@@ -57,6 +57,7 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
 
     from pyquant import models
     from pyquant.cli import weights
+    from pyquant.interop.gemma_qat import zero_absent_
 
     if not sys.stderr.isatty():  # a bar is for a person who waits
         says: Any = transformers.utils.logging
@@ -70,7 +71,7 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
         )
     except Exception as error:  # whatever transformers makes of such files
         raise ModelError(_unreadable(name, error)) from error
-    missing = sorted(said.get("missing_keys", ()))
+    missing = zero_absent_(model, sorted(said.get("missing_keys", ())))
     weights.check_ties(name, model, missing)
     if missing:
         raise ModelError(

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         with timer.step("export"), _rows_first():
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
         with timer.step("save"):
-            result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job))
+            result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q))
     result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
     return FINE
 
@@ -166,13 +166,15 @@ def _calibrated(
     args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: Timer
 ) -> tuple[nn.Module, QModule]:
     import pyquant
-    from pyquant.cli import checkpoints
+    from pyquant.cli import checkpoints, trained
 
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype)
     with timer.step("prepare"), _rows_first():
-        q = pyquant.prepare(fp, policy)
+        q = pyquant.prepare(fp, policy, checkpoint=trained.folder_of(args.model, fp))
     console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
+    if line := trained.summary(q):
+        console.print(line)
     with timer.step("calibrate"):
         walk = _Walk(job.data)
         try:
@@ -243,8 +245,10 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
     return _cut(lines)
 
 
-def _facts(args: argparse.Namespace, job: Job) -> dict[str, str]:
+def _facts(args: argparse.Namespace, job: Job, q: QModule) -> dict[str, str]:
     """What the model card says besides the model: the command, without the place of its result, and the data."""
+    from pyquant.cli import trained
+
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     words = ["pyquant", "quantize"]
@@ -258,6 +262,7 @@ def _facts(args: argparse.Namespace, job: Job) -> dict[str, str]:
     return {
         "command": f"`{shlex.join(words)} --out OUT`",
         "calibration": f"{len(job.data)} of {job.of} samples of {args.data.name}",
+        **({"trained grids": line.partition(": ")[2]} if (line := trained.summary(q)) else {}),
     }
 
 

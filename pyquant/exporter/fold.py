@@ -20,6 +20,7 @@ from pyquant import ops
 from pyquant.errors import ExportError
 from pyquant.exporter.grid import (
     BLOCKS,
+    DEQUANTIZE,
     FAKE_QUANTIZE,
     FAKE_QUANTIZE_BIAS,
     FAKE_QUANTIZE_BLOCKS,
@@ -30,7 +31,7 @@ from pyquant.exporter.grid import (
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, PADS, is_move, target_of
 from pyquant.exporter.tracing import Traced, location_of, readable, static_shape
-from pyquant.exporter.values import Const, blocks, dequantize_from, integers, packed
+from pyquant.exporter.values import Const, Stored, blocks, dequantize_from, integers, packed
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them
 
@@ -67,6 +68,8 @@ def _fold_call(node: Node, folded: Folded) -> Any:
         return folded[_node(node.args[0])]
     if target == FAKE_QUANTIZE:
         return _fold_fake_quantize(node, folded)
+    if target == DEQUANTIZE:
+        return _fold_dequantize(node, folded)
     if target == FAKE_QUANTIZE_BIAS:
         return _fold_bias(node, folded)
     if target == FAKE_QUANTIZE_BLOCKS:
@@ -163,10 +166,26 @@ def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
     const = Const(
         data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), location_of(node), quant
     )
+    if data.stored is not None and data.stored.grid == (scale, zero_point, axis, group):
+        const.make_ints = data.stored.ints
+        return const
     const.make_ints = lambda: integers(data.value(), quant, folded[scale].value(), folded[zero_point].value())
     if quant.dtype in ("int4", "uint4"):
         const.make_packed = lambda: packed(data.value(), quant, folded[scale].value(), folded[zero_point].value())
     return const
+
+
+def _fold_dequantize(node: Node, folded: Folded) -> Const:
+    """A weight that exists as integers only; quantized on the same grid, it is these integers in the file."""
+    source, scale, zero_point, axis, group = schema_args(node)
+    data, grid = folded[source], (scale, zero_point, axis, group)
+
+    def make() -> Tensor:
+        return ops.dequantize(data.value(), folded[scale].value(), folded[zero_point].value(), axis, group)
+
+    owner = _SITE_SCALE.fullmatch(folded[scale].name)
+    name = data.name if owner is None else f"{owner[1]}.{owner[2]}" if owner[1] else owner[2]
+    return Const(name, data.shape, torch.float32, make, location_of(node), stored=Stored(data.value, grid))
 
 
 def _fold_bias(node: Node, folded: Folded) -> Const:

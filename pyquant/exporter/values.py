@@ -26,14 +26,23 @@ class Ref:
     index: int
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Integers, one per element, and the grid (scale node, zero point node, axis, group) that they are on."""
+
+    ints: Callable[[], Tensor]
+    grid: tuple[object, ...]
+
+
 @dataclass(eq=False)
 class Const:
     """A value known at export time.
 
     `make` computes the eager (real) value. With `quant`, the integers are `make_ints()`, or the real value
     quantized; with `block`, a plan type of grid.BLOCKS, the file has the value's blocks. `make_packed` computes what
-    the file has of 4-bit integers and blocks, without one byte (or float) for each value. Values are computed on
-    access, so that no float copy of a large weight stays in memory after its use.
+    the file has of 4-bit integers and blocks, without one byte (or float) for each value. `stored`: the integers that
+    a float value was made of. Values are computed on access, so that no float copy of a large weight stays in memory
+    after its use.
     """
 
     name: str
@@ -45,6 +54,7 @@ class Const:
     make_ints: Callable[[], Tensor] | None = None
     make_packed: Callable[[], Tensor] | None = None
     block: str | None = None
+    stored: Stored | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property

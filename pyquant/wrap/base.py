@@ -8,7 +8,7 @@ is registry.py, how a phase changes is tree_state.py, the order prepare -> calib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,15 +33,19 @@ __all__ = ["Clip", "DataGap", "Phase", "QModule", "Role", "Site", "WrapContext",
 
 @dataclass(frozen=True)
 class WrapContext:
-    """A wrapper's place in the tree, and the policy that assigns formats to its sites."""
+    """A wrapper's place in the tree, and the policy that assigns formats to its sites.
+
+    absent: tensors of the float model (by their names in it) that its checkpoint lacks and that mean nothing.
+    """
 
     path: str
     policy: Policy
     state: TreeState = field(default_factory=TreeState)
+    absent: frozenset[str] = frozenset()
 
     def child(self, name: str) -> WrapContext:
         """The context of the child `name`."""
-        return WrapContext(f"{self.path}.{name}" if self.path else name, self.policy, self.state)
+        return replace(self, path=f"{self.path}.{name}" if self.path else name)
 
     def site(self, name: str, role: Role) -> Site:
         """A new site of the wrapper at this path. Raises PolicyError when its rule cannot apply to it."""
@@ -182,19 +186,28 @@ class QModule(Phased):
     def fit_biases_(self, grids: dict[Site, QParams]) -> list[str]:
         """Raise the weight scales in `grids` (site -> what convert is about to store) where a bias needs it.
 
-        See wrap/bias.py. Returns a line for each bias that fits no scale, with the path of its weight's site.
+        See wrap/bias.py. Returns a line for each bias that fits no scale, with the path of its weight's site. A weight
+        scale that is decided (Site.decide) is not raised: a bias that needs it is such a line.
         """
         problems = []
         for name, (input_site, weight_site, *output_site) in self.BIASES.items():
             bias, site = getattr(self, name), self.site(weight_site)
             x, weight = grids.get(self.site(input_site)), grids.get(site)
             scale = bias_scale(x, weight)
-            if bias is None or scale is None or scale.shape not in ((), bias.shape) or site.observer is None:
+            if bias is None or scale is None or scale.shape not in ((), bias.shape):
+                continue
+            if site.observer is None and not site.decided:
                 continue
             assert x is not None
             assert weight is not None
             out = grids.get(self.site(output_site[0])) if output_site else None
-            fitted = BiasGrid(bias, x, weight, site.observer.empty(), out).fit()
+            empty = torch.zeros_like(scale, dtype=torch.bool) if site.observer is None else site.observer.empty()
+            fitted = BiasGrid(bias, x, weight, empty, out).fit()
+            if site.decided and isinstance(fitted, QParams) and fitted is not weight:
+                fitted = (
+                    f"the bias beside it does not fit 32 (64) bits with this grid, which is decided ({site.decided}): "
+                    "leave its input or its weight float by a rule"
+                )
             if isinstance(fitted, str):
                 problems.append(f"{site.path}: {fitted}")
             else:

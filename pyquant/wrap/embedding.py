@@ -46,13 +46,18 @@ class QuantEmbedding(QModule):
 
     def require_rows(self, ids: Tensor) -> None:
         """Raise InputError for an id that is not a row of the table, where ids have values (not while tracing)."""
-        if type(ids) is not Tensor or ids.is_meta or torch.compiler.is_compiling():
-            return
-        outside = ((ids < 0) | (ids >= self.num_embeddings)).nonzero()
-        if len(outside):
-            place = outside[0].tolist()
-            raise InputError(
-                f"id {int(ids[tuple(place)])} at position {place} is no row of {self.path or 'the table'}, which has "
-                f"{self.num_embeddings} (ids 0 to {self.num_embeddings - 1}); a token id past the vocabulary comes "
-                f"from a tokenizer of another model, or from a token that was added without resizing the embeddings"
-            )
+        require_rows(ids, self.num_embeddings, self.path)
+
+
+def require_rows(ids: Tensor, rows: int, path: str) -> None:
+    """Raise InputError for an id that is none of the `rows` of the table at `path`, where ids have values."""
+    if type(ids) is not Tensor or ids.is_meta or torch.compiler.is_compiling():
+        return
+    outside = ((ids < 0) | (ids >= rows)).nonzero()
+    if len(outside):
+        place = outside[0].tolist()
+        raise InputError(
+            f"id {int(ids[tuple(place)])} at position {place} is no row of {path or 'the table'}, which has "
+            f"{rows} (ids 0 to {rows - 1}); a token id past the vocabulary comes "
+            f"from a tokenizer of another model, or from a token that was added without resizing the embeddings"
+        )

@@ -62,9 +62,20 @@ def advice(cls: type, path: str = "") -> str | None:
     return None
 
 
+# integers of these modules have wrappers (hf_gemma_quant.py); and what their checkpoints' config.json calls them
+READ_MODULES = ("transformers.integrations.gemma_quant",)
+READ_METHODS = ("gemma",)
+
+
 def stored_quantized(model: nn.Module) -> str | None:
-    """The error about the first weight that is no plain float tensor: of a tool's own class, float8, or integers."""
+    """The error about the first weight that is no plain float tensor: of a tool's own class, float8, or integers.
+
+    Not of layers whose integers pyquant reads.
+    """
+    read = {f"{path}." for path, module in model.named_modules() if type(module).__module__ in READ_MODULES}
     for name, weight in model.named_parameters():
+        if f"{name.rpartition('.')[0]}." in read:
+            continue
         kind = type(weight.data) if type(weight) is nn.Parameter else type(weight)
         name_of = f"{kind.__module__}:{kind.__qualname__}"
         for pattern, tool in _QUANTIZED:
@@ -79,7 +90,8 @@ def stored_quantized(model: nn.Module) -> str | None:
 
 
 def checkpoint(config: object) -> str | None:
-    """The format that a configuration's `quantization_config` names, such as `GPTQ, 4 bits`; None without one."""
+    """The format that a configuration's `quantization_config` names, such as `GPTQ, 4 bits`; None without one, and for
+    one whose layers pyquant reads."""
     found = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     for part in () if found else ("text_config", "vision_config"):
         found = found or getattr(getattr(config, part, None), "quantization_config", None)
@@ -90,6 +102,8 @@ def checkpoint(config: object) -> str | None:
         "bitsandbytes" if data.get("load_in_4bit") or data.get("load_in_8bit") else ""
     )
     method = str(getattr(method, "value", method) or "an unnamed format")
+    if method in READ_METHODS:
+        return None
     known = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "hqq": "HQQ", "eetq": "EETQ", "aqlm": "AQLM"}
     bits = (
         data.get("bits")

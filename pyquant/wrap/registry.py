@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 W = TypeVar("W", bound="type[QModule]")
 _WRAPPERS: dict[type[nn.Module], type[QModule]] = {}
+# module of transformers -> where its classes get their wrappers; imported when one is met: it imports transformers
+_ON_DEMAND = {
+    "transformers.activations": "pyquant.wrap.hf_activations",
+    "transformers.integrations.gemma_quant": "pyquant.wrap.hf_gemma_quant",
+}
 
 
 def register(*classes: type[nn.Module]) -> Callable[[W], W]:
@@ -74,8 +79,8 @@ def find(name: str) -> type[nn.Module] | None:
 
 def wrapper_of(cls: type[nn.Module], path: str = "") -> type[QModule]:
     """The wrapper of exactly `cls`. Raises UnknownModuleError that lists what exists."""
-    if cls not in _WRAPPERS and cls.__module__ == "transformers.activations":
-        importlib.import_module("pyquant.wrap.hf_activations")  # not at start: it imports transformers
+    if cls not in _WRAPPERS and cls.__module__ in _ON_DEMAND:
+        importlib.import_module(_ON_DEMAND[cls.__module__])
     if cls not in _WRAPPERS:
         raise UnknownModuleError(_unknown(cls, path))
     return _WRAPPERS[cls]

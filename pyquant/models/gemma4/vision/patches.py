@@ -6,6 +6,7 @@ It owns the embedding of patches and the pooling as quantized arithmetic. Positi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,17 +31,27 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
     Gemma4 maps pixels from [0, 1] to [-1, 1] first: W (2 (p - 0.5)) = (2 W) p - W 1. That is folded into the
     projection (a doubled kernel and a bias, the float model's own kernel stays), which spares two operators on pixels.
+    A projection with grids of its own (of a quantization-aware checkpoint) stays as it is, and the operators are there.
     """
 
     SITES = {"position_embeddings": Role.ACTIVATION, "act_out": Role.ACTIVATION}
+    CENTERING = {"pixels": Role.ACTIVATION, "shifted": Role.ACTIVATION, "centered": Role.ACTIVATION}
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        self.input_proj = wrap(_like(fp.input_proj), ctx.child("input_proj"))
-        self.sources = Sources(*(t for t in (fp.input_proj.weight, fp.input_proj.bias) if t is not None))
-        self.derive()
+        self.folded = _is_plain(fp.input_proj)
+        if self.folded:
+            self.input_proj = wrap(_like(fp.input_proj), ctx.child("input_proj"))
+            self.sources = Sources(*(t for t in (fp.input_proj.weight, fp.input_proj.bias) if t is not None))
+            self.derive()
+        else:
+            self.input_proj = wrap(fp.input_proj, ctx.child("input_proj"))
         self.position_embedding_table = fp.position_embedding_table
         self.pixels = int(fp.input_proj.in_features)
+
+    @classmethod
+    def site_roles(cls, fp: Any) -> Mapping[str, Role]:
+        return cls.SITES if _is_plain(fp.input_proj) else {**cls.CENTERING, **cls.SITES}
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -85,7 +96,10 @@ class QuantGemma4VisionPatchEmbedder(QModule):
             pixel_values = self.worth_observing(pixel_values, pixel_position_ids)
             padding = padding_of(pixel_position_ids) if padding_positions is None else padding_positions
             position_embeddings = self.embeddings(pixel_position_ids, padding)
-        patches = self.input_proj(as_dtype(pixel_values, self.position_embedding_table.dtype))
+        pixels = as_dtype(pixel_values, self.position_embedding_table.dtype)
+        if not self.folded:
+            pixels = self.q("centered", self.q("shifted", self.q("pixels", pixels) - 0.5) * 2.0)
+        patches = self.input_proj(pixels)
         return self.q("act_out", patches + self.q("position_embeddings", position_embeddings))
 
     def as_export_module(self, profile: VisionProfile) -> GraphAdapter:
@@ -114,6 +128,11 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
 def _embedder_arguments(tables: StaticTables) -> dict[str, Any]:
     return {"position_embeddings": tables.position_embeddings}
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Whether its kernel can be folded: a subclass of Linear has arithmetic of its own."""
+    return type(projection) is nn.Linear
 
 
 @torch.inference_mode(False)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids that a model was trained with: finding the folder that has them all, and a line that counts them.
+
+It owns these words. What is read from the folder is pyquant.interop's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pyquant.wrap import QModule
+
+
+def folder_of(name: str, fp: nn.Module) -> Path | None:
+    """`name` as prepare's `checkpoint`: where the model has layers of a quantization-aware checkpoint and `name` is a
+    folder (of a model on the hub, transformers' cache is not looked into)."""
+    from pyquant.wrap.foreign import READ_MODULES
+
+    if not any(type(module).__module__ in READ_MODULES for module in fp.modules()):
+        return None
+    return Path(name) if Path(name).is_dir() else None
+
+
+def summary(q: QModule) -> str:
+    """`trained grids: 12 weights, 2 tables, 20 activations, 4 cached keys and values; the rest is calibrated`; empty
+    where no grid was decided."""
+    counts: Counter[str] = Counter()
+    for site in q.all_sites():
+        if site.decided:
+            counts[_kind(site.path.rpartition(":")[2], site.role.value)] += 1
+    if not counts:
+        return ""
+    kinds = ("weights", "tables", "activations", "cached keys and values")
+    listed = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+    return f"trained grids: {listed}; the rest is calibrated"
+
+
+def _kind(name: str, role: str) -> str:
+    if name in ("key", "value"):
+        return "cached keys and values"
+    return {"weight": "weights", "embedding": "tables", "constant": "scales of tables"}.get(role, "activations")
