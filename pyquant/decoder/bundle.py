@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from pyquant.decoder.model import DecoderModel
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
 from pyquant.wrap.attention import FILL
+from pyquant.wrap.bands import block_length
 from pyquant.wrap.base import QModule
 
 Part = tuple[nn.Module, Any]
@@ -55,6 +57,19 @@ class BundleParts:
                 f"max_seq_len {profile.max_seq_len} is beyond the model's max_position_embeddings, {limit}; use a "
                 "shorter one"
             )
+        if profile.sliding == "banded":
+            self._require_bands()
+
+    def _require_bands(self) -> None:
+        windows = {kind.window for kind in self.text.kinds if kind.window is not None and not kind.ahead}
+        if not windows:
+            raise ProfileError('sliding="banded" is for a causal model whose layers have windows; leave it out')
+        for length, window in product(self.profile.prefill_lengths, sorted(windows)):
+            if block_length(length, window, 2) is None:
+                raise ProfileError(
+                    f'sliding="banded": the prefill length {length} has no two equal blocks of {window - 1} tokens or '
+                    f'more for a window of {window}; use a multiple of the window, or sliding="auto"'
+                )
 
     @property
     def text(self) -> DecoderModel:
@@ -71,6 +86,9 @@ class BundleParts:
         for length in profile.prefill_lengths:
             parts += self.before_prefill(length)
             parts += self._text_parts(length, 0)
+        for length in profile.append_lengths:
+            parts += self.before_prefill(length)
+            parts += self._text_parts(length, profile.cache_len)
         parts += self._text_parts(1, profile.cache_len)
         parts += self.head()
         return {part_profile.name: (part, part_profile) for part, part_profile in parts}
@@ -84,20 +102,26 @@ class BundleParts:
         return []
 
     def before_prefill(self, length: int) -> list[Part]:
-        """Graphs between the token embedding and a prefill of `length`."""
+        """Graphs between the token embedding and a prefill or append of `length`."""
         return []
 
     def text_profile(self, length: int, past: int, layer: int | None) -> TextProfile:
         """The profile of one graph of the stack."""
-        return TextProfile(self.profile.batch_size, length, past, layer=layer, attention=self.profile.attention)
+        profile = self.profile
+        return TextProfile(
+            profile.batch_size, length, past, layer=layer, attention=profile.attention, sliding=profile.sliding
+        )
 
     def _embeddings(self) -> list[ExportProfile]:
         profile, kinds = self.profile, []
         if profile.token_embedding != "fixed":
             kinds.append(embedding_profile(profile.batch_size))
         if profile.token_embedding != "dynamic":
-            kinds += [embedding_profile(profile.batch_size, n) for n in sorted({1, *profile.prefill_lengths})]
+            kinds += [embedding_profile(profile.batch_size, n) for n in self._widths()]
         return kinds
+
+    def _widths(self) -> list[int]:
+        return sorted({1, *self.profile.prefill_lengths, *self.profile.append_lengths})
 
     def _text_parts(self, length: int, past: int) -> list[Part]:
         layers = range(len(self.text.layers)) if self.profile.layers == "per_layer" else [None]
@@ -114,6 +138,7 @@ class BundleParts:
             "batch_size": profile.batch_size,
             "max_seq_len": profile.max_seq_len,
             "prefill_lengths": list(profile.prefill_lengths),
+            "append_lengths": list(profile.append_lengths),
             "layers": profile.layers,
             "num_hidden_layers": len(text.layers),
             **self.more(),
@@ -122,10 +147,10 @@ class BundleParts:
             "cache": {
                 "capacity": profile.cache_len,
                 "layout": "batch, kv_heads, tokens, head_dim",
-                "layers": [_layer_entry(kind) for kind in text.kinds],
+                "layers": [_layer_entry(kind, profile.cache_len) for kind in text.kinds],
             },
             "generation": _generation(self.q),
-            "host": list(self.steps()),
+            "host": [*self.steps(), *self._more_steps()],
             "graphs": {name: self.describe(part_profile) for name, (_, part_profile) in self.graphs().items()},
         }
 
@@ -136,6 +161,15 @@ class BundleParts:
     def steps(self) -> tuple[str, ...]:
         """What a host does, in order."""
         return (NUMBERS, _PADDING, _EMBED, ROTARY, *LAST_STEPS)
+
+    def _more_steps(self) -> tuple[str, ...]:
+        windows = any(kind.window is not None for kind in self.text.kinds)
+        bands = any(entry.get("bands") for entry in map(self.describe, self._profiles()))
+        found = ((_RING, windows), (_BANDS, bands), (_APPEND, bool(self.profile.append_lengths)))
+        return tuple(words for words, wanted in found if wanted)
+
+    def _profiles(self) -> list[Any]:
+        return [profile for _, profile in self.graphs().values()]
 
     @torch.no_grad()
     def rotary(self, variant: str) -> dict[str, Any]:
@@ -155,12 +189,24 @@ class BundleParts:
         if isinstance(profile, HeadProfile):
             return {"kind": "lm_head", "meaning": _MEANING["lm_head"]}
         if isinstance(profile, TextProfile):
-            kind = "decode" if profile.past_len else "prefill"
             layer = {} if profile.layer is None else {"layer": profile.layer}
-            return {"kind": kind, "seq_len": profile.seq_len, **layer, "meaning": self.text_meaning()}
+            bands = {"bands": blocks} if (blocks := self._bands(profile)) else {}
+            return {
+                "kind": profile.kind,
+                "seq_len": profile.seq_len,
+                **layer,
+                **bands,
+                "meaning": self.text_meaning(),
+            }
         length = profile.inputs["input_ids"]
         entry = {"kind": "token_embedding", "meaning": _MEANING["token_embedding"], "range": self.id_range()}
         return entry if length.dynamic is not None else {**entry, "seq_len": length.shape[1]}
+
+    def _bands(self, profile: TextProfile) -> dict[str, int]:
+        """Mask -> tokens of a block, where layers attend in bands."""
+        layers = range(len(self.text.kinds)) if profile.layer is None else [profile.layer]
+        found = {self.text.kinds[i].mask: profile.block(self.text.kinds[i]) for i in layers}
+        return {mask: block for mask, block in found.items() if block is not None}
 
     def id_range(self) -> dict[str, list[int]]:
         """The token ids that a graph takes."""
@@ -171,8 +217,10 @@ class BundleParts:
         return {**TABLES, **_MEANING["text"]}
 
 
-def _layer_entry(kind: LayerKind) -> dict[str, Any]:
+def _layer_entry(kind: LayerKind, capacity: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"kv_heads": kind.kv_heads, "head_dim": kind.head_dim}
+    if kind.shares is None and kind.window is not None:  # otherwise that of the whole cache
+        entry["capacity"] = kind.kept(capacity)
     optional = {"window": kind.window, "shares": kind.shares, "variant": kind.variant or None}
     return entry | {name: value for name, value in optional.items() if value is not None}
 
@@ -245,4 +293,20 @@ LAST_STEPS = (
     "decode: past keys and values at places 0 to length - 1 of each row, the new token at the end of the mask; its "
     "position is that of the last token plus 1 on every axis; write new keys and values at place length",
     "where an output and the input it goes to have unequal quantization, quantize again",
+)
+_RING = (
+    "cache of a layer with a window: the token at place p of a row stands in slot p modulo the layer's capacity "
+    "(cache.layers), so that the last ones are kept; of a prompt longer than that write the last ones only. Slot s of "
+    "a row of `length` tokens holds place length - 1 - ((length - 1 - s) modulo capacity), nothing where that is "
+    "negative; its mask keeps places that are less than `window` before the query's"
+)
+_BANDS = (
+    "bands: a graph's entry names masks with the tokens of a block; such a mask has 2 * block columns: for the query "
+    "at place p the keys from place (p div block - 1) * block on, those before place 0 masked"
+)
+_APPEND = (
+    "append: as decode, with several new tokens of each row, from the first place on, behind the past in the mask; "
+    "mask later places and places from the end of a row's new ones on; write new keys and values of real tokens from "
+    "place length on. A prompt longer than every prefill length goes through the longest of them, and on in parts; a "
+    "further turn begins with the last token of the answer, which is not in the cache yet"
 )

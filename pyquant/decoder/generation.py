@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -94,7 +94,17 @@ class GenerationRequest:
         self.settings = {name: value for name, value in options.items() if name not in (*_PASSED, *_OURS)}
         if "eos_token_id" in self.settings and not token_ids(self.settings["eos_token_id"]):
             self.settings["eos_token_id"] = None  # an empty list: no token ends the text
+        self.ended = Ended()
         self._refuse()
+
+    @property
+    def going(self) -> Tensor | None:
+        """Which rows go on, bool (B,); None before the first new token. The others get padding."""
+        return self.ended.going
+
+    def real_of(self, new: int) -> Tensor:
+        """Which of the `new` tokens of each row are no padding, bool (B, new): up to the one that ended it."""
+        return torch.arange(new, dtype=torch.int64, device="cpu") < self.ended.counts[:, None]
 
     def setting(self, name: str) -> Any:
         """An entry by transformers' priority: keywords, then generation_config=, then the model's."""
@@ -125,14 +135,12 @@ class GenerationRequest:
     def answer(self, next_logits: NextLogits, ids: Tensor, mask: Tensor, new: int) -> Tensor:
         """Prompts ids (B, S), real where mask (B, S) is -> (B, S + at most `new`), by transformers' own loop.
 
-        Padding at the end of a row is moved before it for transformers. Raises InputError for settings that
+        Padding behind tokens of a row is moved before them for transformers. Raises InputError for settings that
         transformers refuses.
         """
-        after = mask.flip(1).int().argmax(dim=1).tolist()  # places of padding at the end of each row
-        rows, real = (
-            torch.stack([row.roll(count) for row, count in zip(t, after, strict=True)]) for t in (ids, mask.long())
-        )
-        shell: Any = _Shell(next_logits)
+        order = mask.int().argsort(dim=1, stable=True)
+        rows, real = (each.gather(1, order) for each in (ids, mask.long()))
+        shell: Any = _Shell(next_logits, self.ended)
         shell.generation_config, config = self._configs(new)
         passed = dict(self.passed)
         if self.sampler is not None:
@@ -188,19 +196,55 @@ class GenerationRequest:
             )
 
 
+class Ended:
+    """What transformers' stopping criteria said after each token: `going` (B,) bool, and `counts` (B,) of the tokens
+    before the end of each row."""
+
+    def __init__(self) -> None:
+        self.going: Tensor | None = None
+        self.counts = torch.zeros(1, dtype=torch.int64, device="cpu")
+
+    def note(self, done: Tensor, pads: bool) -> None:
+        """One more token of each row, after which some are `done`. Rows that are get padding from then on, or where
+        nothing `pads`, further tokens."""
+        if self.going is None:
+            self.going, self.counts = torch.ones_like(done), torch.zeros_like(done, dtype=torch.int64)
+        self.counts = self.counts + self.going
+        if pads:
+            self.going = self.going & ~done
+
+
+class _Noted(transformers.StoppingCriteriaList):
+    """Criteria that tell what they said."""
+
+    def __init__(self, criteria: Iterable[Any], ended: Ended) -> None:
+        super().__init__(criteria)
+        self.ended = ended
+        self.pads = any(hasattr(each, "eos_token_id") for each in self)  # as transformers decides it
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.ended.note(done, self.pads)
+        return done
+
+
 class _Shell(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[no-untyped-call]
     """A model without weights, whose logits are those of a function: transformers' generate() runs on it."""
 
     config_class = transformers.PreTrainedConfig
     main_input_name = "input_ids"
 
-    def __init__(self, next_logits: NextLogits) -> None:
+    def __init__(self, next_logits: NextLogits, ended: Ended) -> None:
         super().__init__(transformers.PreTrainedConfig())
-        self.next_logits, self.started = next_logits, False
+        self.next_logits, self.ended, self.started = next_logits, ended, False
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        shell: Any = super()
+        return _Noted(shell._get_stopping_criteria(*args, **kwargs), self.ended)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TextProfile and text_graph: the static prefill and decode graphs of a text model, of one layer, of one attention.
+"""TextProfile and text_graph: the static prefill, append and decode graphs of a text model, a layer, an attention.
 
 It owns the names and shapes of their inputs and outputs. The arithmetic is the wrappers' own; masks and rotary tables
 are inputs that the host makes (host.py).
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
+from pyquant.wrap.bands import block_length
 from pyquant.wrap.base import QModule
 from pyquant.wrap.rotary import RotaryTables
 
@@ -27,18 +28,25 @@ if TYPE_CHECKING:
     from pyquant.decoder.layers import DecoderAttention
 
 
+Sliding = Literal["auto", "full", "banded"]
+LEAST_BLOCKS = 3  # two blocks have as many keys a query as the whole
+
+
 @dataclass(frozen=True)
 class TextProfile:
     """One graph over `seq_len` new tokens after `past_len` cached ones, for `batch_size` rows.
 
     `layer`: None for the stack, i for layer i alone. `attention`: all heads in one product, or one product per head.
+    `sliding`: how layers with a window attend in a graph without a past: "full" to all keys under a mask, "banded" in
+    blocks (wrap/bands.py), "auto" in blocks where three or more fit.
 
     Inputs: `inputs_embeds` (`hidden_states` for a layer) (B, S, D), what the family adds, `attention_mask`
-    (B, 1, S, past_len + S) of 0 and wrap.attention.FILL, `cos` and `signed_sin` (B, S, head_dim; the first half of sin
-    negated), and with a past `past_key_{i}`, `past_value_{i}` (B, Hkv, past_len, head_dim). A model whose layers are of
-    several variants has masks and tables with their names (`attention_mask_sliding`). A layer that reads the keys of
-    another one has no past of its own; alone, it takes all keys and values as `shared_key`, `shared_value`
-    (B, Hkv, past_len + S, head_dim).
+    (B, 1, S, kept + S) of 0 and wrap.attention.FILL, `cos` and `signed_sin` (B, S, head_dim; the first half of sin
+    negated), and with a past `past_key_{i}`, `past_value_{i}` (B, Hkv, kept, head_dim). `kept` is past_len, or the last
+    window - 1 of them in a layer with a window, in any order. In bands the mask is (B, 1, S, 2 * block): the keys of
+    the block before a query's own, then those of its own. A model whose layers are of several variants has masks and
+    tables with their names (`attention_mask_sliding`). A layer that reads the keys of another one has no past of its
+    own; alone, it takes all keys and values as `shared_key`, `shared_value` (B, Hkv, kept + S, head_dim).
     Outputs: `hidden_states`, before the final norm (`hidden_states_out` for a layer), and what to put into the cache:
     `new_key_{i}`, `new_value_{i}` (B, Hkv, S, head_dim). A layer's tensors have no `_{i}`.
 
@@ -50,6 +58,7 @@ class TextProfile:
     past_len: int = 0
     layer: int | None = field(default=None, kw_only=True)
     attention: Literal["batched", "per_head"] = field(default="batched", kw_only=True)
+    sliding: Sliding = field(default="full", kw_only=True)
     LEAST = {"batch_size": 1, "seq_len": 1, "past_len": 0, "layer": 0}
 
     def __post_init__(self) -> None:
@@ -61,18 +70,30 @@ class TextProfile:
                 raise ProfileError(f"TextProfile.{name} is an integer of at least {low}, got {value!r}")
         if self.attention not in ("batched", "per_head"):
             raise ProfileError(f"TextProfile.attention is 'batched' or 'per_head', got {self.attention!r}")
+        if self.sliding not in get_args(Sliding):
+            raise ProfileError(f"sliding is one of {', '.join(get_args(Sliding))}, got {self.sliding!r}")
+
+    def keys(self, kind: LayerKind) -> int:
+        """Keys that the queries of such a layer see: the cached ones and the new ones."""
+        return kind.kept(self.past_len) + self.seq_len
+
+    def block(self, kind: LayerKind) -> int | None:
+        """Tokens of a block where such a layer attends in bands; None: to all keys."""
+        if self.sliding == "full" or kind.window is None or kind.ahead or self.past_len:
+            return None
+        return block_length(self.seq_len, kind.window, 2 if self.sliding == "banded" else LEAST_BLOCKS)
 
     @property
-    def keys(self) -> int:
-        """Keys that each query sees: the cached ones and the new ones."""
-        return self.past_len + self.seq_len
+    def kind(self) -> Literal["prefill", "append", "decode"]:
+        """Without a past, several tokens after one, one token after one."""
+        if not self.past_len:
+            return "prefill"
+        return "decode" if self.seq_len == 1 else "append"
 
     @property
     def name(self) -> str:
-        """`prefill_s8`, `decode`, `prefill_s8_layer0`; with several tokens after a past, `prefill_s8_p16`."""
-        kind = f"prefill_s{self.seq_len}"
-        if self.past_len:
-            kind = "decode" if self.seq_len == 1 else f"{kind}_p{self.past_len}"
+        """`prefill_s8`, `append_s8`, `decode`; of one layer `prefill_s8_layer0`."""
+        kind = "decode" if self.kind == "decode" else f"{self.kind}_s{self.seq_len}"
         return kind if self.layer is None else f"{kind}_layer{self.layer}"
 
 
@@ -121,7 +142,8 @@ def text_graph(
     extras = dict(extras or {})
     owners = [attention for attention in attentions if attention.kind.shares is None]
     ends = {id(attention): f"_{i}" if many else "" for i, attention in enumerate(attentions)}
-    past_names = [(a, f"past_key{ends[id(a)]}", f"past_value{ends[id(a)]}") for a in owners] if profile.past_len else []
+    keeping = [attention for attention in owners if attention.kind.kept(profile.past_len)]
+    past_names = [(a, f"past_key{ends[id(a)]}", f"past_value{ends[id(a)]}") for a in keeping]
     sources = {layer: a for a in attentions if (layer := a.kind.shares) is not None}
     present = {attention.layer_idx for attention in owners}
     outside = {layer: a for layer, a in sources.items() if layer not in present}  # keys that other graphs make
@@ -138,7 +160,7 @@ def text_graph(
             StackInputs(
                 hidden=given[first],
                 tables={name: RotaryTables(*(given[t].unsqueeze(2) for t in k.tables)) for name, k in kinds.items()},
-                masks={name: AdditiveMask(given[k.mask]) for name, k in kinds.items()},
+                masks={name: AdditiveMask(given[k.mask], profile.block(k)) for name, k in kinds.items()},
                 past=past,
                 extras={name: given[name] for name in extras},
                 shared=shared if sources else None,
@@ -165,13 +187,15 @@ def _inputs(
     specs = {first: TensorSpec((batch, tokens, attentions[0].config.hidden_size), dtype), **extras}
     for attention in attentions:
         kind = attention.kind
-        specs[kind.mask] = TensorSpec((batch, 1, tokens, profile.keys), dtype)
+        block = profile.block(kind)
+        keys = profile.keys(kind) if block is None else 2 * block
+        specs[kind.mask] = TensorSpec((batch, 1, tokens, keys), dtype)
         specs |= dict.fromkeys(kind.tables, TensorSpec((batch, tokens, kind.head_dim), dtype))
     for attention, key, value in past_names:
-        shape = (batch, attention.kind.kv_heads, profile.past_len, attention.kind.head_dim)
+        shape = (batch, attention.kind.kv_heads, attention.kind.kept(profile.past_len), attention.kind.head_dim)
         specs |= dict.fromkeys((key, value), TensorSpec(shape, dtype))
     for attention in outside.values():
-        shape = (batch, attention.kind.kv_heads, profile.keys, attention.kind.head_dim)
+        shape = (batch, attention.kind.kv_heads, profile.keys(attention.kind), attention.kind.head_dim)
         specs |= dict.fromkeys(("shared_key", "shared_value"), TensorSpec(shape, dtype))
     return specs
 
@@ -187,7 +211,8 @@ def require_text_profile(profile: Any, module: object) -> None:
 
 def _check_length(config: Any, profile: TextProfile) -> None:
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and profile.keys > longest:
+    least = max(profile.past_len + 1, profile.seq_len)  # an append graph may have places that stay empty
+    if longest is not None and least > longest:
         raise ProfileError(
             f"{profile.past_len} cached and {profile.seq_len} new tokens are more than the model's "
             f"max_position_embeddings, {longest}; use a shorter profile"

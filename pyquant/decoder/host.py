@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host side of a bundle: everything between the graphs, from the manifest alone, without a model.
 
-It owns the steps that the manifest's `host` lists in words: padding, positions, masks, cache. The loop over tokens is
-transformers' own (generation.py). Files and runtimes are the caller's, who passes `run(graph, inputs)`; a family adds
-what is not text.
+It owns the steps that the manifest's `host` lists in words: padding, positions, masks, cache. Slots of the cache are
+cache.py, prompts and turns of a chat turn.py. The loop over tokens is transformers' own (generation.py). Files and
+runtimes are the caller's, who passes `run(graph, inputs)`; a family adds what is not text.
 """
 
 from __future__ import annotations
@@ -15,34 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyquant.decoder.generation import GenerationRequest
+from pyquant.decoder.cache import CacheState, KeyValue
+from pyquant.decoder.generation import GenerationRequest, NextLogits
 from pyquant.decoder.kind import LayerKind, named, variants
+from pyquant.decoder.turn import Past, Prompt, Turn, checked
 from pyquant.errors import InputError
 
 #: Graph name and its inputs by name -> its outputs by name, all floats as float32.
 Run = Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]
-KeyValue = tuple[Tensor, Tensor]
-
-
-@dataclass
-class CacheState:
-    """The cache of a batch: `lengths` (B,) tokens of each row, `deltas` (B, 1) from there to positions, and layer ->
-    (keys, values), each (B, Hkv, capacity, head_dim)."""
-
-    lengths: Tensor
-    deltas: Tensor
-    layers: dict[int, KeyValue]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the graphs of a prompt are given: `ids` (B, length) from place 0 on, `real` (B, length) bool, positions
-    (axes, B, length), and `deltas` (B, 1), from the tokens of a row to the position after them."""
-
-    ids: Tensor
-    real: Tensor
-    positions: Tensor
-    deltas: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,8 @@ class Embedded:
 class Host:
     """Generates text with the graphs of one bundle. Keeps nothing between calls.
 
-    Raises InputError for a bundle that cannot generate (a model without a head).
+    A family with more than text overrides `generate`, which makes its own kind of Prompt, and `embedded`. Raises
+    InputError for a bundle that cannot generate (a model without a head).
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("prefill", "decode", "lm_head")  # kinds of graphs
@@ -71,11 +52,13 @@ class Host:
                 f"the bundle has no {' and no '.join(missing)} graph, so it cannot generate; export a model with its "
                 "head (such as Qwen3VLForConditionalGeneration)"
             )
-        self.capacity = int(manifest["cache"]["capacity"]) if "decode" in self.NEEDS else 0
+        self.prefill_lengths: Sequence[int] = sorted(manifest["prefill_lengths"])
+        self.append_lengths: Sequence[int] = sorted(manifest.get("append_lengths", ()))
         self.per_layer = manifest["layers"] == "per_layer"
         self.fill = float(manifest["mask"]["fill"])
         self.kinds = self.layer_kinds()
         self.variants = variants(self.kinds)
+        self.slots = _slots(manifest) if "decode" in self.NEEDS else {}
         self.rotary = {variant: self.rotary_table(manifest[named("rotary", variant)]) for variant in self.variants}
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -91,80 +74,104 @@ class Host:
         )
 
     @torch.no_grad()
-    def generate(self, run: Run, input_ids: Tensor, *, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def generate(
+        self,
+        run: Run,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        past: Past | None = None,
+        **options: Any,
+    ) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
+        past: the conversation that input_ids continue, which goes on to the end of the answer; see Session.chat.
         options: see GenerationRequest; what they leave open follows the model's generation config. Raises InputError
-        for prompts or lengths that the bundle has no graph or no room for, and for options that it cannot do.
+        for prompts or lengths that the bundle has no graph or no room for, and for options that it cannot do; `past`
+        is then as it was.
         """
-        request = GenerationRequest(self.manifest["generation"], options)
-        ids, mask = self.checked(input_ids, attention_mask, request)
-        length, new = self.bucket(mask, request)
-        prompt = self.prompt(ids, mask, length)
-        return request.answer(Steps(self, run, prompt, Embedded(self.tokens(run, prompt.ids))), ids, mask, new)
+        turn = self.turn(input_ids, attention_mask, past, options)
+        return self.answer(run, turn, turn.prompt(), past)
 
     @torch.no_grad()
     def hidden_states(self, run: Run, input_ids: Tensor) -> Tensor:
-        """Hidden states (B, S, D) before the final norm of text (B, S) without padding, by its prefill graph: what the
-        likelihood of text is computed from. Raises InputError as `generate`."""
-        request = GenerationRequest({}, {"max_new_tokens": 1})
-        ids, mask = self.checked(input_ids, torch.ones_like(input_ids), request)
-        prompt = self.prompt(ids, mask, self.bucket(mask, request)[0])
-        state = self.empty(prompt.real.sum(dim=1), prompt.deltas)
-        return self.prefill(run, Embedded(self.tokens(run, prompt.ids)), prompt, state)[:, : ids.shape[1]]
+        """Hidden states (B, S, D) before the final norm of text (B, S) without padding: what the likelihood of text is
+        computed from. Raises InputError as `generate`."""
+        turn = self.turn(input_ids, torch.ones_like(input_ids), None, {"max_new_tokens": 1})
+        return self.prefill(run, turn.prompt(), turn.state)
 
     # --- before the graphs ---
 
-    def prompt(self, ids: Tensor, mask: Tensor, length: int) -> Prompt:
-        """A prompt of text alone, in a graph of `length` places."""
-        ids_in, real = (compact(t, mask, length) for t in (ids, mask))
-        counted = torch.arange(length, dtype=torch.int64, device="cpu")[None].expand(self.batch, -1)
-        return Prompt(ids_in, real, counted[None], torch.zeros(self.batch, 1, dtype=torch.int64, device="cpu"))
-
-    def checked(
-        self, input_ids: Tensor, attention_mask: Tensor | None, request: GenerationRequest
-    ) -> tuple[Tensor, Tensor]:
-        """The prompt int64 (B, S) and where it is real, bool. Raises InputError for another form."""
-        if not isinstance(input_ids, Tensor):
+    def turn(
+        self, input_ids: Tensor, attention_mask: Tensor | None, past: Past | None, options: Mapping[str, Any]
+    ) -> Turn:
+        """What one call is about. Raises InputError for what no graph takes, or has no room for."""
+        request = GenerationRequest(self.manifest["generation"], options)
+        ids, mask = checked(input_ids, attention_mask, self.batch, request)
+        turn = Turn.of(ids, mask, past, self.empty(), request)
+        self._require_graphs(turn)
+        used, width = int((turn.state.lengths + turn.real.sum(dim=1)).max()), turn.all_ids.shape[1]
+        room = self.longest - used + 1
+        if room < 1:
             raise InputError(
-                f"input_ids are a tensor of integers ({self.batch}, tokens), got a {type(input_ids).__name__}; a "
-                "processor's batch is given as generate(**batch), without what is no argument of generate"
+                f"{used} tokens are more than max_seq_len {self.longest} of this bundle; "
+                + ("shorten the prompt" if past is None else "start another chat")
+                + ", or export with a longer one"
             )
-        if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[0] != self.batch:
-            raise InputError(
-                f"input_ids are integers ({self.batch}, tokens) for this bundle, which was exported with "
-                f"batch_size={self.batch}; got {input_ids.dtype} {tuple(input_ids.shape)}"
-            )
-        mask = request.inferred_mask(input_ids) if attention_mask is None else attention_mask
-        if mask.shape != input_ids.shape:
-            raise InputError(
-                f"attention_mask is {tuple(mask.shape)}, expected that of input_ids {tuple(input_ids.shape)}"
-            )
-        mask = mask != 0
-        if not bool(mask.any(dim=1).all()):
-            raise InputError("a row of attention_mask is all padding; every row needs a token")
-        return input_ids.long().cpu(), mask.cpu()
-
-    def bucket(self, mask: Tensor, request: GenerationRequest) -> tuple[int, int]:
-        """The shortest prefill length that holds prompts with `mask` (B, S), and how many tokens follow at most."""
-        known, longest = self.manifest["prefill_lengths"], int(mask.sum(dim=1).max())
-        if longest > max(known):
-            raise InputError(
-                f"the prompt has {longest} tokens, more than every prefill length of this bundle {known}; shorten it, "
-                "or export with a longer one in prefill_lengths"
-            )
-        room = self.longest - longest + 1
-        new = request.new_tokens(mask.shape[1], room)
+        new = request.new_tokens(width, room)
         if new < 1:
             raise InputError(f"max_new_tokens is at least 1 (max_length: more than the prompt), got {new}")
         if new > room:
+            what = "a prompt" if past is None else "a conversation"
             raise InputError(
-                f"a prompt of {longest} tokens and max_new_tokens={new} need a cache longer than max_seq_len "
+                f"{what} of {used} tokens and max_new_tokens={new} need a cache longer than max_seq_len "
                 f"{self.longest} of this bundle; at most {room} new tokens fit"
             )
-        return int(min(length for length in known if length >= longest)), new
+        return turn.with_room(new)
+
+    def _require_graphs(self, turn: Turn) -> None:
+        known, width = list(self.prefill_lengths), turn.ids.shape[1]
+        if self.append_lengths or (not turn.continues and width <= max(known)):
+            return
+        hint = "append_lengths=(64,), graphs that take more tokens onto a filled cache"
+        if turn.continues:
+            raise InputError(f"this bundle cannot go on with a chat: it has no append graph; export with {hint}")
+        raise InputError(
+            f"the prompt has {width} tokens, more than every prefill length of this bundle {known}; shorten it, "
+            f"or export with a longer one in prefill_lengths, or with {hint}"
+        )
+
+    def parts(self, width: int, continues: bool) -> list[tuple[str, int, int, int]]:
+        """(graph, first place, place behind the last, places of the graph) of each part of so many new tokens.
+
+        The shortest prefill that holds them; else the longest, and append graphs for what is left: the longest of
+        them, and for the last part the shortest that holds it.
+        """
+        found: list[tuple[str, int, int, int]] = []
+        start = 0
+        while start < width:
+            kind = "append" if found or continues else "prefill"
+            lengths = self.append_lengths if kind == "append" else self.prefill_lengths
+            count = min(width - start, max(lengths))
+            length = min(each for each in lengths if each >= count)
+            found.append((f"{kind}_s{length}", start, start + count, length))
+            start += count
+        return found
 
     # --- through the graphs ---
+
+    def answer(self, run: Run, turn: Turn, prompt: Prompt, past: Past | None) -> Tensor:
+        """The tokens of `turn` and what follows them (B, S + new), by the loop of its request; `past` has them then."""
+        request = turn.request
+        out = request.answer(self.steps(run, prompt, turn), turn.all_ids, turn.all_real, turn.new)
+        new = out.shape[1] - turn.all_ids.shape[1]
+        if past is not None:
+            past.take(out, torch.cat([turn.all_real, request.real_of(new)], dim=1), turn.state)
+        return out[:, turn.before :]
+
+    def steps(self, run: Run, prompt: Prompt, turn: Turn) -> NextLogits:
+        """What generates after `prompt`."""
+        return Steps(self, run, prompt, turn)
 
     def tokens(self, run: Run, ids: Tensor) -> Tensor:
         """Embeddings (B, S, D) of ids (B, S)."""
@@ -172,38 +179,40 @@ class Host:
         name = fixed if fixed in self.graphs else "token_embedding"
         return run(name, {"input_ids": ids.int()})["inputs_embeds"]
 
+    def embedded(self, run: Run, prompt: Prompt) -> Embedded:
+        """What enters the first layer for a prompt, or for a part of it in the places of one graph."""
+        return Embedded(self.tokens(run, prompt.ids))
+
     def embedded_token(self, run: Run, token: Tensor) -> Embedded:
         """What enters the first layer for one more token of each row, ids (B,)."""
         return Embedded(self.tokens(run, token[:, None]))
 
-    def prefill(self, run: Run, embedded: Embedded, prompt: Prompt, state: CacheState) -> Tensor:
-        """Hidden states (B, length, D) of the prompt, whose keys and values are put into `state`."""
-        length = prompt.ids.shape[1]
-        at = torch.arange(length, dtype=torch.int64, device="cpu")
-        keep = torch.ones(length, length, dtype=torch.bool, device="cpu").tril()[None] & prompt.real[:, None, :]
-        masks = self.masks(keep, at[:, None], at[None, :])
-        hidden, new = self._layers(run, f"prefill_s{length}", embedded, self.tables(prompt.positions) | masks, None)
-        for layer, pair in new.items():
-            for cached, made in zip(state.layers[layer], pair, strict=True):
-                kept = min(length, self.capacity)
-                cached[:, :, :kept] = made[:, :, :kept] * prompt.real[:, None, :kept, None]
-        return hidden
+    def prefill(self, run: Run, prompt: Prompt, state: CacheState) -> Tensor:
+        """Hidden states (B, S, D) of a prompt behind what `state` has, whose keys and values are put there."""
+        hidden = []
+        continues = bool((state.lengths > 0).any())
+        for name, start, stop, length in self.parts(prompt.ids.shape[1], continues):
+            part = prompt.part(start, stop, length)
+            out = self._through(run, name, self.embedded(run, part), part, state, past=continues or start > 0)
+            hidden.append(out[:, : stop - start])
+        state.deltas = prompt.deltas
+        return torch.cat(hidden, dim=1)
 
-    def decode(self, run: Run, token: Tensor, state: CacheState) -> Tensor:
-        """The hidden state (B, 1, D) of one more token for each row."""
+    def decode(self, run: Run, token: Tensor, state: CacheState, going: Tensor | None = None) -> Tensor:
+        """The hidden state (B, 1, D) of one more token (B,) for each row; rows that are not `going` (B,) keep their
+        cache as it is."""
         at = (state.lengths[:, None] + state.deltas).expand(3, -1, -1)
-        places = torch.arange(self.capacity + 1, dtype=torch.int64, device="cpu")
-        keep = (places < state.lengths[:, None]) | (places == self.capacity)
-        key_at = torch.where(places == self.capacity, state.lengths[:, None], places)
-        masks = self.masks(keep[:, None], state.lengths[:, None, None], key_at[:, None])
-        hidden, new = self._layers(run, "decode", self.embedded_token(run, token), self.tables(at) | masks, state)
-        rows = torch.arange(self.batch, dtype=torch.int64, device="cpu")
-        inside = state.lengths < self.capacity
-        for layer, (key, value) in new.items():
-            keys, values = state.layers[layer]
-            keys[rows[inside], :, state.lengths[inside]] = key[inside, :, 0]
-            values[rows[inside], :, state.lengths[inside]] = value[inside, :, 0]
-        state.lengths = state.lengths + 1
+        real = torch.ones(self.batch, 1, dtype=torch.bool, device="cpu") if going is None else going[:, None]
+        prompt = Prompt(token[:, None], real, at, state.deltas)
+        return self._through(run, "decode", self.embedded_token(run, token), prompt, state, past=True)
+
+    def _through(
+        self, run: Run, name: str, embedded: Embedded, prompt: Prompt, state: CacheState, *, past: bool
+    ) -> Tensor:
+        """Hidden states of the tokens of one graph, whose keys and values are put into `state`."""
+        inputs = self.tables(prompt.positions) | self.masks(name, prompt, state, past=past)
+        hidden, new = self._layers(run, name, embedded, inputs, state if past else None)
+        state.add({layer: pair for layer, pair in new.items() if layer in state.layers}, prompt.real.sum(dim=1))
         return hidden
 
     def _layers(
@@ -256,27 +265,52 @@ class Host:
             tables |= dict(zip(kind.tables, (cos, signed_sin), strict=True))
         return tables
 
-    def masks(self, keep: Tensor, query_at: Tensor, key_at: Tensor) -> dict[str, Tensor]:
-        """keep (B, Q, K) bool, where queries and keys stand -> (B, 1, Q, K) of 0 and the fill, for each variant."""
-        masks = {}
-        for kind in self.variants.values():
-            seen = keep if kind.window is None else keep & (key_at > query_at - kind.window)
-            masks[kind.mask] = torch.zeros(seen.shape, dtype=torch.float32, device="cpu").masked_fill(~seen, self.fill)[
-                :, None
-            ]
+    def masks(self, name: str, prompt: Prompt, state: CacheState, *, past: bool) -> dict[str, Tensor]:
+        """(B, 1, Q, K) of 0 and the fill for each variant, as graph `name` takes them for `prompt` behind `state`; with
+        a `past`, the keys in the slots of the cache come first."""
+        lengths = state.lengths[:, None]
+        query_at = lengths + torch.arange(prompt.ids.shape[1], dtype=torch.int64, device="cpu")
+        bands, masks = self._bands(name), {}
+        for variant, kind in self.variants.items():
+            if kind.mask in bands:
+                key_at, there = _banded(bands[kind.mask], prompt.real)
+            else:
+                key_at, there = query_at[:, None], prompt.real[:, None]
+                if past and (slots := self.slots[variant]):
+                    places = state.places(slots)[:, None]
+                    key_at, there = torch.cat([places, key_at], dim=2), torch.cat([places >= 0, there], dim=2)
+            keep = self.sees(kind, query_at[:, :, None], key_at, prompt) & there
+            values = torch.zeros(keep.shape, dtype=torch.float32, device="cpu").masked_fill(~keep, self.fill)
+            masks[kind.mask] = values[:, None]
         return masks
 
-    def empty(self, lengths: Tensor, deltas: Tensor) -> CacheState:
-        """A cache of zeros for rows of `lengths` tokens."""
+    def sees(self, kind: LayerKind, query_at: Tensor, key_at: Tensor, prompt: Prompt) -> Tensor:
+        """Whether queries at places (B, Q, 1) of their rows may look at keys at places (B, 1 or Q, K), bool (B, Q, K).
+        A family with blocks of tokens that see each other overrides it; `prompt` is what the queries are of."""
+        keep = key_at <= query_at
+        return keep if kind.window is None else keep & (key_at > query_at - kind.window)
+
+    def _bands(self, name: str) -> Mapping[str, int]:
+        """Mask -> tokens of a block, of the graph `name` or of its layers."""
+        layers = [f"{name}_layer{i}" for i in range(len(self.kinds))] if self.per_layer else [name]
+        found: dict[str, int] = {}
+        for each in layers:
+            found |= self.graphs.get(each, {}).get("bands", {})
+        return found
+
+    def empty(self) -> CacheState:
+        """A cache without tokens."""
         layers: dict[int, KeyValue] = {}
         for i, kind in enumerate(self.kinds):
-            if kind.shares is None:
-                shape = (self.batch, kind.kv_heads, self.capacity, kind.head_dim)
+            slots = self.slots.get(kind.variant, 0)
+            if kind.shares is None and slots:
+                shape = (self.batch, kind.kv_heads, slots, kind.head_dim)
                 layers[i] = (
                     torch.zeros(shape, dtype=torch.float32, device="cpu"),
                     torch.zeros(shape, dtype=torch.float32, device="cpu"),
                 )
-        return CacheState(lengths.long(), deltas, layers)
+        lengths = torch.zeros(self.batch, dtype=torch.int64, device="cpu")
+        return CacheState(lengths, lengths[:, None].clone(), layers)
 
     def _of(self, kind: str) -> list[str]:
         return [name for name, graph in self.graphs.items() if graph.get("kind") == kind]
@@ -303,28 +337,33 @@ class RotaryTable:
 
 
 class Steps:
-    """The logits of each next token, one call after another: a prefill, then decode steps over one cache."""
+    """The logits of each next token, one call after another: the prompt, then decode steps over one cache."""
 
-    def __init__(self, host: Host, run: Run, prompt: Prompt, embedded: Embedded) -> None:
-        self.host, self.run, self.prompt, self.embedded = host, run, prompt, embedded
-        self.state: CacheState | None = None
+    def __init__(self, host: Host, run: Run, prompt: Prompt, turn: Turn) -> None:
+        self.host, self.run, self.prompt, self.turn = host, run, prompt, turn
+        self.started = False
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """All tokens so far (B, S) -> logits (B, vocabulary)."""
-        if self.state is not None:
-            return self.host.logits(self.run, self.host.decode(self.run, tokens[:, -1], self.state))
-        self.state = self.host.empty(self.prompt.real.sum(dim=1), self.prompt.deltas)
-        hidden = self.host.prefill(self.run, self.embedded, self.prompt, self.state)
-        return self.host.logits(
-            self.run,
-            hidden[torch.arange(self.host.batch, dtype=torch.int64, device="cpu"), self.state.lengths - 1][:, None],
-        )
+        state = self.turn.state
+        if self.started:
+            hidden = self.host.decode(self.run, tokens[:, -1], state, self.turn.request.going)
+            return self.host.logits(self.run, hidden)
+        self.started = True
+        hidden = self.host.prefill(self.run, self.prompt, state)
+        rows = torch.arange(self.host.batch, dtype=torch.int64, device="cpu")
+        return self.host.logits(self.run, hidden[rows, self.prompt.real.sum(dim=1) - 1][:, None])
+
+
+def _banded(block: int, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The places (1, S, 2 * block) of the keys of each query's band, and where (B, S, 2 * block) a token is there."""
+    first = torch.arange(real.shape[1], dtype=torch.int64, device="cpu") // block * block - block
+    key_at = first[:, None] + torch.arange(2 * block, dtype=torch.int64, device="cpu")
+    return key_at[None], real[:, key_at.clamp(min=0)] & (key_at >= 0)
 
 
 def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
-    """The layers as the manifest's cache lists them; bundles of pyquant 0.1 had one shape for all."""
-    cache = manifest["cache"]
-    layers = cache.get("layers") or [cache] * int(manifest["num_hidden_layers"])
+    """The layers as the manifest's cache lists them."""
     return tuple(
         LayerKind(
             int(each["kv_heads"]),
@@ -333,13 +372,19 @@ def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
             each.get("shares"),
             str(each.get("variant", "")),
         )
-        for each in layers
+        for each in _entries(manifest)
     )
 
 
-def compact(values: Tensor, mask: Tensor, length: int) -> Tensor:
-    """Each row's real entries from place 0 on, zeros up to `length`."""
-    out = values.new_zeros(len(values), length)
-    for row, keep in enumerate(mask):
-        out[row, : int(keep.sum())] = values[row, keep]
-    return out
+def _slots(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Variant -> slots of its layers' caches; bundles before append graphs have as many in every layer."""
+    whole = int(manifest["cache"]["capacity"])
+    own = (each for each in _entries(manifest) if each.get("shares") is None)
+    return {str(each.get("variant", "")): int(each.get("capacity", whole)) for each in own}
+
+
+def _entries(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The layers of the cache; bundles of pyquant 0.1 had one shape for all."""
+    cache = manifest["cache"]
+    entries: Sequence[Mapping[str, Any]] = cache.get("layers") or [cache] * int(manifest["num_hidden_layers"])
+    return entries

@@ -17,7 +17,7 @@ class LayerKind:
     kv_heads, head_dim: of its keys and values. window: how many positions back a query sees, itself included; None:
     all. shares: the earlier layer whose keys and values it reads; None: it has its own, and a place in the cache.
     variant: which mask and which rotary tables it takes; layers of one variant have one window and one head_dim, and
-    read keys of that variant only.
+    read keys of that variant only. ahead: its mask lets a query see later positions too (blocks of image tokens).
     """
 
     kv_heads: int
@@ -25,6 +25,11 @@ class LayerKind:
     window: int | None = None
     shares: int | None = None
     variant: str = ""
+    ahead: bool = False
+
+    def kept(self, past: int) -> int:
+        """How many of `past` tokens the cache of such a layer keeps: all, or the last ones that a window needs."""
+        return past if self.window is None else min(past, self.window - 1)
 
     @property
     def mask(self) -> str:
@@ -51,7 +56,7 @@ def variants(kinds: Sequence[LayerKind]) -> Mapping[str, LayerKind]:
     found: dict[str, LayerKind] = {}
     for index, kind in enumerate(kinds):
         first = found.setdefault(kind.variant, kind)
-        if (first.window, first.head_dim) != (kind.window, kind.head_dim):
+        if (first.window, first.head_dim, first.ahead) != (kind.window, kind.head_dim, kind.ahead):
             raise ValueError(
                 f"layer {index} is of variant {kind.variant!r} with window {kind.window} and head_dim {kind.head_dim}; "
                 f"the variant has window {first.window} and head_dim {first.head_dim}"

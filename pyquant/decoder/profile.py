@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from pyquant.decoder.bundle import BundleParts
+from pyquant.decoder.graphs import Sliding
 from pyquant.errors import ProfileError
 
 Layers = Literal["stack", "per_layer"]
@@ -25,11 +26,15 @@ Embedding = Literal["auto", "dynamic", "fixed", "both"]
 class DecoderProfile:
     """A bundle of a language model: `pyquant.export_bundle(q, folder, llama.Profile(max_seq_len=512, ...))`.
 
-    max_seq_len: prompt and answer together, in tokens; the cache holds one less. prefill_lengths: one prefill graph
-    each, a prompt takes the shortest that holds it; by default max_seq_len. batch_size: rows of every graph.
+    max_seq_len: prompt and answer together, in tokens; the cache holds one less, in layers with a window no more than
+    window - 1. prefill_lengths: one prefill graph each, a prompt takes the shortest that holds it; by default
+    max_seq_len. append_lengths: one graph each that takes so many new tokens onto a filled cache: for prompts longer
+    than every prefill length, and for chats (Session.chat); by default none. batch_size: rows of every graph.
 
     layers: "stack" has one graph for all decoder layers, "per_layer" one for each. attention: all heads in one product,
-    or one product per head. token_embedding: "dynamic" is one graph of open length (a shape signature), "fixed" one for
+    or one product per head. sliding: layers with a window attend in prefill to all keys under a mask ("full"), to
+    blocks of keys ("banded": fewer products, smaller masks, the same numbers), or "auto": in blocks where three or more
+    fit. token_embedding: "dynamic" is one graph of open length (a shape signature), "fixed" one for
     each length, "both" these together; each graph holds the whole table. "auto" picks the one that the target reads:
     see for_target.
 
@@ -38,9 +43,11 @@ class DecoderProfile:
 
     max_seq_len: int
     prefill_lengths: Any = field(default=(), kw_only=True)
+    append_lengths: Any = field(default=(), kw_only=True)
     batch_size: int = field(default=1, kw_only=True)
     layers: str = field(default="stack", kw_only=True)
     attention: Attention = field(default="batched", kw_only=True)
+    sliding: Sliding = field(default="auto", kw_only=True)
     token_embedding: Embedding = field(default="auto", kw_only=True)
     LAYERS: ClassVar[Any] = Layers
     PARTS: ClassVar[type[BundleParts]] = BundleParts
@@ -48,23 +55,32 @@ class DecoderProfile:
     def __post_init__(self) -> None:
         for name, least in (("max_seq_len", 2), ("batch_size", 1)):
             _require_count(name, getattr(self, name), least)
-        for name, known in (("layers", self.LAYERS), ("attention", Attention), ("token_embedding", Embedding)):
+        choices = {"layers": self.LAYERS, "attention": Attention, "sliding": Sliding, "token_embedding": Embedding}
+        for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
                 raise ProfileError(f"{name} is one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         object.__setattr__(self, "prefill_lengths", self._lengths())
+        object.__setattr__(self, "append_lengths", self._appended())
 
     def _lengths(self) -> tuple[int, ...]:
-        given = self.prefill_lengths or (self.max_seq_len,)
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            raise ProfileError(f"prefill_lengths are integers such as (64, 256), got {given!r}")
+        given = _counts("prefill_lengths", self.prefill_lengths or (self.max_seq_len,), 1)
         for length in given:
-            _require_count("each of prefill_lengths", length, 1)
             if length > self.max_seq_len:
                 raise ProfileError(
                     f"the prefill length {length} is more than max_seq_len {self.max_seq_len}, which the prompt is a "
                     "part of; raise max_seq_len, or leave that length out"
                 )
-        return tuple(sorted(set(given)))
+        return given
+
+    def _appended(self) -> tuple[int, ...]:
+        given = _counts("append_lengths", self.append_lengths, 2)  # one token is what decode takes
+        for length in given:
+            if length > self.cache_len:
+                raise ProfileError(
+                    f"the append length {length} does not fit behind a first token into max_seq_len "
+                    f"{self.max_seq_len}; raise max_seq_len, or leave that length out"
+                )
+        return given
 
     @property
     def cache_len(self) -> int:
@@ -88,6 +104,14 @@ class DecoderProfile:
     def manifest(self, q: nn.Module) -> dict[str, Any]:
         """What a host has to know beyond shapes: meanings, cache, rotary frequencies, token ids, and its steps."""
         return self.PARTS(self.for_target("circle"), q).manifest()
+
+
+def _counts(name: str, given: Any, least: int) -> tuple[int, ...]:
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ProfileError(f"{name} are integers such as (64, 256), got {given!r}")
+    for length in given:
+        _require_count(f"each of {name}", length, least)
+    return tuple(sorted(set(given)))
 
 
 def _require_count(name: str, value: Any, least: int) -> None:

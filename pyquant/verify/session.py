@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyquant import files, models
+from pyquant.decoder.turn import Past
 from pyquant.errors import CircleError, InputError, PyquantError
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Session:
         tokens: Tensor = self.host.generate(self.run, input_ids, *args, **kwargs)
         return tokens
 
+    def chat(self) -> Chat:
+        """A conversation over one cache: `chat = session.chat(); chat.generate(first); chat.generate(second)`."""
+        return Chat(self)
+
     def run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One graph: inputs by name -> outputs by name, floats as float32. Raises InputError that names the graph and
         the input for a name, shape, type or integer that the manifest does not allow."""
@@ -96,6 +101,37 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Chat:
+    """Turns of one conversation. Each `generate` takes what is new alone, and computes that alone.
+
+    Needs a bundle with `append_lengths`, from the second turn on.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._past = session, Past()
+
+    def generate(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One turn (B, S) -> (B, S + new), behind all turns before it; arguments as Session.generate's.
+
+        The tokens are those of Session.generate on the whole conversation. attention_mask and images are those of this
+        turn, penalties and max_length count all of it. Raises InputError as Session.generate, also when max_seq_len is
+        reached or the bundle has no append graph; after any error the chat is as it was before the turn.
+        """
+        tokens: Tensor = self._session.host.generate(self._session.run, input_ids, *args, past=self._past, **kwargs)
+        return tokens
+
+    @property
+    def tokens(self) -> Tensor:
+        """The conversation so far: int64 (B, S), all turns and answers. Where rows ended early there is padding; see
+        attention_mask."""
+        return torch.empty(0, 0, dtype=torch.int64, device="cpu") if self._past.ids is None else self._past.ids
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """int64 (B, S): 0 where `tokens` has padding."""
+        return torch.zeros_like(self.tokens) if self._past.real is None else self._past.real.long()
 
 
 def _module(runtime: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
+from pyquant.wrap.bands import bands_of, joined
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 
@@ -21,9 +22,13 @@ FILL = -1e4
 
 
 class AdditiveMask(NamedTuple):
-    """0 where a query may look, FILL where it may not: (batch, 1 or heads, 1 or queries, keys)."""
+    """0 where a query may look, FILL where it may not: (batch, 1 or heads, 1 or queries, keys).
+
+    With `block`, of attention in bands: (batch, 1 or heads, queries, 2 * block); see bands.py.
+    """
 
     values: Tensor
+    block: int | None = None
 
     @classmethod
     def of(cls, mask: Tensor | AdditiveMask | None, dtype: torch.dtype, *, keep: bool = False) -> AdditiveMask | None:
@@ -88,7 +93,14 @@ class AttentionCore(QModule):
         """query (B, H, Sq, D), key and value (B, Hkv, Sk, D) -> output (B, H, Sq, D), probabilities (B, H, Sq, Sk).
 
         `per_head`: a product for each head, for targets whose matrix unit takes one at a time; the same numbers.
+        With a mask in bands, the probabilities are those of the blocks (B * n, H, block, 2 * block).
         """
+        if mask is not None and mask.block is not None:
+            bands = bands_of(query, key, value, mask.values, mask.block)
+            banded, weights = self.forward(
+                bands.query, bands.key, bands.value, AdditiveMask(bands.mask), per_head=per_head
+            )
+            return joined(banded, len(query)), weights
         if not per_head:
             return self._attend(query, key, value, mask)
         heads, group = query.shape[1], query.shape[1] // key.shape[1]

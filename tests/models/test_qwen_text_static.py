@@ -92,7 +92,7 @@ def test_names_of_inputs_and_outputs(tree):
     adapter = q.as_export_module(TextProfile(1, 1, past_len=7, layer=2))
     assert adapter.name == "decode_layer2"
     assert list(adapter.input_specs) == ["hidden_states", *rest, "past_key", "past_value"]
-    assert TextProfile(1, 4, past_len=8).name == "prefill_s4_p8"
+    assert TextProfile(1, 4, past_len=8).name == "append_s4"
 
 
 @pytest.mark.parametrize("batch", [ONE, BATCHES["right"], BATCHES["left"]], ids=["one", "right", "left"])

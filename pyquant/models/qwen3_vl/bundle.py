@@ -54,7 +54,7 @@ class Qwen3VLParts(BundleParts):
         return [(self.model, FusionProfile(batch, length, batch * length))]
 
     def text_profile(self, length: int, past: int, layer: int | None) -> Qwen3VLTextProfile:
-        taps = self.model.taps if self.profile.image_grids and not past else 0
+        taps = self.model.taps if self.profile.image_grids and length > 1 else 0
         profile = self.profile
         return Qwen3VLTextProfile(
             profile.batch_size, length, past, deepstack=taps, layer=layer, attention=profile.attention

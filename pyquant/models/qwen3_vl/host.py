@@ -8,21 +8,25 @@ masks and cache are pyquant.decoder.host, the loop over tokens pyquant.decoder.g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyquant.decoder.generation import GenerationRequest, NextLogits
-from pyquant.decoder.host import Embedded, Host, Prompt, Run, Steps, compact
+from pyquant.decoder.generation import NextLogits
+from pyquant.decoder.host import Embedded, Host, Run
 from pyquant.decoder.kind import LayerKind
+from pyquant.decoder.turn import Past, Prompt, Turn, cut
 from pyquant.errors import InputError
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
 from pyquant.models.qwen3_vl.pixels import present, require_floating
 from pyquant.models.qwen3_vl.positions import rope_index, token_types, visual_tokens
 from pyquant.models.qwen3_vl.text import named_addends
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Qwen3VLHost(Host):
@@ -44,37 +48,39 @@ class Qwen3VLHost(Host):
         video_grid_thw: Tensor | None = None,
         attention_mask: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
+        past: Past | None = None,
         **options: Any,
     ) -> Tensor:
         """input_ids (B, S) -> (B, S + new), as transformers' generate: rows that have ended go on with padding.
 
+        Images and videos are those of input_ids. past: the conversation that input_ids continue; see Session.chat.
         options: see GenerationRequest; what they leave open follows the model's generation config. Raises InputError
         for prompts, images or lengths that the bundle has no graph or no room for, and for options that it cannot do.
         """
-        request = GenerationRequest(self.manifest["generation"], options)
-        ids, mask = self.checked(input_ids, attention_mask, request)
-        length, new = self.bucket(mask, request)
-        types = self._types(ids, mask, mm_token_type_ids)
-        ids_in, types_in, real = (compact(t, mask, length) for t in (ids, types, mask))
+        turn = self.turn(input_ids, attention_mask, past, options)
+        types = self._types(turn.ids) * turn.real
+        self._check_types(input_ids, turn.all_real[:, turn.before :], mm_token_type_ids)
         images = self._visuals(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
         videos = self._visuals(pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw")
-        positions, deltas = rope_index(types_in, images.grids, videos.grids, real, merge=self.merge)
-        prompt = Prompt(ids_in, real, positions, deltas)
-        return request.answer(self.steps(run, prompt, types_in * real, images, videos), ids, mask, new)
+        start = turn.state.lengths + turn.state.deltas[:, 0]
+        positions, deltas = rope_index(types, images.grids, videos.grids, turn.real, merge=self.merge, start=start)
+        prompt = Prompt(turn.ids, turn.real, positions, turn.state.deltas + deltas)
+        return self.answer(run, turn, self.seen(run, prompt, types, images, videos), past)
 
-    def steps(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> NextLogits:
-        """What generates after `prompt`, whose places are of `types` (B, length)."""
-        made = [row for each in (images, videos) for row in self._tower(run, each)]
-        rows = [torch.cat(parts) for parts in zip(*made, strict=True)]
+    def seen(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> Prompt:
+        """`prompt`, whose places are of `types` (B, S), with what the tower makes of its images."""
         index = visual_index(types, images.tokens(self.merge), videos.tokens(self.merge))
-        return Steps(self, run, prompt, self._embedded(run, prompt.ids, index, rows))
+        made = [row for each in (images, videos) for row in self._tower(run, each)]
+        features = tuple(torch.cat(parts) for parts in zip(*made, strict=True))
+        return VisualPrompt(*_fields(prompt), (index - index.numel()).clamp(min=-1), features)
 
-    def _types(self, ids: Tensor, mask: Tensor, given: Tensor | None) -> Tensor:
+    def _types(self, ids: Tensor) -> Tensor:
         places = self.manifest["positions"]
-        types = token_types(ids, places["image_token_id"], places["video_token_id"])
-        if given is not None and not torch.equal(given.long().cpu()[mask], types[mask]):
+        return token_types(ids, places["image_token_id"], places["video_token_id"])
+
+    def _check_types(self, ids: Tensor, mask: Tensor, given: Tensor | None) -> None:
+        if given is not None and not torch.equal(given.long().cpu()[mask], self._types(ids.long().cpu())[mask]):
             raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
-        return types
 
     # --- visual rows ---
 
@@ -112,15 +118,18 @@ class Qwen3VLHost(Host):
 
     # --- into the decoder ---
 
-    def _embedded(self, run: Run, ids: Tensor, index: Tensor, visual: list[Tensor]) -> Embedded:
+    def embedded(self, run: Run, prompt: Prompt) -> Embedded:
         """What enters the first layer (B, S, D), and the deepstack addends of the same shape."""
-        length = ids.shape[1]
-        hidden = self.tokens(run, ids)
-        if not visual:
+        assert isinstance(prompt, VisualPrompt)
+        hidden = self.tokens(run, prompt.ids)
+        used = prompt.rows[prompt.rows >= 0].sort().values
+        if not len(used):
             return Embedded(hidden, named_addends([torch.zeros_like(hidden)] * self.manifest["deepstack"]))
+        batch, length = prompt.ids.shape
+        text = torch.arange(batch * length, dtype=torch.int64, device="cpu").reshape(batch, length)
+        index = torch.where(prompt.rows < 0, text, batch * length + torch.searchsorted(used, prompt.rows))
         name = f"fusion_s{length}"
-        room = int(self.graphs[name]["visual_tokens"])
-        rows, *deepstack = (torch.cat([part, part.new_zeros(room - len(part), part.shape[1])]) for part in visual)
+        rows, *deepstack = (_filled(each[used], int(self.graphs[name]["visual_tokens"])) for each in prompt.features)
         inputs = {"text_embeds": hidden, "visual_embeds": rows, "visual_index": index.int()}
         out = run(name, inputs | {f"visual_deepstack_{k}": feature for k, feature in enumerate(deepstack)})
         return Embedded(out["inputs_embeds"], named_addends([out[f"deepstack_{k}"] for k in range(len(deepstack))]))
@@ -128,6 +137,18 @@ class Qwen3VLHost(Host):
     def layer_extras(self, layer: int, embedded: Embedded) -> Mapping[str, Tensor]:
         addend = embedded.extras.get(f"deepstack_{layer}")
         return {} if addend is None else {"deepstack": addend}
+
+
+@dataclass(frozen=True)
+class VisualPrompt(Prompt):
+    """A Prompt with images: `rows` (B, S) says which row of each of `features` (visual tokens, D) a place holds, -1 for
+    text."""
+
+    rows: Tensor
+    features: tuple[Tensor, ...]
+
+    def part(self, start: int, stop: int, length: int) -> Self:
+        return replace(super().part(start, stop, length), rows=cut(self.rows, start, stop, length, fill=-1))
 
 
 @dataclass(frozen=True)
@@ -154,8 +175,18 @@ class WholeHost(Qwen3VLHost):
         """One kind for all layers: the graph has one mask and one pair of tables, and no cache."""
         return (LayerKind(kv_heads=1, head_dim=2 * len(self.manifest["rotary"]["inv_freq"])),)
 
-    def steps(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> NextLogits:
-        """What generates after `prompt`. Raises InputError for other images than those of the graph."""
+    def turn(
+        self, input_ids: Tensor, attention_mask: Tensor | None, past: Past | None, options: Mapping[str, Any]
+    ) -> Turn:
+        if past is not None:
+            raise InputError(
+                'this bundle has the model in one graph (layers="whole") without a cache, which a chat needs; export '
+                'with layers="stack" and append_lengths=(64,)'
+            )
+        return super().turn(input_ids, attention_mask, past, options)
+
+    def seen(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> Prompt:
+        """In all the places of the graph. Raises InputError for other images than those of the graph."""
         grids, known = [*images.grids, *videos.grids], [tuple(grid) for grid in self.manifest["image_grids"]]
         if grids != known:
             raise InputError(
@@ -163,19 +194,23 @@ class WholeHost(Qwen3VLHost):
                 f"the grids {known}, and this one has {grids}; export with these as image_grids, or with "
                 'layers="stack", which takes any of its grids'
             )
+        width = prompt.ids.shape[1]
+        prompt, types = prompt.part(0, width, self.longest), cut(types, 0, width, self.longest)
         index = visual_index(types, images.tokens(self.merge), videos.tokens(self.merge))
-        visual: dict[str, Tensor] = {}
-        if grids:
-            pixels = [each.pixels for each in (images, videos) if each.pixels is not None]
-            visual = {"pixel_values": torch.cat(pixels), "visual_index": index.int()}
-        return WholeSteps(self, run, prompt, visual)
+        pixels = [each.pixels for each in (images, videos) if each.pixels is not None]
+        return VisualPrompt(*_fields(prompt), index, (torch.cat(pixels),) if pixels else ())
+
+    def steps(self, run: Run, prompt: Prompt, turn: Turn) -> NextLogits:
+        assert isinstance(prompt, VisualPrompt)
+        return WholeSteps(self, run, prompt)
 
 
 class WholeSteps:
     """The logits of each next token, one call after another: the whole graph, over the prompt and what followed."""
 
-    def __init__(self, host: WholeHost, run: Run, prompt: Prompt, visual: Mapping[str, Tensor]) -> None:
-        self.host, self.run, self.prompt, self.visual = host, run, prompt, visual
+    def __init__(self, host: WholeHost, run: Run, prompt: VisualPrompt) -> None:
+        self.host, self.run, self.prompt = host, run, prompt
+        self.visual = {"pixel_values": prompt.features[0], "visual_index": prompt.rows.int()} if prompt.features else {}
         self.width: int | None = None  # of the prompts as transformers has them
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -186,11 +221,10 @@ class WholeSteps:
         at = torch.arange(prompt.ids.shape[1], dtype=torch.int64, device="cpu")[None]
         real = at < lengths + new.shape[1]
         added = real & (at >= lengths)
-        ids = prompt.ids.masked_scatter(added, new)
         positions = torch.where(added, at + prompt.deltas, prompt.positions)
-        keep = torch.ones(at.shape[1], at.shape[1], dtype=torch.bool, device="cpu").tril()[None] & real[:, None, :]
-        masks = self.host.masks(keep, at.transpose(0, 1), at)
-        given = {"input_ids": ids.int(), **self.visual, **masks, **self.host.tables(positions)}
+        now = Prompt(prompt.ids.masked_scatter(added, new), real, positions, prompt.deltas)
+        masks = self.host.masks("model", now, self.host.empty(), past=False)
+        given = {"input_ids": now.ids.int(), **self.visual, **masks, **self.host.tables(positions)}
         hidden = self.run("model", given)["hidden_states"]
         return self.host.logits(
             self.run, hidden[torch.arange(len(hidden), dtype=torch.int64, device="cpu"), real.sum(dim=1) - 1][:, None]
@@ -204,3 +238,12 @@ def host(manifest: Mapping[str, Any]) -> Qwen3VLHost:
 
 def _vision(grid: Grid) -> str:
     return f"vision_t{grid[0]}_h{grid[1]}_w{grid[2]}"
+
+
+def _fields(prompt: Prompt) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return prompt.ids, prompt.real, prompt.positions, prompt.deltas
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """(rows, D) and zeros up to `count` rows."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), rows.shape[1])])

@@ -35,6 +35,8 @@ class Profile(DecoderProfile):
         grids = VisionProfile(self.image_grids).grids if len(self.image_grids) else ()
         if self.layers != "whole" and len(set(grids)) != len(grids):
             raise ProfileError(f"each of image_grids makes one graph, but one is there twice: {list(grids)}")
+        if self.layers == "whole" and self.append_lengths:
+            raise ProfileError('layers="whole" has no cache to append to; leave append_lengths out')
         object.__setattr__(self, "image_grids", grids)
 
     def _lengths(self) -> tuple[int, ...]:

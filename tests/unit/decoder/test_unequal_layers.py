@@ -100,7 +100,7 @@ def test_generate_gives_the_models_tokens(both: tuple[Any, Any]) -> None:
 
 
 def host_inputs(q: Any, tokens: Tensor, past: int) -> dict[str, Tensor]:
-    """Masks and tables of `tokens` (1, S) after `past` others, written out here."""
+    """Masks and tables of `tokens` (1, S) after `past` others, written out here; the cache is in order."""
     length = tokens.shape[1]
     at = torch.arange(past, past + length)
     found: dict[str, Tensor] = {}
@@ -108,7 +108,8 @@ def host_inputs(q: Any, tokens: Tensor, past: int) -> dict[str, Tensor]:
         ("sliding", WINDOW, q.model.rotary_emb_local),
         ("full", None, q.model.rotary_emb),
     ):
-        mask = mask_of(torch.ones(1, past + length), at, 0, past + length, window).clamp(min=FILL)
+        first = 0 if window is None else max(0, past - window + 1)
+        mask = mask_of(torch.ones(1, past + length), at, first, past + length - first, window).clamp(min=FILL)
         cos, sin = rotary.float_rotary(torch.empty(0), at[None])
         half = sin.shape[-1] // 2
         signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
@@ -117,7 +118,11 @@ def host_inputs(q: Any, tokens: Tensor, past: int) -> dict[str, Tensor]:
 
 
 def run(adapter: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One graph; every input that it has is in `given`."""
+    """One graph; every input that it has is in `given`, with the shape that it says."""
+    shapes = {name: spec.shape for name, spec in adapter.input_specs.items()}
+    assert {name: tuple(given[name].shape) for name in shapes if name != "input_ids"} == {
+        name: shape for name, shape in shapes.items() if name != "input_ids"
+    }
     out = adapter(*(given[name] for name in adapter.input_specs))
     return dict(zip(adapter.output_names, out if isinstance(out, tuple) else (out,), strict=True))
 
@@ -128,17 +133,20 @@ def test_stack_graphs_are_eager_bit_for_bit() -> None:
     _, q = tree()
     tokens = ids(1, 9, seed=4)
     text = q.model
-    cache = DynamicCache()  # keeps every key, as the host does
+    cache = DynamicCache(config=q.config)  # keeps the last keys of layers with a window, as the host does
     prompt = text(tokens[:, :8], cache=cache).last_hidden_state
     prefill = text.as_export_module(TextProfile(1, 8))
     made = run(prefill, {"inputs_embeds": text.embed_tokens(tokens[:, :8]), **host_inputs(q, tokens[:, :8], 0)})
     assert torch.equal(text.norm(made["hidden_states"]), prompt)
     assert set(made) == {"hidden_states", *(f"new_{what}_{i}" for i in OWNERS for what in ("key", "value"))}
+    past = {}
     for i in OWNERS:
-        assert torch.equal(made[f"new_key_{i}"], cache.layers[i].keys)
+        kept = cache.layers[i].keys.shape[2]
+        assert kept == (WINDOW - 1 if i == 0 else 8)
+        assert torch.equal(made[f"new_key_{i}"][:, :, -kept:], cache.layers[i].keys)
+        past |= {f"past_{what}_{i}": made[f"new_{what}_{i}"][:, :, -kept:] for what in ("key", "value")}
     step = text(tokens[:, 8:], cache=cache).last_hidden_state
     decode = text.as_export_module(TextProfile(1, 1, past_len=8))
-    past = {name.replace("new", "past"): value for name, value in made.items() if name.startswith("new")}
     assert {name for name in decode.input_specs if name.startswith("past")} == set(past)
     out = run(decode, {"inputs_embeds": text.embed_tokens(tokens[:, 8:]), **host_inputs(q, tokens[:, 8:], 8), **past})
     assert torch.equal(text.norm(out["hidden_states"]), step)
@@ -212,7 +220,7 @@ def test_the_manifest_says_what_each_layer_keeps() -> None:
     sliding = {"kv_heads": 2, "head_dim": 8, "window": WINDOW, "variant": "sliding"}
     full = {"kv_heads": 1, "head_dim": 12, "variant": "full"}
     assert manifest["cache"]["layers"] == [
-        sliding,
+        {**sliding, "capacity": WINDOW - 1},
         full,
         {**sliding, "shares": 0},
         full,
