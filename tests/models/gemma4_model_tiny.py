@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def config(form: str = "e2b", *, audio: bool = False, standardize: bool = False,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        subsampling_conv_channels=[8, 4],
+        subsampling_conv_channels=[MEL, 4],  # HF takes the first for the number of mel bins too
         conv_kernel_size=3,
         attention_chunk_size=4,
         attention_context_left=5,
@@ -125,4 +126,55 @@ def batch(rows: Sequence[Sequence[Any]], *, side: str = "left", seed: int = 0) -
     return {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
 
 
-__all__ = ["AUDIO", "IMAGE", "VIDEO", "VOCAB", "batch", "conditional", "config", "model", "pixels", "prompt"]
+#: Whether this release takes the frames of all videos in one row; before, it was (videos, frames, ...).
+FLAT_FRAMES = "num_frames_per_video" in inspect.signature(Gemma4ForConditionalGeneration.forward).parameters
+
+
+def inputs(
+    *rows: Sequence[Any], side: str = "left", extra: int = 0, seed: int = 0, patches: int = 0, mask: bool = True
+) -> dict[str, Tensor]:
+    """All arguments of a call. Parts of a row: a number of text tokens, ("image", h, w), ("video", frames, h, w), each
+    in patches, ("audio", frames).
+
+    extra: padding tokens beside the longest row. patches: of each image, at least, padded behind. mask: with an
+    attention mask.
+    """
+    images, frames, counts, clips, soft = [], [], [], [], []
+    for row in rows:
+        made: list[Any] = []
+        for part in row:
+            if isinstance(part, int):
+                made.append(part)
+            elif part[0] == "audio":
+                clips.append(part[1])
+                made.append(("audio", -(-part[1] // 4)))
+            else:
+                number, grid = (1, part[1:]) if part[0] == "image" else (part[1], part[2:])
+                (images if part[0] == "image" else frames).extend([grid] * number)
+                if part[0] == "video":
+                    counts.append(number)
+                made.append((part[0], number * grid[0] * grid[1] // POOL**2))
+        soft.append(made)
+    given = batch([*soft], side=side, seed=seed)
+    if extra:
+        pad = (extra, 0) if side == "left" else (0, extra)
+        given = {name: torch.nn.functional.pad(value, pad) for name, value in given.items()}
+    if not mask:
+        del given["attention_mask"]
+    if images:
+        given["pixel_values"], given["image_position_ids"] = pixels(images, seed, patches)
+    if frames:
+        values, at = pixels(frames, seed + 1, patches)
+        if FLAT_FRAMES:
+            given["num_frames_per_video"] = torch.tensor(counts)
+        else:
+            values, at = (t.reshape(len(counts), -1, *t.shape[1:]) for t in (values, at))
+        given["pixel_values_videos"], given["video_position_ids"] = values, at
+    if clips:
+        generator = torch.Generator().manual_seed(seed)
+        given["input_features"] = torch.randn(len(clips), max(clips), MEL, generator=generator)
+        given["input_features_mask"] = torch.arange(max(clips))[None] < torch.tensor(clips)[:, None]
+    return given
+
+
+__all__ = ["AUDIO", "IMAGE", "VIDEO", "VOCAB", "batch", "conditional", "config", "inputs", "model", "pixels", "prompt"]

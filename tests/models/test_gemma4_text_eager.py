@@ -214,6 +214,12 @@ def new_cache(kind: str, fp: Any, room: int) -> Any:
     return DynamicCache(config=fp.config) if kind == "hybrid" else DynamicCache()
 
 
+def skip_without_layers(cache: Any) -> None:
+    """5.5.4 counts the layers that do not share keys as `layer_types[:-0]`: none."""
+    if not cache.layers:
+        pytest.skip("this release makes a cache without layers where none shares keys")
+
+
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("kind", ["hybrid", "dynamic", "static"])
 @pytest.mark.parametrize("form", ["e2b", "k_eq_v"])
@@ -224,6 +230,8 @@ def test_steps_with_a_cache_are_one_long_call(form: str, kind: str, steps: str) 
     given = padded((12, 9), "left")
     valid = given["attention_mask"].bool()
     whole = fp(**given, use_cache=False).logits[valid]
+    if kind != "dynamic":
+        skip_without_layers(new_cache(kind, fp, 16))
     for m in (q, fp) if kind == "static" else (q,):
         cache, start, parts = new_cache(kind, fp, 16), 0, []
         for end in STEPS[steps]:
@@ -257,6 +265,8 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", ["e2b", "k_eq_v"])
 def test_generate_gives_transformers_tokens(form: str, way: str) -> None:
     """Past the window twice; one row of the batch is padded."""
+    if way == "static":
+        skip_without_layers(new_cache("static", pair(form)[0], 16))
     found = []
     for m in pair(form):
         torch.manual_seed(3)

@@ -58,7 +58,7 @@ class QuantGemma4TextModel(DecoderModel):
         super().__init__(fp, ctx)
         self.per_layer_width = int(self.config.hidden_size_per_layer_input or 0)
         self.bidirectional = self.config.use_bidirectional_attention
-        self.causal = self.bidirectional != "all"
+        self.causal = bool(getattr(self.config, "is_causal", True))  # before 5.12 "all" is a window's width alone
 
     def forward(  # type: ignore[override]  # HF's order of arguments
         self,
