@@ -22,6 +22,7 @@ from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.bands import block_length
 from pyquant.wrap.base import QModule
+from pyquant.wrap.dtype import float_parameter
 from pyquant.wrap.rotary import RotaryTables
 
 if TYPE_CHECKING:
@@ -221,4 +222,4 @@ def _check_length(config: Any, profile: TextProfile) -> None:
 
 def float_type(module: nn.Module) -> torch.dtype:
     """The floating type of a wrapper's parameters."""
-    return next(module.parameters()).dtype
+    return float_parameter(module).dtype

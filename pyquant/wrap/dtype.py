@@ -7,7 +7,7 @@ It owns no policy: the code of a step decides whether it computes in float32.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -18,3 +18,9 @@ def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 def as_float32(x: Tensor) -> Tensor:
     """`x` in float32, itself if it is."""
     return as_dtype(x, torch.float32)
+
+
+def float_parameter(module: nn.Module) -> Tensor:
+    """The first parameter of `module` that is a float: on its device, in its type, the module computes. Others are the
+    integers of weights. Raises StopIteration for a module without one."""
+    return next(parameter for parameter in module.parameters() if parameter.is_floating_point())

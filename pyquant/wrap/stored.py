@@ -139,9 +139,11 @@ class StoredLinear(StoredModule):
         return self.packing.integers(self.packed) * self.weight_scale.float()
 
     def forward(self, x: Tensor, *, clip_in: Clip | None = None, clip_out: Clip | None = None) -> Tensor:
+        """The model clips, rounds, multiplies, rounds and clips. Quantized, the last two are one: a bound of the output
+        becomes the nearest value of its grid."""
         x = self._rounded("act_in", self.q("act_in", x, clip=clip_in), self.input_scale)
         x = F.linear(x, as_dtype(self._weight(), x.dtype), self.qbias("bias", self.bias))
-        return self._rounded("act_out", self.q("act_out", x, clip=clip_out), self.output_scale)
+        return self.q("act_out", self._rounded("act_out", x, self.output_scale), clip=clip_out)
 
     def _rounded(self, name: str, x: Tensor, scale: Tensor) -> Tensor:
         """Until its site quantizes, the model's own rounding."""

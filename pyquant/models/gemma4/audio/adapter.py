@@ -15,13 +15,14 @@ from pyquant.models.gemma4.audio.profiles import AudioProfile, require_audio_pro
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule
+from pyquant.wrap.dtype import float_parameter
 
 
 def layer_graph(module: QModule, profile: AudioProfile, chunks: Chunks, width: int, name: str) -> GraphAdapter:
     """`module(hidden_states, attention_mask=mask)`, its first output. `name` is the graph's."""
     require_audio_profile(profile, module)
     blocks = profile.batch_size * chunks.count(profile.tokens)
-    dtype = next(module.parameters()).dtype
+    dtype = float_parameter(module).dtype
     inputs = {
         "hidden_states": TensorSpec((profile.batch_size, profile.tokens, width), dtype),
         "attention_mask": TensorSpec((1, blocks, chunks.size, chunks.context), torch.float32),

@@ -22,6 +22,7 @@ from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.conv import QuantConv1d
+from pyquant.wrap.dtype import float_parameter
 from pyquant.wrap.registry import register
 
 # The checkpoints' bound is 1e10: in float32 and bfloat16 no value that means something is near it, and quantized it is
@@ -36,7 +37,7 @@ class Bounded(QModule):
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
-        dtype = next(fp.parameters()).dtype
+        dtype = float_parameter(fp).dtype
         bound = min(float(fp.gradient_clipping), torch.finfo(dtype).max)
         self.bounds: Clip | None = (-bound, bound) if bound < _NO_BOUND else None
         for name in self.CLIPPED if self.bounds is not None else ():

@@ -19,6 +19,7 @@ from pyquant.models.gemma4.vision.tables import StaticTables, padding_of
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import QModule, Role, WrapContext
+from pyquant.wrap.dtype import float_parameter
 from pyquant.wrap.gated_mlp import QuantGatedMLP
 from pyquant.wrap.registry import register
 from pyquant.wrap.rotary import Rotary, RotaryTables
@@ -126,7 +127,7 @@ class QuantGemma4VisionEncoderLayer(QModule):
 def _adapter(module: QModule, profile: VisionProfile, name: str) -> GraphAdapter:
     """A layer or its attention alone: the rotary tables come from HF's rotary module, built from the layer's config."""
     require_vision_profile(profile, module)
-    weight = next(module.parameters())
+    weight = float_parameter(module)
     rotary = hf_class("Gemma4VisionRotaryEmbedding")(module.config).to(weight.device)
     ids = profile.positions.to(weight.device)
     tables = StaticTables(

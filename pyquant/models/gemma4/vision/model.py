@@ -26,7 +26,7 @@ from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, Role, WrapContext
-from pyquant.wrap.dtype import as_dtype, as_float32
+from pyquant.wrap.dtype import as_dtype, as_float32, float_parameter
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
 from pyquant.wrap.rotary import RotaryTables
@@ -74,7 +74,7 @@ class QuantGemma4VisionEncoder(QModule):
 
     def static_tables(self, profile: VisionProfile) -> tuple[RotaryTables, AdditiveMask | None]:
         """Rotary tables and mask of a profile."""
-        weight = next(self.parameters())
+        weight = float_parameter(self)
         ids = profile.positions.to(weight.device)
         return self.rotary(weight, ids), AdditiveMask.of(~padding_of(ids), weight.dtype)
 
@@ -82,7 +82,7 @@ class QuantGemma4VisionEncoder(QModule):
         """inputs_embeds (B, P, V) -> last_hidden_state (B, P, V), with the positions and the padding of `profile`."""
         require_vision_profile(profile, self)
         rotary, mask = self.static_tables(profile)
-        spec = TensorSpec((*profile.shape, self.config.hidden_size), next(self.parameters()).dtype)
+        spec = TensorSpec((*profile.shape, self.config.hidden_size), float_parameter(self).dtype)
         return static_graph(
             self,
             StaticTables(rotary=rotary, mask=mask),
