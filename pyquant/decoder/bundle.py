@@ -82,7 +82,7 @@ class BundleParts:
     def graphs(self) -> dict[str, Part]:
         """File name -> (wrapper, its own profile), in the order in which a host runs them."""
         profile = self.profile
-        parts = [*self.encoders(), *((self.text.embed_tokens, each) for each in self._embeddings())]
+        parts = [*self.encoders(), *self.embeddings()]
         for length in profile.prefill_lengths:
             parts += self.before_prefill(length)
             parts += self._text_parts(length, 0)
@@ -112,12 +112,17 @@ class BundleParts:
             profile.batch_size, length, past, layer=layer, attention=profile.attention, sliding=profile.sliding
         )
 
-    def _embeddings(self) -> list[ExportProfile]:
-        profile, kinds = self.profile, []
+    def embeddings(self) -> list[Part]:
+        """Graphs that look up what belongs to a token."""
+        return [(self.text.embed_tokens, each) for each in self.embedding_profiles("token_embedding", "inputs_embeds")]
+
+    def embedding_profiles(self, name: str, output: str) -> list[ExportProfile]:
+        """One of open length, or one for each length, as the profile's token_embedding says."""
+        profile, kinds = self.profile, list[ExportProfile]()
         if profile.token_embedding != "fixed":
-            kinds.append(embedding_profile(profile.batch_size))
+            kinds.append(embedding_profile(profile.batch_size, None, name, output))
         if profile.token_embedding != "dynamic":
-            kinds += [embedding_profile(profile.batch_size, n) for n in self._widths()]
+            kinds += [embedding_profile(profile.batch_size, length, name, output) for length in self._widths()]
         return kinds
 
     def _widths(self) -> list[int]:

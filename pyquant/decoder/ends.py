@@ -46,13 +46,15 @@ class HeadProfile(Counts):
     COUNTS = ("batch_size", "seq_len")
 
 
-def embedding_profile(batch_size: int, seq_len: int | None = None) -> ExportProfile:
-    """input_ids int32 (B, S) -> inputs_embeds (B, S, D); an open length without `seq_len`."""
+def embedding_profile(
+    batch_size: int, seq_len: int | None = None, name: str = "token_embedding", output: str = "inputs_embeds"
+) -> ExportProfile:
+    """input_ids int32 (B, S) -> `output` (B, S, D); an open length without `seq_len`."""
     if seq_len is None:
         spec = TensorSpec((batch_size, _TRACED_LENGTH), torch.int32, dynamic=1)
-        return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name="token_embedding")
+        return ExportProfile({"input_ids": spec}, (output,), name=name)
     spec = TensorSpec((batch_size, seq_len), torch.int32)
-    return ExportProfile({"input_ids": spec}, ("inputs_embeds",), name=f"token_embedding_s{seq_len}")
+    return ExportProfile({"input_ids": spec}, (output,), name=f"{name}_s{seq_len}")
 
 
 def head_graph(

@@ -31,7 +31,8 @@ class DecoderProfile:
     max_seq_len. append_lengths: one graph each that takes so many new tokens onto a filled cache: for prompts longer
     than every prefill length, and for chats (Session.chat); by default none. batch_size: rows of every graph.
 
-    layers: "stack" has one graph for all decoder layers, "per_layer" one for each. attention: all heads in one product,
+    layers: "stack" has one graph for all decoder layers, "per_layer" one for each; in some families "whole" is the
+    model before its head in one graph of max_seq_len places. attention: all heads in one product,
     or one product per head. sliding: layers with a window attend in prefill to all keys under a mask ("full"), to
     blocks of keys ("banded": fewer products, smaller masks, the same numbers), or "auto": in blocks where three or more
     fit. token_embedding: "dynamic" is one graph of open length (a shape signature), "fixed" one for
@@ -63,6 +64,8 @@ class DecoderProfile:
         object.__setattr__(self, "append_lengths", self._appended())
 
     def _lengths(self) -> tuple[int, ...]:
+        if self.layers == "whole" and tuple(self.prefill_lengths) not in ((), (self.max_seq_len,)):
+            raise ProfileError('layers="whole" has the one length max_seq_len; leave prefill_lengths out')
         given = _counts("prefill_lengths", self.prefill_lengths or (self.max_seq_len,), 1)
         for length in given:
             if length > self.max_seq_len:
@@ -74,6 +77,8 @@ class DecoderProfile:
 
     def _appended(self) -> tuple[int, ...]:
         given = _counts("append_lengths", self.append_lengths, 2)  # one token is what decode takes
+        if given and self.layers == "whole":
+            raise ProfileError('layers="whole" has no cache to append to; leave append_lengths out')
         for length in given:
             if length > self.cache_len:
                 raise ProfileError(

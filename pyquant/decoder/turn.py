@@ -47,6 +47,10 @@ class Prompt:
     positions: Tensor
     deltas: Tensor
 
+    def replaced(self, ids: Tensor, real: Tensor, positions: Tensor) -> Self:
+        """With these in place of its own."""
+        return replace(self, ids=ids, real=real, positions=positions)
+
     def part(self, start: int, stop: int, length: int) -> Self:
         """Places start to stop, in a graph of `length` places."""
         ids, real, positions = (cut(each, start, stop, length) for each in (self.ids, self.real, self.positions))

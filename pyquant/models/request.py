@@ -23,7 +23,8 @@ MOST_GRIDS = 8  # each is a graph with all weights of the vision model in it
 class Request:
     """What was requested; None or () where the data decides.
 
-    `image_grids` are (frames, height, width) in patches, `prefill_lengths` and `max_seq_len` tokens.
+    `image_grids` are (frames, height, width) in patches, `prefill_lengths` and `max_seq_len` tokens, `audio_lengths`
+    frames of mel features, `video_frames` frames of one vision graph (0: one).
     """
 
     max_seq_len: int | None = None
@@ -32,12 +33,15 @@ class Request:
     batch_size: int = 1
     layers: str | None = None
     attention: str | None = None
+    audio_lengths: tuple[int, ...] = ()
+    video_frames: int = 0
 
     def __post_init__(self) -> None:
         counts: dict[str, list[int]] = {
             "max_seq_len": [] if self.max_seq_len is None else [self.max_seq_len],
             "batch_size": [self.batch_size],
             "prefill_lengths": list(self.prefill_lengths),
+            "audio_lengths": list(self.audio_lengths),
             "image_grids": [side for grid in self.image_grids for side in grid],
         }
         for name, values in counts.items():
@@ -54,11 +58,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one batch shows: how many tokens a row has (0: no text), the grid of each image and video, how many rows."""
+    """What one batch shows: how many tokens a row has (0: no text), the grid of each image and video, how many rows,
+    and the frames of each audio clip."""
 
     tokens: int = 0
     grids: tuple[Grid, ...] = ()
     rows: int = 1
+    clips: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests.models.gemma4_text_tiny import VOCAB, randomized, text_config
 
 IMAGE, VIDEO, AUDIO, BOI, EOI = 30, 31, 32, 33, 34
 PLAIN = 30  # ids below it are text
-POOL, PATCH, MEL = 2, 2, 16
+POOL, PATCH, MEL = 2, 2, 8  # the audio tower has as many mel bins as channels
 
 
 def config(form: str = "e2b", *, audio: bool = False, standardize: bool = False, **text: Any) -> Any:

@@ -28,6 +28,7 @@ from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
 from pyquant.models.gemma4.model import QuantGemma4Model
 from pyquant.models.gemma4.norm import QuantGemma4RMSNorm
+from pyquant.models.gemma4.profiles import Profile
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
 from pyquant.models.gemma4.text.experts import ExpertsProfile, QuantGemma4TextExperts
 from pyquant.models.gemma4.text.layers import QuantGemma4TextAttention, QuantGemma4TextDecoderLayer, QuantGemma4TextMLP
@@ -50,6 +51,7 @@ __all__ = [
     "ExpertsProfile",
     "FusionProfile",
     "PerLayerProfile",
+    "Profile",
     "QuantGemma4AudioAttention",
     "QuantGemma4AudioCausalConv1d",
     "QuantGemma4AudioFeedForward",

@@ -8,5 +8,6 @@ from pyquant.models.gemma4 import example, request
 from pyquant.models.gemma4.alone import alone
 from pyquant.models.gemma4.audio import example as audio
 from pyquant.models.gemma4.text import example as text
+from pyquant.models.gemma4.whole_host import host
 
-FAMILY = Family("gemma4", example, request, alone, parts=(audio, text))
+FAMILY = Family("gemma4", example, request, alone, host, parts=(audio, text))

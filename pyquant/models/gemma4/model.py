@@ -22,6 +22,7 @@ from pyquant.models.gemma4.hf import hf_class, home
 from pyquant.models.gemma4.places import AUDIO, IMAGE, TEXT, TOKENS, VIDEO, Counts, place_index, types_of
 from pyquant.models.gemma4.text.model import QuantGemma4TextModel
 from pyquant.models.gemma4.vision.model import QuantGemma4VisionModel
+from pyquant.models.gemma4.whole import WholeProfile, whole_graph
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
@@ -184,11 +185,10 @@ class QuantGemma4Model(QModel):
 
     def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> Any:
         """The audio tower's output with pooler_output (clips, tokens, D). Raises InputError without an audio tower."""
-        if self.audio_tower is None or self.embed_audio is None:
-            raise InputError("input_features are given, and the model has no audio tower (its audio_config is None)")
+        tower, embedder = self._audio()
         kwargs["return_dict"] = True
-        out = self.audio_tower(input_features, input_features_mask, **kwargs)
-        out.pooler_output = self.embed_audio(out.last_hidden_state)
+        out = tower(input_features, input_features_mask, **kwargs)
+        out.pooler_output = embedder(out.last_hidden_state)
         return out
 
     def get_placeholder_mask(
@@ -234,8 +234,10 @@ class QuantGemma4Model(QModel):
         }
         audio = None
         if clips[0] is not None and clips[1] is not None:  # as HF, which needs both
-            out = self.get_audio_features(clips[0], clips[1])
-            audio = made["audio"] = out.pooler_output[out.attention_mask.to(out.pooler_output.device)]
+            tower, embedder = self._audio()
+            out = tower(clips[0], clips[1], return_dict=True)
+            soft = out.last_hidden_state  # without padding, which is not to be learned from
+            audio = made["audio"] = embedder(soft[out.attention_mask.to(soft.device) != 0])
         counts = Counts(*(len(made[name]) if name in made else 0 for name in ("image", "video", "audio")))
         return list(made.values()), counts, audio
 
@@ -243,6 +245,11 @@ class QuantGemma4Model(QModel):
         if self.vision_tower is None or self.embed_vision is None:
             raise InputError("images are given, and the model has no vision tower (its vision_config is None)")
         return self.vision_tower, self.embed_vision
+
+    def _audio(self) -> tuple[QModule, QuantGemma4MultimodalEmbedder]:
+        if self.audio_tower is None or self.embed_audio is None:
+            raise InputError("input_features are given, and the model has no audio tower (its audio_config is None)")
+        return self.audio_tower, self.embed_audio
 
     def _soft_tokens(self, position_ids: Tensor | None) -> list[int]:
         """How many rows each image has."""
@@ -294,14 +301,17 @@ class QuantGemma4Model(QModel):
     # --- static graphs ---
 
     def as_export_module(self, profile: Any) -> GraphAdapter:
-        """The join (FusionProfile), or a tower and its embedder (SoftTokensProfile). Others belong to its parts."""
+        """The join (FusionProfile), a tower and its embedder (SoftTokensProfile), or all of the model (WholeProfile).
+        The others belong to its parts."""
         if isinstance(profile, FusionProfile):
             return fusion_graph(self, profile)
         if isinstance(profile, SoftTokensProfile):
             return soft_tokens_graph(self, profile)
+        if isinstance(profile, WholeProfile):
+            return whole_graph(self, profile)
         raise ProfileError(
             f"{type(self).__name__} is exported graph by graph: pyquant.export_bundle(q, folder, gemma4.Profile(...)), "
-            f"or its parts, or one of FusionProfile and SoftTokensProfile; got {type(profile).__name__}"
+            f"or its parts, or one of FusionProfile, SoftTokensProfile and WholeProfile; got {type(profile).__name__}"
         )
 
 

@@ -43,3 +43,11 @@ def place_index(types: Tensor, counts: Counts) -> Tensor:
         Rows(AUDIO, counts.audio, "audio", "input_features"),
     )
     return row_index(types, towers, "expand each placeholder to as many tokens, as HF's processor does")
+
+
+def visual_runs(types: Tensor) -> Tensor:
+    """Which run of visual places each place is of: kinds (B, S) -> int64 (B, S), -1 for text and audio. An image beside
+    a video is one run, as in transformers."""
+    visual = (types == IMAGE) | (types == VIDEO)
+    starts = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
+    return (starts.long().cumsum(dim=1) - 1).masked_fill(~visual, -1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyquant.decoder import whole
 from pyquant.decoder.generation import NextLogits
 from pyquant.decoder.host import Embedded, Host, Run
 from pyquant.decoder.kind import LayerKind
@@ -169,7 +170,7 @@ class WholeHost(Qwen3VLHost):
     The images of a prompt are those of the profile, in order.
     """
 
-    NEEDS = ("model", "lm_head")
+    NEEDS = whole.NEEDS
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """One kind for all layers: the graph has one mask and one pair of tables, and no cache."""
@@ -178,11 +179,7 @@ class WholeHost(Qwen3VLHost):
     def turn(
         self, input_ids: Tensor, attention_mask: Tensor | None, past: Past | None, options: Mapping[str, Any]
     ) -> Turn:
-        if past is not None:
-            raise InputError(
-                'this bundle has the model in one graph (layers="whole") without a cache, which a chat needs; export '
-                'with layers="stack" and append_lengths=(64,)'
-            )
+        whole.refuse_past(past)
         return super().turn(input_ids, attention_mask, past, options)
 
     def seen(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> Prompt:
@@ -202,33 +199,8 @@ class WholeHost(Qwen3VLHost):
 
     def steps(self, run: Run, prompt: Prompt, turn: Turn) -> NextLogits:
         assert isinstance(prompt, VisualPrompt)
-        return WholeSteps(self, run, prompt)
-
-
-class WholeSteps:
-    """The logits of each next token, one call after another: the whole graph, over the prompt and what followed."""
-
-    def __init__(self, host: WholeHost, run: Run, prompt: VisualPrompt) -> None:
-        self.host, self.run, self.prompt = host, run, prompt
-        self.visual = {"pixel_values": prompt.features[0], "visual_index": prompt.rows.int()} if prompt.features else {}
-        self.width: int | None = None  # of the prompts as transformers has them
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """All tokens so far (B, S) -> logits (B, vocabulary)."""
-        self.width = tokens.shape[1] if self.width is None else self.width
-        new, prompt = tokens[:, self.width :], self.prompt
-        lengths = prompt.real.sum(dim=1, keepdim=True)
-        at = torch.arange(prompt.ids.shape[1], dtype=torch.int64, device="cpu")[None]
-        real = at < lengths + new.shape[1]
-        added = real & (at >= lengths)
-        positions = torch.where(added, at + prompt.deltas, prompt.positions)
-        now = Prompt(prompt.ids.masked_scatter(added, new), real, positions, prompt.deltas)
-        masks = self.host.masks("model", now, self.host.empty(), past=False)
-        given = {"input_ids": now.ids.int(), **self.visual, **masks, **self.host.tables(positions)}
-        hidden = self.run("model", given)["hidden_states"]
-        return self.host.logits(
-            self.run, hidden[torch.arange(len(hidden), dtype=torch.int64, device="cpu"), real.sum(dim=1) - 1][:, None]
-        )
+        visual = {"pixel_values": prompt.features[0], "visual_index": prompt.rows.int()} if prompt.features else {}
+        return whole.WholeSteps(self, run, prompt, visual)
 
 
 def host(manifest: Mapping[str, Any]) -> Qwen3VLHost:

@@ -35,11 +35,4 @@ class Profile(DecoderProfile):
         grids = VisionProfile(self.image_grids).grids if len(self.image_grids) else ()
         if self.layers != "whole" and len(set(grids)) != len(grids):
             raise ProfileError(f"each of image_grids makes one graph, but one is there twice: {list(grids)}")
-        if self.layers == "whole" and self.append_lengths:
-            raise ProfileError('layers="whole" has no cache to append to; leave append_lengths out')
         object.__setattr__(self, "image_grids", grids)
-
-    def _lengths(self) -> tuple[int, ...]:
-        if self.layers == "whole" and tuple(self.prefill_lengths) not in ((), (self.max_seq_len,)):
-            raise ProfileError('layers="whole" has the one length max_seq_len; leave prefill_lengths out')
-        return super()._lengths()

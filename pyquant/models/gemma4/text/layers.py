@@ -18,8 +18,8 @@ from pyquant.decoder.layers import DecoderAttention, DecoderLayer, Mask
 from pyquant.decoder.past import KeyValue
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
-from pyquant.models.gemma4.hf import hf_class
-from pyquant.models.gemma4.text.rotary import VARIANTS
+from pyquant.models.gemma4.hf import hf_class, home
+from pyquant.models.gemma4.text.rotary import SLIDING, VARIANTS
 from pyquant.wrap import hf
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.gated_mlp import QuantGatedMLP
@@ -74,6 +74,7 @@ class QuantGemma4TextAttention(DecoderAttention):
             window=None if fp.sliding_window is None else int(fp.sliding_window),
             shares=shares,
             variant=VARIANTS[layer_type],
+            ahead=sees_ahead(config.use_bidirectional_attention, layer_type),
         )
 
     @classmethod
@@ -250,3 +251,16 @@ _PER_LAYER = ("per_layer_input", "per_layer_gated", "per_layer_residual")
 def own_layers(config: Any) -> int:
     """How many layers have keys of their own; those after them read what these made."""
     return int(config.num_hidden_layers) - int(getattr(config, "num_kv_shared_layers", 0) or 0)
+
+
+def joined() -> str:
+    """Which layers let the tokens of an image see each other: from 5.13 on sliding ones, within the window; from 5.9 on
+    all layers; before that sliding ones, beyond the window too."""
+    if home.has("create_masks_for_vision_model"):
+        return "within the window"
+    return "all layers" if home.has("get_block_sequence_ids_for_mask") else "sliding layers"
+
+
+def sees_ahead(bidirectional: str | None, layer_type: str) -> bool:
+    """Whether queries of such a layer may look at later keys, of an image or of all."""
+    return bidirectional == "all" or (bidirectional == "vision" and (layer_type == SLIDING or joined() == "all layers"))

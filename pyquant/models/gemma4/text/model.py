@@ -20,8 +20,10 @@ from pyquant.decoder.model import DecoderModel
 from pyquant.errors import InputError, ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class, home
+from pyquant.models.gemma4.places import visual_runs
 from pyquant.models.gemma4.text import per_layer
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
+from pyquant.models.gemma4.text.layers import joined
 from pyquant.models.gemma4.text.rotary import TYPES
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
@@ -31,7 +33,6 @@ from pyquant.wrap.registry import register
 #: Names of what the text model adds to a call, each (B, S, ...): ids of the per-layer table, or its rows (B, S, L, P);
 #: token types; what the layers get.
 IDS, TOKENS, TYPES_OF_TOKENS, INPUTS = "per_layer_ids", "per_layer_tokens", "mm_token_type_ids", "per_layer_inputs"
-VISUAL = (1, 2)  # mm_token_type_ids of images and videos
 _KEEPS = home.takes("Gemma4TextModel", "logits_to_keep")  # layers that read shared keys compute the kept places only
 
 
@@ -205,22 +206,11 @@ def visual_blocks(types: Tensor, window: int | None, past: int) -> Blocks | None
     types (B, S): mm_token_type_ids of the new tokens; those before them are seen by all that follow anyway. None for
     layers that stay causal.
     """
-    style = _joined()
+    style = joined()
     if style != "all layers" and window is None:
         return None
     types = torch.nn.functional.pad(types, (past, 0))
-    visual = (types == VISUAL[0]) | (types == VISUAL[1])
-    starts = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
-    ids = (starts.long().cumsum(dim=1) - 1).masked_fill(~visual, -1)
-    return Blocks(ids, bounded=style == "within the window")
-
-
-def _joined() -> str:
-    """Which layers let the tokens of an image see each other: from 5.13 on sliding ones, within the window; from 5.9 on
-    all layers; before that sliding ones, beyond the window too."""
-    if home.has("create_masks_for_vision_model"):
-        return "within the window"
-    return "all layers" if home.has("get_block_sequence_ids_for_mask") else "sliding layers"
+    return Blocks(visual_runs(types), bounded=style == "within the window")
 
 
 def _check_types(given: Mapping[str, Tensor | None], types: Sequence[str]) -> None:

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which graphs a Profile makes of a Gemma4, and the manifest for a host that runs them.
+
+It owns what Gemma4 adds to a decoder's bundle: towers with their embedders, the join, and per-layer inputs. host.py
+follows the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyquant.decoder.bundle import LAST_TOKEN, NUMBERS, ROTARY, TABLES, BundleParts, Part
+from pyquant.errors import ProfileError
+from pyquant.exporter.profile import ExportProfile
+from pyquant.models.gemma4.audio.profiles import FRAMES_PER_TOKEN, AudioProfile
+from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
+from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
+from pyquant.models.gemma4.model import QuantGemma4Model
+from pyquant.models.gemma4.places import TOKENS
+from pyquant.models.gemma4.text.layers import joined
+from pyquant.models.gemma4.text.model import QuantGemma4ForCausalLM, QuantGemma4TextModel
+from pyquant.models.gemma4.text.per_layer import PerLayerProfile
+from pyquant.models.gemma4.vision.profiles import VisionProfile
+from pyquant.models.gemma4.whole import WholeProfile
+
+PER_LAYER_TABLE = "per_layer_embedding"
+
+
+class Gemma4Parts(BundleParts):
+    """The graphs and the manifest of a Gemma4 with towers or of its text model alone, with a head or without."""
+
+    FAMILY = "gemma4"
+    MODELS = (
+        QuantGemma4ForConditionalGeneration,
+        QuantGemma4Model,
+        QuantGemma4ForCausalLM,
+        QuantGemma4TextModel,
+    )
+    model: QuantGemma4Model | QuantGemma4TextModel
+
+    def __init__(self, profile: Any, q: Any) -> None:
+        super().__init__(profile, q)
+        whole = self.model if isinstance(self.model, QuantGemma4Model) else None
+        self.whole = whole
+        if not self.text.causal:
+            raise ProfileError(
+                'the model sees later tokens (use_bidirectional_attention="all"), so that it does not generate; export '
+                "its parts with TextProfile"
+            )
+        for name, tower in (("image_shapes", "vision_tower"), ("audio_lengths", "audio_tower")):
+            if getattr(profile, name) and getattr(whole, tower, None) is None:
+                raise ProfileError(f"the profile has {name}, and {type(q).__name__} has no {tower}; leave {name} out")
+        if whole is not None and whole.vision_tower is not None:
+            for shape in profile.image_shapes:
+                images = VisionProfile(grid=shape)
+                images.check_table(int(whole.config.vision_config.position_embedding_size))
+                images.check_kernel(int(whole.config.vision_config.pooling_kernel_size))
+
+    @property
+    def text(self) -> QuantGemma4TextModel:
+        return self.model.language_model if isinstance(self.model, QuantGemma4Model) else self.model
+
+    # --- graphs ---
+
+    def graphs(self) -> dict[str, Part]:
+        if self.profile.layers != "whole":
+            return super().graphs()
+        if self.whole is None:
+            raise ProfileError(
+                f'layers="whole" is for a model with towers; of a {type(self.q).__name__} the stack is all there is: '
+                'layers="stack"'
+            )
+        parts: list[Part] = [(self.whole, self._whole()), *self.head()]
+        return {profile.name: (part, profile) for part, profile in parts}
+
+    def _whole(self) -> WholeProfile:
+        profile = self.profile
+        return WholeProfile(
+            profile.batch_size, profile.max_seq_len, profile.image_shapes, profile.audio_lengths, profile.attention
+        )
+
+    def encoders(self) -> list[Part]:
+        profile, parts = self.profile, list[Part]()
+        for height, width in profile.image_shapes:
+            shape = f"h{height}_w{width}"
+            parts.append((self.model, SoftTokensProfile(VisionProfile(grid=(height, width)), f"vision_{shape}")))
+            if frames := profile.video_frames:
+                several = VisionProfile(grid=(height, width), batch_size=frames)
+                parts.append((self.model, SoftTokensProfile(several, f"vision_f{frames}_{shape}")))
+        for length in profile.audio_lengths:
+            clip = AudioProfile(length)
+            parts.append((self.model, SoftTokensProfile(clip, clip.name)))
+        return parts
+
+    def embeddings(self) -> list[Part]:
+        parts = super().embeddings()
+        if self.text.per_layer_width:
+            table = self.text.embed_tokens_per_layer
+            parts += [(table, each) for each in self.embedding_profiles(PER_LAYER_TABLE, "per_layer_tokens")]
+            parts.append((self.text, PerLayerProfile(self.profile.batch_size, 1)))
+        return parts
+
+    def before_prefill(self, length: int) -> list[Part]:
+        profile, parts = self.profile, list[Part]()
+        most = profile.batch_size * length
+        visual, audio = (most if given else 0 for given in (profile.image_shapes, profile.audio_lengths))
+        if visual or audio:
+            parts.append((self.model, FusionProfile(profile.batch_size, length, visual, audio)))
+        if self.text.per_layer_width:
+            parts.append((self.text, PerLayerProfile(profile.batch_size, length)))
+        return parts
+
+    # --- the manifest ---
+
+    def manifest(self) -> dict[str, Any]:
+        entries = super().manifest()
+        if self.profile.layers == "whole":
+            entries["cache"] = {"capacity": 0, "layers": entries["cache"]["layers"]}
+        return entries
+
+    def more(self) -> dict[str, Any]:
+        profile, text = self.profile, self.text
+        entries: dict[str, Any] = {}
+        if self.whole is not None:
+            config = self.whole.config
+            tokens = {name: getattr(config, name, None) for name in (*TOKENS.values(), *_MARKS)}
+            entries["positions"] = {name: int(token) for name, token in tokens.items() if token is not None}
+            entries["positions"]["pad_token_id"] = self.whole.pad
+            if profile.image_shapes:
+                entries["images"] = {
+                    "shapes": [list(shape) for shape in profile.image_shapes],
+                    "video_frames": profile.video_frames,
+                    **_pixels(config.vision_config),
+                }
+            if profile.audio_lengths:
+                entries["audio"] = {"lengths": list(profile.audio_lengths), "frames_per_token": FRAMES_PER_TOKEN}
+            if text.bidirectional == "vision":
+                bounded = joined() == "within the window"
+                entries["visual_blocks"] = {
+                    "variants": sorted({kind.variant for kind in text.kinds if kind.ahead}),
+                    "bounded": bounded,
+                }
+        if text.per_layer_width:
+            entries["per_layer_inputs"] = {"layers": len(text.layers), "width": text.per_layer_width}
+        return entries
+
+    def steps(self) -> tuple[str, ...]:
+        if self.profile.layers == "whole":
+            return (NUMBERS, _WHOLE_INPUTS, *((_BLOCKS,) if self.text.bidirectional == "vision" else ()), *_WHOLE_STEPS)
+        first, *rest = super().steps()
+        found = [first]
+        if self.profile.image_shapes:
+            found.append(_IMAGES)
+        if self.profile.audio_lengths:
+            found.append(_AUDIO)
+        if self.whole is not None:
+            found.append(_PLACES)
+        if self.text.per_layer_width:
+            found.append(_PER_LAYER)
+        if self.whole is not None and self.text.bidirectional == "vision":
+            found.append(_BLOCKS)
+        return (*found, *rest)
+
+    def describe(self, profile: Any) -> dict[str, Any]:
+        if isinstance(profile, SoftTokensProfile) and isinstance(profile.tower, VisionProfile):
+            height, width = profile.tower.grid[0]
+            frames = profile.tower.batch_size
+            return {"kind": "vision", "shape": [height, width], "images": frames, "meaning": _MEANING["vision"]}
+        if isinstance(profile, SoftTokensProfile):
+            return {"kind": "audio", "frames": profile.tower.length, "meaning": _MEANING["audio"]}
+        if isinstance(profile, FusionProfile):
+            rows = profile.batch_size * profile.seq_len + profile.visual_tokens + profile.audio_tokens
+            return {
+                "kind": "fusion",
+                "seq_len": profile.seq_len,
+                "visual_tokens": profile.visual_tokens,
+                "audio_tokens": profile.audio_tokens,
+                "meaning": _MEANING["fusion"],
+                "range": {"place_index": [0, rows - 1]},
+            }
+        if isinstance(profile, PerLayerProfile):
+            meaning = _MEANING["per_layer_projection"]
+            return {"kind": "per_layer_projection", "seq_len": profile.seq_len, "meaning": meaning}
+        if isinstance(profile, ExportProfile) and "per_layer_tokens" in profile.outputs:
+            return {
+                **super().describe(profile),
+                "kind": PER_LAYER_TABLE,
+                "meaning": _MEANING[PER_LAYER_TABLE],
+                "range": {"input_ids": [0, self.text.embed_tokens_per_layer.num_embeddings - 1]},
+            }
+        if isinstance(profile, WholeProfile):
+            ranges = {**self.id_range()}
+            if profile.towers():
+                ranges["place_index"] = [0, profile.batch_size * profile.seq_len + self._rows(profile) - 1]
+            return {"kind": "model", "seq_len": profile.seq_len, "meaning": _MEANING["model"], "range": ranges}
+        return super().describe(profile)
+
+    def _rows(self, profile: WholeProfile) -> int:
+        """Rows of all towers of a whole graph."""
+        assert self.whole is not None
+        clips = sum(AudioProfile(length).tokens for length in profile.audio_lengths)
+        if not profile.image_shapes:
+            return clips
+        kernel = int(self.whole.config.vision_config.pooling_kernel_size)
+        return clips + sum(height * width // kernel**2 for height, width in profile.image_shapes)
+
+    def text_meaning(self) -> Mapping[str, str]:
+        return {**super().text_meaning(), **_PER_LAYER_MEANING}
+
+
+_MARKS = ("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index")
+
+
+def _pixels(vision: Any) -> dict[str, Any]:
+    """What a row of pixel_values is made of, and in which order rows stand, as HF's image processor has them."""
+    return {
+        "channels": 3,
+        "patch_size": int(vision.patch_size),
+        "pooling_kernel_size": int(vision.pooling_kernel_size),
+        "row": "y, x, channel of one patch, values from 0 to 1",
+        "order": "patches line by line",
+    }
+
+
+_PER_LAYER_MEANING = {
+    "per_layer_inputs": "what per_layer_projection makes of the same tokens, by layer",
+    "per_layer_input": "the same, of this layer",
+}
+_MEANING: dict[str, dict[str, str]] = {
+    "vision": {
+        "pixel_values": "patches of an image, or of frames, line by line",
+        "image_embeds": "rows for the image's placeholders, frame after frame",
+    },
+    "audio": {
+        "input_features": "mel features of a clip, then anything",
+        "attention_mask": "1 for a frame of the clip, 0 behind it",
+        "audio_embeds": "rows for the clip's placeholders, one for every 4 frames begun; others mean nothing",
+    },
+    "fusion": {
+        "text_embeds": "token_embedding's output",
+        "image_embeds": "image_embeds of all images, then of all videos, in a row; unused rows may hold anything",
+        "audio_embeds": "audio_embeds of all clips in a row; unused rows may hold anything",
+        "place_index": (
+            "row of [text ; image_embeds ; audio_embeds] for each place: b * seq_len + s where place s of row b holds "
+            "text"
+        ),
+        "inputs_embeds": "what enters the first layer",
+    },
+    PER_LAYER_TABLE: {
+        "input_ids": "token ids, the padding token at places of images, videos and audio",
+        "per_layer_tokens": "a row for each token: the first layer's values, then the next one's",
+    },
+    "model": {
+        **TABLES,
+        "input_ids": "token ids, the padding token at places of images, videos and audio",
+        "pixel_values": "patches of each image line by line, padded with anything",
+        "input_features_*": "mel features of clip *, then anything",
+        "audio_mask_*": "1 for a frame of clip *, 0 behind it",
+        "place_index": "row of [text ; images ; clips] for each place: b * seq_len + s where place s of row b is text",
+        "hidden_states": "hidden states before the final norm",
+    },
+    "per_layer_projection": {
+        "inputs_embeds": "what enters the first layer",
+        "per_layer_tokens": "per_layer_embedding's output for the same places",
+        **_PER_LAYER_MEANING,
+    },
+}
+_WHOLE_INPUTS = (
+    "inputs: images are resized to `images`.shapes in turn, pixels scaled to 0..1, cut into patches, each padded to "
+    "the largest; clips are padded to `audio`.lengths in turn, with a mask of their frames; token ids at placeholders "
+    "become pad_token_id; place_index says which row of [text ; images ; clips with their padding] a place holds"
+)
+_WHOLE_STEPS = (
+    "remove padding: each row starts at place 0 of max_seq_len places",
+    ROTARY,
+    "model: one call; mask later places and places from the end of each row on, and in layers with a window places "
+    "further back than it",
+    LAST_TOKEN,
+    "the new token stands at the next place of its row; call the model again, with the same images and clips",
+)
+_IMAGES = (
+    "images: resize an image to height * patch_size x width * patch_size of one of `images`.shapes, scale its pixels "
+    "to 0..1, cut it into patches; vision: one call for each image; frames of a video one by one, or `video_frames` at "
+    "once"
+)
+_AUDIO = "audio: mel features of a clip go, padded, into the shortest graph that holds them, with a mask of its frames"
+_PLACES = (
+    "places: an image, a video or a clip has as many placeholder tokens as it has rows; token ids there become "
+    "pad_token_id for every table; fusion by index where there are any, else token_embedding's output is what enters "
+    "the first layer"
+)
+_PER_LAYER = (
+    "per-layer inputs: per_layer_embedding of the same ids, then per_layer_projection with what enters the first "
+    "layer; layer i takes part i of them; so it is with each later token"
+)
+_BLOCKS = (
+    "masks: tokens of one run of image or video places see each other in layers of `visual_blocks`.variants, later "
+    "ones too, within the window if `bounded`"
+)
