@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 
+import gemma4_model_tiny
 import pytest
 import torch
 from gemma4_audio_tiny import CONFIGS, audio, config, features, hf, mask, randomized, states
@@ -16,6 +17,7 @@ from pyquant.errors import InputError, ProfileError
 from pyquant.exporter import CircleProgram
 from pyquant.models import gemma4
 from pyquant.models.gemma4 import AudioProfile, clip_inputs
+from pyquant.policy import literal
 from pyquant.verify import compare
 from pyquant.verify.runtimes import onert, tico
 from pyquant.verify.tolerance import deep_faults, op_faults
@@ -206,3 +208,21 @@ def test_clips_that_do_not_fit_say_so():
     longer = clip_inputs(profile, features(1, 90), mask(90, 33))  # all of it padding beyond the graph
     assert longer["input_features"].shape == (1, 40, 16)
     assert longer["attention_mask"].sum() == 33
+
+
+def test_the_tower_in_the_whole_model():
+    """Called as Gemma4Model calls it, and with its embedder as one graph of a bundle."""
+    fp = gemma4_model_tiny.model(audio=True).eval()
+    x, valid = features(2, 21, mels=gemma4_model_tiny.MEL), mask(21, 21, 9)
+    ids = torch.randint(1, gemma4_model_tiny.PLAIN, (2, 14), generator=torch.Generator().manual_seed(0))
+    ids[0, 2:8] = ids[1, 4:7] = gemma4_model_tiny.AUDIO
+    types = (ids == gemma4_model_tiny.AUDIO).long() * 3
+    given = {"input_ids": ids, "input_features": x, "input_features_mask": valid, "mm_token_type_ids": types}
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
+    with torch.no_grad():
+        expected = fp(**given).last_hidden_state
+        torch.testing.assert_close(q(**given).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+    pyquant.convert(q, unused=[literal(site.path) for site in q.uncalibrated_sites()])
+    program = pyquant.export(q, gemma4.SoftTokensProfile(AudioProfile(21, 2), "audio_t21"))
+    assert program.missing_qparams() == []
+    assert op_faults(compare(program, None, clip_inputs(AudioProfile(21, 2), x, valid))) == []
