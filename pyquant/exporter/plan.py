@@ -7,8 +7,7 @@ It mirrors csrc/circle/ir.h. Building a graph is tracing.py and lower/.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,7 +59,7 @@ class Quant:
 
     def __str__(self) -> str:
         if self.per_tensor:
-            return f"{self.dtype} scale {_shortest(self.scale[0])!r} zero_point {self.zero_point[0]}"
+            return f"{self.dtype} scale {_shortest(self.scale[:1])[0]!r} zero_point {self.zero_point[0]}"
         return f"{self.dtype} per-channel(axis={self.axis}), {len(self.scale)} scales"
 
 
@@ -179,13 +178,14 @@ def _tensor_json(tensor: Tensor) -> dict[str, Any]:
 
 
 def _quant_json(quant: Quant) -> dict[str, Any]:
-    out: dict[str, Any] = {"scale": [_shortest(s) for s in quant.scale], "zero_point": list(quant.zero_point)}
+    out: dict[str, Any] = {"scale": _shortest(quant.scale), "zero_point": list(quant.zero_point)}
     if quant.axis is not None:
         out["axis"] = quant.axis
     return out
 
 
-def _shortest(value: float) -> float:
-    """The double whose repr is the shortest decimal of a float32 (0.1 rather than 0.10000000149011612)."""
-    assert math.isfinite(value), f"a scale is finite, got {value}"
-    return float(str(np.float32(value)))
+def _shortest(values: Sequence[float]) -> list[float]:
+    """The doubles whose reprs are the shortest decimals of float32s (0.1 rather than 0.10000000149011612)."""
+    array = np.array(values, np.float32)
+    assert bool(np.isfinite(array).all()), f"scales are finite, got {values}"
+    return array.astype(str).astype(np.float64).tolist()  # type: ignore[no-any-return]

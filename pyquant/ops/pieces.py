@@ -7,6 +7,7 @@ blocks.py; the numbers are those of the whole at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from pyquant.ops._checks import FLOATS
 from pyquant.ops.int4 import pack_int4
 from pyquant.ops.quantize import quantize
 
-PIECE = 1 << 22  # elements of a piece
+PIECE = 1 << 24  # elements of a piece
 ALL = slice(None)
 
 
@@ -74,10 +75,14 @@ def quantize_pieces(x: Tensor, grid: Grid, *, packed: bool) -> Iterator[Tensor]:
 
 
 def joined(pieces: Iterable[Tensor], numel: int, dtype: torch.dtype) -> Tensor:
-    """The pieces one after the other (numel,), on the CPU."""
+    """The flat pieces one after the other (numel,), on the CPU; one that is all there is, itself."""
+    pieces = iter(pieces)
+    first = next(pieces, torch.empty(0, dtype=dtype, device="cpu")).cpu()
+    if first.numel() == numel:
+        return first
     out = torch.empty(numel, dtype=dtype, device="cpu")
     end = 0
-    for piece in pieces:
+    for piece in itertools.chain([first], pieces):
         start, end = end, end + piece.numel()
         out[start:end] = piece
     assert end == numel, f"the pieces have {end} elements, expected {numel}"
