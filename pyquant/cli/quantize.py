@@ -11,15 +11,15 @@ import argparse
 import re
 import shlex
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyquant.cli import memory
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
 from pyquant.cli.options import count, policy_of
@@ -83,29 +83,18 @@ def run(args: argparse.Namespace) -> int:
     policy = policy_of(args.recipe, args.policy)
     result_folder.require_place(args.out)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=True)
-    timer = Timer()
+    timer = memory.Timer()
     job = _read(args, console, timer)
     fp, q = _calibrated(args, policy, job, console, timer)
     with files.whole_folder(args.out) as new:
+        graphs = memory.Timer()
         with timer.step("export"), _rows_first():
-            programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target)
+            step = _released(graphs, fp)
+            programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target, step=step)
         with timer.step("save"):
             result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q))
-    result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), timer.seconds)
+    result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), graphs, timer)
     return FINE
-
-
-class Timer:
-    """Seconds of each step, by its name, in the order of the steps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -119,7 +108,7 @@ class Job:
     choice: BundleChoice
 
 
-def _read(args: argparse.Namespace, console: Console, timer: Timer) -> Job:
+def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Job:
     """Checks everything that does not need the weights: class, data line by line, grids, lengths."""
     from transformers import AutoConfig
 
@@ -167,27 +156,42 @@ def _sizes(data: CalibrationData, requests: Requests) -> list[Sizes]:
 
 
 def _calibrated(
-    args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: Timer
+    args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: memory.Timer
 ) -> tuple[nn.Module, QModule]:
     import pyquant
-    from pyquant.cli import checkpoints, trained
+    from pyquant.cli import checkpoints, trained, weights
 
+    if note := memory.note(weights.elements(Path(args.model)), args.dtype):
+        console.print(f"note: {note}")
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype)
-    with timer.step("prepare"), _rows_first():
+    step = _released(timer, fp)
+    with step("prepare"), _rows_first():
         q = pyquant.prepare(fp, policy, checkpoint=trained.folder_of(args.model, fp))
     console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
     if line := trained.summary(q):
         console.print(line)
-    with timer.step("calibrate"):
+    with step("calibrate"):
         walk = _Walk(job.data)
         try:
             pyquant.calibrate(q, walk)
         except CalibrationError as error:
             raise CalibrationError(f"{job.data.where(walk.index)}: {error}") from error
-    with timer.step("convert"):
+    with step("convert"):
         _convert(q, args.unused)
     return fp, q
+
+
+def _released(timer: memory.Timer, fp: nn.Module) -> Callable[[str], AbstractContextManager[None]]:
+    """Steps of `timer` after which the pages of weights that were read from their files are given back."""
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        with timer.step(name):
+            yield
+        memory.release(fp.parameters())
+
+    return step
 
 
 class _Walk:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from pyquant.cli.memory import Timer
     from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
@@ -108,30 +109,40 @@ def show(
     fp: nn.Module,
     programs: Mapping[str, Any],
     calibrated: tuple[int, int],
-    seconds: Mapping[str, float],
+    graphs: Timer,
+    timer: Timer,
 ) -> None:
     """Print one row per graph, the total and the float model's size, what it was calibrated on (samples, rows), and
-    the time."""
+    time and peak memory: of each graph, each step, and of all.
+    """
     from rich.table import Table
 
     table = Table(title=str(out))
-    for column in ("graph", "size", "operators", "no qparams"):
+    for column in ("graph", "size", "operators", "no qparams", "time", "peak"):
         table.add_column(column, justify="left" if column == "graph" else "right", no_wrap=True)
     total = 0
     for name, program in programs.items():
         size = (out / f"{name}.circle").stat().st_size
         total += size
-        table.add_row(name, _bytes(size), str(len(program.graph.operators)), str(len(program.missing_qparams())))
+        spent, counts = graphs.steps[name], (len(program.graph.operators), len(program.missing_qparams()))
+        table.add_row(name, _bytes(size), *map(str, counts), f"{spent.seconds:.1f} s", _peak(spent.peak))
     console.print(table)
     whole = sum(parameter.numel() for parameter in fp.parameters()) * 4
-    graphs = f"{len(programs)} graph{'' if len(programs) == 1 else 's'}"
-    console.print(f"{graphs}, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
+    many_graphs = f"{len(programs)} graph{'' if len(programs) == 1 else 's'}"
+    console.print(f"{many_graphs}, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
     if len(programs) > 1:
         console.print("(graphs that share weights hold a copy each)")
     samples, rows = calibrated
     many = f" ({rows} rows)" if rows != samples else ""
     console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}{many}")
-    console.print("time: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()))
+    steps = timer.steps.items()
+    console.print("time: " + ", ".join(f"{name} {spent.seconds:.1f} s" for name, spent in steps))
+    if timer.peak:
+        console.print("peak memory: " + ", ".join(f"{name} {_peak(spent.peak)}" for name, spent in steps))
+
+
+def _peak(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count else "-"
 
 
 def _bytes(count: int) -> str:

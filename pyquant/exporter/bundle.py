@@ -10,8 +10,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,12 @@ _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\<>:"|?*\ud800-\udfff]')
 
 
 def export_bundle(
-    q: nn.Module, out_dir: str | os.PathLike[str], profiles: Any, *, target: Target = "circle"
+    q: nn.Module,
+    out_dir: str | os.PathLike[str],
+    profiles: Any,
+    *,
+    target: Target = "circle",
+    step: Callable[[str], AbstractContextManager[None]] | None = None,
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
 
@@ -44,24 +51,27 @@ def export_bundle(
     target. Every graph is exported, checked and written to a temporary folder
     before the first file is moved to its place, the manifest last: a failure leaves the folder as it was. Files of a
     former bundle that the new manifest does not name are removed. On a terminal a bar shows the progress. Large
-    constants of the programs are mapped from the files, so that those of one graph at a time are in memory. Warns once
-    with LowPrecisionWarning when the model computes in bfloat16 or float16.
+    constants of the programs are mapped from the files, so that those of one graph at a time are in memory. `step`, if
+    given, is entered with the name of each graph while that is exported and written (to measure it). Warns once with
+    LowPrecisionWarning when the model computes in bfloat16 or float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
     parts, entries = _parts(q, profiles, target)
     folder = Path(out_dir)
     _require_folder(folder, parts)
-    exported = (
-        (name, _exported(name, part, profile, target))
-        for name, (part, profile) in tqdm(parts.items(), desc="export", unit="graph", disable=None)
-    )
-    programs = _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), exported)
+    make = partial(_exported, parts=parts, target=target)
+    programs = _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), make, step or _unmeasured)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
     return programs
 
 
-def _exported(name: str, part: nn.Module, profile: Any, target: Target) -> CircleProgram:
+def _unmeasured(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _exported(name: str, parts: Mapping[str, tuple[nn.Module, Any]], target: Target) -> CircleProgram:
+    part, profile = parts[name]
     program = build(part, profile, name=name, target=target)
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
@@ -95,7 +105,11 @@ def _require_folder(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write(
-    folder: Path, head: dict[str, Any], names: Sequence[str], exported: Iterable[tuple[str, CircleProgram]]
+    folder: Path,
+    head: dict[str, Any],
+    names: Sequence[str],
+    export: Callable[[str], CircleProgram],
+    step: Callable[[str], AbstractContextManager[None]],
 ) -> dict[str, CircleProgram]:
     """Write all files into a temporary folder, each as soon as it is exported, then move them to their places; then
     remove files of the old bundle that the new one does not have."""
@@ -108,9 +122,12 @@ def _write(
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as draft:
             temporary = Path(draft)
             entries = head.get("graphs", {})
-            for name, program in exported:
-                graphs[name] = _save(program, temporary / _file(name), entries.get(name, {}))
-                programs[name] = program.mapped(temporary / _file(name))
+            for name in tqdm(names, desc="export", unit="graph", disable=None):
+                with step(name):
+                    program = export(name)
+                    graphs[name] = _save(program, temporary / _file(name), entries.get(name, {}))
+                    programs[name] = program.mapped(temporary / _file(name))
+                    del program  # with its constants
             _write_manifest(temporary / MANIFEST, {**head, "graphs": graphs})
             for file in [*new, MANIFEST]:
                 placed.append((temporary / file).replace(folder / file))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,13 +64,17 @@ def test_the_command_says_what_it_guessed_and_did(ran: subprocess.CompletedProce
         "Qwen3VLForConditionalGeneration, policy w4a16: ",
         "calibrated on 3 samples",
         "time: read data ",
+        "peak memory: read data ",
     ):
         assert part in ran.stdout, ran.stdout
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in ran.stdout.splitlines() if "│" in row]
     manifest = json.loads((place / "out" / "manifest.json").read_text())
     assert {name: (str(entry["operators"]), "0") for name, entry in manifest["graphs"].items()} == {
-        name: (operators, missing) for name, _, operators, missing in rows
+        name: (operators, missing) for name, _, operators, missing, *_ in rows
     }, "one row a graph, and no tensor without qparams"
+    for *_, spent, peak in rows:
+        assert re.fullmatch(r"[0-9]+\.[0-9] s", spent), spent
+        assert re.fullmatch(r"0\.[0-9]{2} GiB", peak), peak
 
 
 def test_the_folder_is_bundle_model_and_recipe(ran: subprocess.CompletedProcess[str], place: Path) -> None:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of steps, and pages of weights that are given back without losing a value."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyquant.cli import memory, weights
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+SIZE = 64 << 20  # bytes of a test's large tensor
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file({"a": torch.arange(SIZE // 8), "b": torch.ones(3, 5)}, tmp_path / "x.safetensors")
+    return tmp_path / "x.safetensors"
+
+
+def mapped(file: Path) -> Tensor:
+    with safe_open(file, framework="pt") as content:
+        value: Tensor = content.get_tensor("a")
+    return value
+
+
+def resident() -> int:
+    return memory._number(memory._STATUS, "VmRSS")
+
+
+def test_a_step_has_the_memory_of_its_peak() -> None:
+    timer = memory.Timer()
+    with timer.step("small"):
+        before = resident()
+    with timer.step("large"):
+        assert torch.ones(SIZE // 4).sum() > 0
+    assert list(timer.steps) == ["small", "large"]
+    assert timer.steps["large"].peak >= before + SIZE * 0.9
+    assert timer.peak >= timer.steps["large"].peak
+    assert all(step.seconds >= 0 for step in timer.steps.values())
+
+
+def test_a_step_that_comes_again_adds_up() -> None:
+    assert memory.Step(1.5, 10) + memory.Step(2.0, 7) == memory.Step(3.5, 10)
+    timer = memory.Timer()
+    for _ in range(2):
+        with timer.step("again"):
+            pass
+    assert list(timer.steps) == ["again"]
+
+
+def test_pages_that_a_file_has_are_given_back(file: Path) -> None:
+    value = mapped(file)
+    total = int(value.sum())
+    before = resident()
+    assert memory.release([value]) >= SIZE
+    assert resident() <= before - SIZE * 0.9
+    assert int(value.sum()) == total
+
+
+def test_changed_pages_stay(file: Path) -> None:
+    value = mapped(file)
+    value[5] = -1
+    assert memory.release([value]) == 0
+    assert value[:7].tolist() == [0, 1, 2, 3, 4, -1, 6]
+
+
+def test_tensors_of_no_file_stay() -> None:
+    value = torch.arange(SIZE // 8)
+    assert memory.release([value]) == 0
+    assert int(value[-1]) == SIZE // 8 - 1
+
+
+def test_a_note_for_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    assert weights.elements(file.parent) == 0  # no name that transformers looks for
+    file.rename(file.with_name("model.safetensors"))
+    assert weights.elements(file.parent) == SIZE // 8 + 15
+    assert memory.note(1000, "float32") is None
+    assert memory.note(10**15, "bfloat16") is None
+    note = memory.note(10**15, "float32")
+    assert note is not None
+    assert note.startswith("the weights take 4000000.0 GB in float32, and ")
+    assert "--dtype bfloat16" in note
+    monkeypatch.setattr(memory, "_MEMINFO", Path("/nowhere"))
+    assert memory.note(10**15, "float32") is None
