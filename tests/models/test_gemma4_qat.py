@@ -19,6 +19,7 @@ from transformers import Gemma4ForCausalLM
 
 import pyquant
 from pyquant import circle
+from pyquant.cli.main import main
 from pyquant.errors import ModelError
 from pyquant.exporter.profile import ExportProfile, TensorSpec
 from pyquant.metrics import sqnr_db
@@ -241,3 +242,21 @@ def test_a_vision_tower_is_transformers_own_and_in_the_file(clipped: bool, tmp_p
     assert all(qat_tiny.integers(module).numpy().tobytes() in found for module in patterns)
     report = compare(program, q, [inputs["pixel_values"]])
     assert report.outputs[0].exported_equal
+
+
+def test_the_command_takes_such_a_folder_and_says_what_was_trained(tmp_path: Path, capsys: Any) -> None:
+    """With a scale that the folder lacks; the result loads again, and equals what Python makes of the folder."""
+    model, inputs = vision()
+    place = qat_tiny.saved(model, tmp_path / "model", drop=r"layers\.0\.mlp\.up_proj.*activation_scale")
+    save_file(inputs, tmp_path / "data.safetensors")
+    words = ["quantize", "--model", place, "--recipe", "w8a16", "--data", tmp_path / "data.safetensors", "--out"]
+    assert main([str(word) for word in (*words, tmp_path / "out")]) == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    linears = sum(isinstance(module, gemma_quant.QuantizedLinear) for module in model.modules())
+    assert f"trained grids: {linears} weights, {2 * linears - 2} activations; the rest is calibrated" in out
+    back = pyquant.load_quantized(tmp_path / "out" / "quantized")
+    up = next(module for path, module in back.named_modules() if path.endswith("layers.0.mlp.up_proj.linear"))
+    assert [site.decided != "" for _, site in up.own_sites()] == [False, True, False]
+    assert "trained grids" in (tmp_path / "out" / "quantized" / "README.md").read_text()
+    expected = model(**inputs).last_hidden_state
+    assert sqnr_db(expected, back(**inputs).last_hidden_state) > 25
