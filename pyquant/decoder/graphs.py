@@ -40,6 +40,8 @@ class TextProfile:
     `layer`: None for the stack, i for layer i alone. `attention`: all heads in one product, or one product per head.
     `sliding`: how layers with a window attend in a graph without a past: "full" to all keys under a mask, "banded" in
     blocks (wrap/bands.py), "auto" in blocks where three or more fit.
+    `experts`: of a model with experts, "dense" computes all of them for each token, "gather" those that were chosen,
+    with their weights gathered; None gathers where that reads fewer weights (a decode step).
 
     Inputs: `inputs_embeds` (`hidden_states` for a layer) (B, S, D), what the family adds, `attention_mask`
     (B, 1, S, kept + S) of 0 and wrap.attention.FILL, `cos` and `signed_sin` (B, S, head_dim; the first half of sin
@@ -60,6 +62,7 @@ class TextProfile:
     layer: int | None = field(default=None, kw_only=True)
     attention: Literal["batched", "per_head"] = field(default="batched", kw_only=True)
     sliding: Sliding = field(default="full", kw_only=True)
+    experts: Literal["dense", "gather"] | None = field(default=None, kw_only=True)
     LEAST = {"batch_size": 1, "seq_len": 1, "past_len": 0, "layer": 0}
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class TextProfile:
                 raise ProfileError(f"TextProfile.{name} is an integer of at least {low}, got {value!r}")
         if self.attention not in ("batched", "per_head"):
             raise ProfileError(f"TextProfile.attention is 'batched' or 'per_head', got {self.attention!r}")
+        if self.experts not in (None, "dense", "gather"):
+            raise ProfileError(f"TextProfile.experts is 'dense', 'gather' or None, got {self.experts!r}")
         if self.sliding not in get_args(Sliding):
             raise ProfileError(f"sliding is one of {', '.join(get_args(Sliding))}, got {self.sliding!r}")
 
@@ -112,6 +117,7 @@ class StackInputs(NamedTuple):
     extras: Mapping[str, Tensor] = {}
     shared: dict[int, KeyValue] | None = None
     per_head: bool = False
+    experts: Literal["dense", "gather"] | None = None
     keep: int = 0
 
     def of(self, kind: LayerKind) -> tuple[RotaryTables, AdditiveMask]:
@@ -166,6 +172,7 @@ def text_graph(
                 extras={name: given[name] for name in extras},
                 shared=shared if sources else None,
                 per_head=per_head,
+                experts=profile.experts,
             ),
         )
         return out, *(tensor for attention in owners for tensor in past.new[attention.layer_idx])

@@ -16,6 +16,7 @@ import pyquant
 from pyquant import Policy
 from pyquant.decoder.alone import graph_tables
 from pyquant.decoder.graphs import TextProfile
+from pyquant.errors import ProfileError
 from pyquant.metrics import sqnr_db
 from pyquant.verify import compare
 from pyquant.verify.tolerance import deep_faults, op_faults
@@ -164,3 +165,19 @@ def test_decode_of_gathered_experts_follows_a_prefill_of_all() -> None:
     step = float(q.model.layers[-1].site("act_out").scale)
     assert float((together - alone).abs().max()) <= 3 * step
     assert float(together.abs().max()) > 1000 * step
+
+
+@torch.no_grad()
+def test_a_profile_chooses_how_a_graph_uses_experts() -> None:
+    q = quantized("w8a16")
+    for layer, gathers in ((None, 3), (1, 1)):
+        profiles = [TextProfile(1, 1, PAST, layer=layer, experts=each) for each in ("dense", "gather")]
+        dense, gather = (pyquant.export(q.model, profile) for profile in profiles)
+        counts = [sum(op.op == "GATHER" for op in each.graph.operators) for each in (dense, gather)]
+        assert counts == [2 * gathers, 6 * gathers]
+    given = decode_inputs(q, ids(1, PAST + 1, seed=4))
+    adapters = (q.model.as_export_module(TextProfile(1, 1, PAST, experts=each)) for each in ("dense", "gather"))
+    one, other = (adapter(*(given[name] for name in adapter.input_specs))[0] for adapter in adapters)
+    assert float((one - other).abs().max()) <= 3 * float(q.model.layers[-1].site("act_out").scale)
+    with pytest.raises(ProfileError, match=r"TextProfile\.experts is 'dense', 'gather' or None, got 'all'"):
+        TextProfile(1, 1, experts="all")  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from pyquant.decoder.past import KeyValue
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class, home
+from pyquant.models.gemma4.text.experts import Dispatch
 from pyquant.models.gemma4.text.rotary import SLIDING, VARIANTS
 from pyquant.wrap import hf
 from pyquant.wrap.base import QModule, Role, WrapContext
@@ -183,10 +184,11 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
         *,
         shared: dict[int, KeyValue] | None = None,
         per_head: bool = False,
+        dispatch: Dispatch | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (B, S, D), per_layer_input (B, S, P) where the model has them -> (B, S, D); the other arguments
-        as QuantGemma4TextAttention takes them."""
+        as QuantGemma4TextAttention takes them. dispatch: how a graph uses the experts, see ExpertsProfile."""
         hf.refuse_recording(kwargs)
         cache = hf.take_cache(cache, kwargs)
         if position_embeddings is None:
@@ -202,12 +204,12 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
             per_head=per_head,
         )
         x = self.q("attn_residual", x + self.post_attention_layernorm(attended))
-        x = self.q("mlp_residual", x + self.post_feedforward_layernorm(self._fed(x)))
+        x = self.q("mlp_residual", x + self.post_feedforward_layernorm(self._fed(x, dispatch)))
         if self.per_layer_input_gate is not None:
             x = self._with_input(x, per_layer_input)
         return self.q("act_out", x * self.const("layer_scalar", self.layer_scalar))
 
-    def _fed(self, x: Tensor) -> Tensor:
+    def _fed(self, x: Tensor, dispatch: Dispatch | None) -> Tensor:
         """The dense MLP, and the experts beside it: both read the residual stream, each through a norm of its own; the
         router reads it as it is."""
         dense: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
@@ -216,7 +218,7 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
         rows = (-1, x.shape[-1])
         _, weights, index = self.router(x.reshape(rows))
         given = self.pre_feedforward_layernorm_2(x).reshape(rows)
-        chosen = self.experts(given, index, weights).reshape(x.shape)
+        chosen = self.experts(given, index, weights, dispatch=dispatch).reshape(x.shape)
         both = self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(chosen)
         return self.q("experts_sum", both)
 
@@ -241,8 +243,12 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
             return {}
         return {"per_layer_input": TensorSpec((profile.batch_size, profile.seq_len, self._width), float_type(self))}
 
+    def chosen(self, given: StackInputs) -> Mapping[str, Any]:
+        """How a graph uses the experts, for a layer that has some."""
+        return {} if self.router is None else {"dispatch": given.experts}
+
     def arguments(self, given: StackInputs) -> Mapping[str, Any]:
-        return dict(given.extras)
+        return {**given.extras, **self.chosen(given)}
 
 
 _PER_LAYER = ("per_layer_input", "per_layer_gated", "per_layer_residual")

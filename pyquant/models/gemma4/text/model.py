@@ -23,7 +23,7 @@ from pyquant.models.gemma4.hf import hf_class, home
 from pyquant.models.gemma4.places import visual_runs
 from pyquant.models.gemma4.text import per_layer
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
-from pyquant.models.gemma4.text.layers import joined
+from pyquant.models.gemma4.text.layers import QuantGemma4TextDecoderLayer, joined
 from pyquant.models.gemma4.text.rotary import TYPES
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
@@ -178,10 +178,13 @@ class QuantGemma4TextModel(DecoderModel):
         return given._replace(extras={INPUTS: per_layer.combine(self, hidden, tokens)})
 
     def layer_arguments(self, i: int, given: StackInputs) -> Mapping[str, Any]:
+        layer = self.layer(i)
+        assert isinstance(layer, QuantGemma4TextDecoderLayer), f"{type(layer).__name__} is no layer of Gemma4"
         inputs = given.extras.get(INPUTS)
         if inputs is not None:
-            return {"per_layer_input": inputs[:, :, i, :]}
-        return {name: value for name, value in given.extras.items() if name == "per_layer_input"}
+            return {"per_layer_input": inputs[:, :, i, :], **layer.chosen(given)}
+        own = {name: value for name, value in given.extras.items() if name == "per_layer_input"}
+        return {**own, **layer.chosen(given)}
 
     def extra_inputs(self, profile: TextProfile) -> Mapping[str, TensorSpec]:
         if not self.per_layer_width:
