@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
     add("--image-grid", type=_grid, nargs="+", action="extend", default=[], metavar="HxW", help=_GRID)
     add("--prefill-lengths", type=count, nargs="+", default=[], metavar="N", help=_LENGTHS)
+    add("--append-lengths", type=count, nargs="+", default=[], metavar="N", help=_APPEND)
     add("--audio-lengths", type=count, nargs="+", default=[], metavar="N", help=_AUDIO)
     add("--video-frames", type=count, default=0, metavar="N", help=_FRAMES)
     add("--batch-size", type=count, default=1, metavar="N", help="rows of the graphs (%(default)s)")
@@ -65,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _GRID = "image sizes in patches, a graph for each; TxHxW for videos (default: those of the data)"
 _LENGTHS = "a prefill graph for each length in tokens (default: one, from the data)"
+_APPEND = (
+    "a graph for each length in tokens that appends to a filled cache, for longer prompts and chats (default: none)"
+)
 _AUDIO = "an audio graph for each length in frames of mel features (default: one, from the data)"
 _FRAMES = "also a vision graph of N frames at once for each image size (default: frames go one by one)"
 _UNUSED = (
@@ -119,7 +123,7 @@ def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Jo
 
     request = Request(
         args.max_seq_len, tuple(args.image_grid), tuple(args.prefill_lengths), args.batch_size, args.layers,
-        args.attention, tuple(args.audio_lengths), args.video_frames,
+        args.attention, tuple(args.audio_lengths), args.video_frames, tuple(args.append_lengths),
     )  # fmt: skip
     cls = checkpoints.model_class(args.model)
     requests = models.family_of(cls).requests

@@ -23,8 +23,8 @@ MOST_GRIDS = 8  # each is a graph with all weights of the vision model in it
 class Request:
     """What was requested; None or () where the data decides.
 
-    `image_grids` are (frames, height, width) in patches, `prefill_lengths` and `max_seq_len` tokens, `audio_lengths`
-    frames of mel features, `video_frames` frames of one vision graph (0: one).
+    `image_grids` are (frames, height, width) in patches, `prefill_lengths`, `append_lengths` and `max_seq_len` tokens,
+    `audio_lengths` frames of mel features, `video_frames` frames of one vision graph (0: one).
     """
 
     max_seq_len: int | None = None
@@ -35,6 +35,7 @@ class Request:
     attention: str | None = None
     audio_lengths: tuple[int, ...] = ()
     video_frames: int = 0
+    append_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         counts: dict[str, list[int]] = {
@@ -42,6 +43,7 @@ class Request:
             "batch_size": [self.batch_size],
             "prefill_lengths": list(self.prefill_lengths),
             "audio_lengths": list(self.audio_lengths),
+            "append_lengths": list(self.append_lengths),
             "image_grids": [side for grid in self.image_grids for side in grid],
         }
         for name, values in counts.items():
@@ -118,15 +120,26 @@ def text_options(limit: int, request: Request, seen: Sequence[Sizes]) -> tuple[d
         lengths = (min(rounded(longest), length),)
         cut = ", but no more than max_seq_len" if lengths[0] < longest else ""
         guesses.append(f"prefill length {lengths[0]}: the longest prompt has {longest} tokens, in steps of 64{cut}")
-    elif lengths and max(lengths) < longest:
+    elif lengths and max(lengths) < longest and not request.append_lengths:
         short = sum(each.tokens > max(lengths) for each in seen)
         guesses.append(
             f"prefill lengths {list(lengths)}: {short} of {len(seen)} calibration prompts are longer (up to {longest} "
             "tokens), and the bundle will refuse such prompts"
         )
     options: dict[str, Any] = {"max_seq_len": length, "batch_size": request.batch_size, "prefill_lengths": lengths}
+    if request.append_lengths:
+        options["append_lengths"] = request.append_lengths
     options |= {name: value for name in ("layers", "attention") if (value := getattr(request, name)) is not None}
     return options, guesses
+
+
+def as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a profile as they stand in a recipe: lists for tuples."""
+    return {name: _listed(value) for name, value in options.items()}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(each) for each in value] if isinstance(value, tuple) else value
 
 
 def rounded(count: int, unit: int = 64) -> int:

@@ -55,6 +55,15 @@ def test_qwen_takes_what_is_asked_and_guesses_no_more() -> None:
     )
 
 
+def test_append_lengths_take_what_is_longer_than_a_prefill() -> None:
+    made = qwen_request.choose(QWEN, Request(100, (WIDE, SMALL), (16, 32), append_lengths=(8,)), SEEN)
+    assert made.guesses == ()
+    assert made.profiles.append_lengths == (8,)
+    assert made.settings["append_lengths"] == [8]
+    with pytest.raises(ProfileError, match="append_lengths: every number is at least 1"):
+        Request(append_lengths=(0,))
+
+
 def test_qwen_says_which_data_the_asked_lengths_cannot_take() -> None:
     made = qwen_request.choose(QWEN, Request(100, (WIDE, SMALL), (16, 32)), SEEN)
     assert made.guesses == (

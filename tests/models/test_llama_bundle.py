@@ -77,6 +77,29 @@ def test_each_file_is_its_simulation(preset: str, tmp_path: Path) -> None:
         assert deep_faults(program, None, inputs, reference, report) == [], name
 
 
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+def test_a_long_prompt_and_a_chat(layers: str, tmp_path: Path) -> None:
+    """A prompt of 11 with a longest prefill of 4, then a second turn: the tree's tokens for the whole text."""
+    _, q = tree()
+    profile = llama.Profile(max_seq_len=24, prefill_lengths=(4,), append_lengths=(3, 5), batch_size=2, layers=layers)
+    pyquant.export_bundle(q, tmp_path / "b", profile)
+    options = {"max_new_tokens": 4, "eos_token_id": None}
+    first, new = padded((11, 6), "left"), ids(2, 3, seed=8)
+    with Session(tmp_path / "b", runtime="tico") as session:
+        chat = session.chat()
+        assert chat.tokens.shape == (0, 0)
+        got = chat.generate(**first, **options)
+        assert torch.equal(got, q.generate(**first, **options, do_sample=False))
+        whole = torch.cat([got, new], dim=1)
+        mask = torch.cat([first["attention_mask"], torch.ones(2, 7, dtype=torch.int64)], dim=1)
+        expected = q.generate(whole, attention_mask=mask, **options, do_sample=False)
+        assert torch.equal(chat.generate(new, **options), expected[:, -7:])
+        assert torch.equal(chat.tokens, expected)
+        assert torch.equal(chat.attention_mask[:, :18], mask)
+        with pytest.raises(InputError, match="a conversation of 23 tokens and max_new_tokens=4 need a cache longer"):
+            chat.generate(ids(2, 1), **options)
+
+
 def test_what_a_bundle_cannot_do_is_refused() -> None:
     _, q = tree()
     with pytest.raises(ProfileError, match="max_seq_len 65 is beyond the model's max_position_embeddings, 64"):

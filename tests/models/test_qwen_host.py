@@ -15,6 +15,7 @@ from qwen_model_tiny import IMAGE, A, B, C, batch, quantized
 from torch import Tensor
 
 import pyquant
+from pyquant.decoder.turn import Past
 from pyquant.errors import InputError, PhaseError, ProfileError
 from pyquant.models import qwen3_vl
 from pyquant.models.qwen3_vl.host import host as Host
@@ -164,6 +165,69 @@ def test_two_profiles_do_not_disturb_each_other() -> None:
         after = run.host().generate(run, **given, max_new_tokens=4), q(**given).logits
     for first, second in zip(before, after, strict=True):
         assert torch.equal(first, second)
+
+
+# --- long prompts and chats ---
+
+
+@cache
+def appending(batch_size: int = 1, layers: str = "stack") -> Eager:
+    changes: dict[str, Any] = {"prefill_lengths": (4,), "append_lengths": (3, 4), "max_seq_len": 64, "layers": layers}
+    return Eager(tree()[1], profile(batch_size=batch_size, **changes))
+
+
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_long_prompt_goes_in_parts(layers: str, prompt: str) -> None:
+    """Images begin in one part and end in another."""
+    _, q = tree()
+    run, given = appending(1, layers), batch(PROMPTS[prompt])
+    assert given["input_ids"].shape[1] > 4
+    expected = q.generate(**given, max_new_tokens=5, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
+
+
+def test_long_rows_of_a_batch() -> None:
+    _, q = tree()
+    rows = [(1, A, 2), (5,), (C, 3, B)]
+    run, given = appending(3), batch(*rows, side="left")
+    expected = q.generate(**given, max_new_tokens=5, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
+
+
+def test_a_chat_with_an_image_in_each_turn() -> None:
+    """Positions go on behind the images of earlier turns; the tree computes the whole text."""
+    _, q = tree()
+    run, past, host = appending(), Past(), appending().host()
+    turns: list[dict[str, Any]] = [batch((2, A, 1)), batch((3,)), batch((1, C, B, 2))]
+    options = {"max_new_tokens": 3, "eos_token_id": None, "suppress_tokens": list(range(60, 64))}  # no placeholders
+    text = torch.empty(1, 0, dtype=torch.int64)
+    pixels: list[Tensor] = []
+    grids: list[Tensor] = []
+    for given in turns:
+        new = given["input_ids"]
+        if given.get("pixel_values") is not None:
+            pixels.append(given["pixel_values"])
+            grids.append(given["image_grid_thw"])
+        text = torch.cat([text, new], dim=1)
+        whole = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)}
+        types = (text == IMAGE).int()
+        expected = q.generate(text, **whole, mm_token_type_ids=types, **options, do_sample=False)
+        got = host.generate(run, **given, past=past, **options)
+        assert torch.equal(got, expected[:, -new.shape[1] - 3 :])
+        text = expected
+    assert torch.equal(past.ids, text)
+    with pytest.raises(InputError, match=r"1 more image grid\(s\) than the prompt has runs"):
+        host.generate(run, batch((3,))["input_ids"], pixels[0], grids[0], past=past, **options)
+    assert torch.equal(past.ids, text)
+
+
+def test_the_whole_model_in_one_graph_has_no_chat() -> None:
+    run = Eager(tree()[1], profile(layers="whole", prefill_lengths=(), image_grids=()))
+    with pytest.raises(InputError, match=r"without a cache, which a chat needs; export with layers=.stack"):
+        run.host().generate(run, **batch((3,)), past=Past())
+    with pytest.raises(ProfileError, match="has no cache to append to; leave append_lengths out"):
+        profile(layers="whole", prefill_lengths=(), append_lengths=(4,))
 
 
 # --- one form of the token embedding ---

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.vision.profiles import VisionProfile
-from pyquant.models.request import BundleChoice, Grid, Request, Sizes, grids_of, rounded, text_options, text_sizes
+from pyquant.models.request import (
+    BundleChoice,
+    Grid,
+    Request,
+    Sizes,
+    as_settings,
+    grids_of,
+    rounded,
+    text_options,
+    text_sizes,
+)
 
 POSITIONS, FROM_PROCESSOR = "pixel_position_ids", "image_position_ids"
 _IMAGES = (("pixel_values", FROM_PROCESSOR), ("pixel_values_videos", "video_position_ids"))
@@ -88,12 +98,7 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
             options["video_frames"] = request.video_frames
     if audio is not None:
         options["audio_lengths"] = _lengths(request, seen, guesses)
-    return BundleChoice(Profile(**options), {name: _plain(value) for name, value in options.items()}, tuple(guesses))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for a JSON or YAML file."""
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+    return BundleChoice(Profile(**options), as_settings(options), tuple(guesses))
 
 
 def _lengths(request: Request, seen: Sequence[Sizes], guesses: list[str]) -> tuple[int, ...]:
@@ -113,7 +118,7 @@ def _lengths(request: Request, seen: Sequence[Sizes], guesses: list[str]) -> tup
 
 
 def _vision(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
-    text = ("max_seq_len", "prefill_lengths", "layers", "attention", "audio_lengths", "video_frames")
+    text = ("max_seq_len", "prefill_lengths", "append_lengths", "layers", "attention", "audio_lengths", "video_frames")
     request.refuse(text, "a Gemma4 vision model")
     grids, guesses = grids_of(request, seen)
     profiles = {}

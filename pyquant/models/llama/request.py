@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyquant.errors import ProfileError
-from pyquant.models.request import BundleChoice, Request, Sizes, text_options, text_sizes
+from pyquant.models.request import BundleChoice, Request, Sizes, as_settings, text_options, text_sizes
 
 
 def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,5 +33,4 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
     if request.layers == "whole":
         raise ProfileError("layers='whole' is for models with images; a text model has 'stack' and 'per_layer'")
     options, guesses = text_options(int(config.max_position_embeddings), request, seen)
-    settings = {**options, "prefill_lengths": list(options["prefill_lengths"])}
-    return BundleChoice(Profile(**options), settings, tuple(guesses))
+    return BundleChoice(Profile(**options), as_settings(options), tuple(guesses))

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyquant.errors import ProfileError, UnknownModuleError
 from pyquant.models.qwen3_vl.grids import fault_of, grids_of
 from pyquant.models.qwen3_vl.vision_static import VisionProfile
-from pyquant.models.request import BundleChoice, Grid, Request, Sizes, text_options, text_sizes
+from pyquant.models.request import BundleChoice, Grid, Request, Sizes, as_settings, text_options, text_sizes
 from pyquant.models.request import grids_of as chosen_grids
 
 
@@ -48,7 +48,10 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
         if fault := fault_of(grid, vision.spatial_merge_size):
             raise ProfileError(f"the image grid {'x'.join(map(str, grid))} (frames x height x width): {fault}")
     if vision is config:
-        request.refuse(("max_seq_len", "prefill_lengths", "batch_size", "layers", "attention"), "a vision model alone")
+        request.refuse(
+            ("max_seq_len", "prefill_lengths", "append_lengths", "batch_size", "layers", "attention"),
+            "a vision model alone",
+        )
         profiles = [VisionProfile(grid) for grid in grids]
         settings = {"image_grids": [list(grid) for grid in grids]}
         return BundleChoice({profile.name: profile for profile in profiles}, settings, tuple(guesses))
@@ -79,9 +82,4 @@ def _whole(
     if missed and request.layers != "whole":
         guesses.append(f"image grids: the calibration data has {missed} too, which the bundle will refuse")
     options = {"image_grids": grids, **options}
-    settings = {
-        **options,
-        "image_grids": [list(grid) for grid in grids],
-        "prefill_lengths": list(options["prefill_lengths"]),
-    }
-    return BundleChoice(Profile(**options), settings, tuple(guesses))
+    return BundleChoice(Profile(**options), as_settings(options), tuple(guesses))
