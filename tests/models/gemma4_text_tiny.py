@@ -31,6 +31,17 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "all": {"use_bidirectional_attention": "all", "sliding_window": 6, "num_kv_shared_layers": 0},
     "vision": {"use_bidirectional_attention": "vision"},
+    "experts": {
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 10,
+    },
     "biased": {"attention_bias": True, "num_key_value_heads": 4},
 }
 

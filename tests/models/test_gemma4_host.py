@@ -105,6 +105,13 @@ def test_a_model_whose_images_see_themselves() -> None:
         tokens(eager("vision", prefill_lengths=(4,), append_lengths=(4,)), given("adjacent"))
 
 
+@pytest.mark.parametrize("experts", ["dense", "gather", None])
+def test_a_model_with_experts(experts: str | None) -> None:
+    """Keys that are values, no per-layer inputs, two of four experts for each token."""
+    inputs = given("image_last", seed=4)
+    assert torch.equal(tokens(eager("experts", experts=experts), inputs), expected(inputs, "experts"))
+
+
 def test_the_whole_model_in_one_graph() -> None:
     inputs = given("all", seed=9)
     _, images, frames, clips = PROMPTS["all"]
@@ -145,6 +152,7 @@ def test_what_the_bundle_cannot_do_is_said() -> None:
         ({"audio_lengths": 8}, "audio_lengths are"),
         ({"audio_lengths": (0,)}, "length is a positive integer"),
         ({"layers": "whole"}, "leave prefill_lengths out"),
+        ({"experts": "some"}, "experts is one of dense, gather or None"),
     ],
 )
 def test_profiles_that_no_model_takes(changes: dict[str, Any], match: str) -> None:
@@ -158,6 +166,7 @@ def test_profiles_that_this_model_does_not_take() -> None:
         ({"image_shapes": ((3, 4),)}, "pool"),
         ({"image_shapes": ((4, 40),)}, "position table"),
         ({"max_seq_len": 500}, "max_position_embeddings"),
+        ({"experts": "dense"}, "the model has no experts"),
     ):
         with pytest.raises(ProfileError, match=match):
             profile(**changes).graphs(q)

@@ -8,9 +8,11 @@ follows the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pyquant.decoder.bundle import LAST_TOKEN, NUMBERS, ROTARY, TABLES, BundleParts, Part
+from pyquant.decoder.graphs import TextProfile
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
 from pyquant.models.gemma4.audio.profiles import FRAMES_PER_TOKEN, AudioProfile
@@ -51,6 +53,8 @@ class Gemma4Parts(BundleParts):
         for name, tower in (("image_shapes", "vision_tower"), ("audio_lengths", "audio_tower")):
             if getattr(profile, name) and getattr(whole, tower, None) is None:
                 raise ProfileError(f"the profile has {name}, and {type(q).__name__} has no {tower}; leave {name} out")
+        if profile.experts is not None and not self.text.config.enable_moe_block:
+            raise ProfileError(f"the profile has experts={profile.experts!r}, and the model has no experts")
         if whole is not None and whole.vision_tower is not None:
             for shape in profile.image_shapes:
                 images = VisionProfile(grid=shape)
@@ -92,6 +96,9 @@ class Gemma4Parts(BundleParts):
             clip = AudioProfile(length)
             parts.append((self.model, SoftTokensProfile(clip, clip.name)))
         return parts
+
+    def text_profile(self, length: int, past: int, layer: int | None) -> TextProfile:
+        return replace(super().text_profile(length, past, layer), experts=self.profile.experts)
 
     def embeddings(self) -> list[Part]:
         parts = super().embeddings()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pyquant.decoder.profile import DecoderProfile
 from pyquant.errors import ProfileError
 from pyquant.models.gemma4.audio.profiles import AudioProfile
 from pyquant.models.gemma4.bundle import Gemma4Parts
 from pyquant.models.gemma4.vision.profiles import VisionProfile
+
+Experts = Literal["dense", "gather"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Profile(DecoderProfile):
     one by one through the graph of their shape. audio_lengths: frames of mel features, one audio graph each; a clip
     takes the shortest that holds it.
 
+    experts: of a model with experts, whether graphs compute all of them for each token ("dense", which every target
+    can) or gather the weights of the chosen ones ("gather"); None: each graph what reads fewer weights.
+
     layers: also "whole", the model before its head in a single graph over max_seq_len tokens, with the images of
     image_shapes and a clip for each of audio_lengths, in order; a host runs it once for each new token.
     """
@@ -35,6 +40,7 @@ class Profile(DecoderProfile):
     image_shapes: Any = field(default=(), kw_only=True)
     video_frames: int = field(default=0, kw_only=True)
     audio_lengths: Any = field(default=(), kw_only=True)
+    experts: Experts | None = field(default=None, kw_only=True)
     LAYERS = Literal["stack", "per_layer", "whole"]
     PARTS = Gemma4Parts
 
@@ -44,6 +50,8 @@ class Profile(DecoderProfile):
         if self.layers != "whole" and len(set(shapes)) != len(shapes):
             raise ProfileError(f"each of image_shapes makes one graph, but one is there twice: {list(shapes)}")
         object.__setattr__(self, "image_shapes", tuple(shapes))
+        if self.experts is not None and self.experts not in get_args(Experts):
+            raise ProfileError(f"experts is one of {', '.join(get_args(Experts))} or None, got {self.experts!r}")
         frames = self.video_frames
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 0:
             raise ProfileError(f"video_frames is the number of frames of one graph, or 0, got {frames!r}")
