@@ -260,3 +260,17 @@ def test_the_command_takes_such_a_folder_and_says_what_was_trained(tmp_path: Pat
     assert "trained grids" in (tmp_path / "out" / "quantized" / "README.md").read_text()
     expected = model(**inputs).last_hidden_state
     assert sqnr_db(expected, back(**inputs).last_hidden_state) > 25
+
+
+@pytest.mark.slow
+def test_a_whole_bundle_keeps_the_trained_grids_and_gives_eager_tokens(q: Any, tmp_path: Path) -> None:
+    """Every graph of the text model; caches are int8 at the edge of prefill and decode, as trained."""
+    programs = pyquant.export_bundle(q, tmp_path / "b", gemma4.Profile(max_seq_len=16, prefill_lengths=(8,)))
+    assert {name: program.missing_qparams() for name, program in programs.items()} == {key: [] for key in programs}
+    decode = circle.read(tmp_path / "b" / "decode.circle")
+    scales = {round(decode.tensors[i].scale[0], 6) for i in decode.inputs if decode.tensors[i].dtype == "int8"}
+    assert scales == {round(value, 6) for value in CACHE.values()}
+    session = pyquant.verify.Session(tmp_path / "b", runtime="tico")
+    prompt = IDS[:1, :6]
+    expected = q.generate(prompt, max_new_tokens=4, do_sample=False)
+    assert torch.equal(session.generate(prompt, max_new_tokens=4, do_sample=False), expected)
