@@ -111,6 +111,22 @@ def test_a_float_bundle_generates_what_transformers_does(
                 assert float((actual - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
 
 
+def test_a_long_prompt_in_parts(floating: tuple[Any, Any], tmp_path: Path) -> None:
+    """The longest prefill has 6 places: images begin in one part and end in another."""
+    fp, q = floating
+    made = profile("one", prefill_lengths=(6,), append_lengths=(8,), token_embedding="dynamic")
+    pyquant.export_bundle(q, tmp_path / "out", made, target="onert")
+    with Session(tmp_path / "out", runtime="onert") as session:
+        batch = tiny.batch(*ROWS["one"][0], side="left", seed=10)
+        assert batch["input_ids"].shape[1] > 14
+        recorder = Recorder()
+        tokens = session.generate(**batch, max_new_tokens=NEW, eos_token_id=[], sampler=recorder)
+        theirs, logits = generate(fp, batch)
+        assert torch.equal(tokens, theirs)
+        for actual, expected in zip(recorder.logits, logits, strict=True):
+            assert float((actual - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.abs().max()))
+
+
 @torch.no_grad()
 def test_float_vision_prefill_and_decode_one_by_one(floating: tuple[Any, Any]) -> None:
     fp, q = floating

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache, StaticCache
 from unequal_toy import EOS, PAD, WINDOW, ToyProfile, converted, ids, model, padded
 
 import pyquant
@@ -26,6 +28,7 @@ from pyquant.decoder.turn import Past
 from pyquant.errors import InputError, ProfileError
 from pyquant.metrics import peir
 from pyquant.verify import Session, compare
+from pyquant.verify.runtimes import onert
 from pyquant.verify.tolerance import op_faults
 from pyquant.wrap import Phase, phase
 from pyquant.wrap.bands import block_length
@@ -141,6 +144,30 @@ def test_a_window_longer_than_the_bundle_keeps_all() -> None:
     assert LayerKind(1, 8, 4).kept(9) == 3
     assert LayerKind(1, 8, 1).kept(9) == 0
     assert LayerKind(1, 8).kept(9) == 9
+
+
+# --- transformers' caches ---
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("rows", [(17,), (17, 9)], ids=["one", "padded"])
+@pytest.mark.parametrize("cuts", [(2, 9, 10, 17), (11, 12, 17), (1, 4, 8, 17)])
+@torch.no_grad()
+def test_parts_longer_than_the_window_onto_transformers_caches(
+    kind: str, rows: tuple[int, ...], cuts: tuple[int, ...]
+) -> None:
+    """Chunks shorter and longer than the window, onto caches shorter and longer than it."""
+    fp, q = tree()
+    given = padded(rows)
+    valid = given["attention_mask"] != 0
+    kept = DynamicCache(config=fp.config) if kind == "dynamic" else StaticCache(config=fp.config, max_cache_len=20)
+    with phase(q, Phase.FLOAT):
+        parts = [
+            q(given["input_ids"][:, start:end], attention_mask=given["attention_mask"][:, :end], cache=kept).logits
+            for start, end in pairwise((0, *cuts))
+        ]
+    expected = fp(**given).logits
+    torch.testing.assert_close(torch.cat(parts, dim=1)[valid], expected[valid], rtol=1e-5, atol=1e-5)
 
 
 # --- append ---
@@ -332,6 +359,27 @@ def test_auto_takes_bands_where_three_blocks_fit() -> None:
 
 
 # --- files ---
+
+
+@torch.no_grad()
+def test_float_graphs_on_onert() -> None:
+    """Prefill in bands and an append onto rings, each within 1e-4 of what the tree computes in float."""
+    pytest.importorskip("onert")  # no wheel for some Pythons
+    _, q = tree()
+    profile = ToyProfile(24, prefill_lengths=(12,), append_lengths=(5,), sliding="banded", batch_size=2)
+    names = ("prefill_s12", "append_s5", "decode")
+    with phase(q, Phase.FLOAT):
+        for name in names:
+            part, own = profile.graphs(q)[name]
+            adapter = part.as_export_module(own)
+            torch.manual_seed(3)
+            given = {key: torch.randn(spec.shape) for key, spec in adapter.input_specs.items()}
+            given = {k: torch.where(v > 1, -1e4, 0.0) if "mask" in k else v for k, v in given.items()}
+            program = pyquant.export(part, own, target="onert", allow_float=True)
+            assert program.check("onert") == []
+            got, out = onert.run(program, given), adapter(*given.values())
+            for key, value in zip(adapter.output_names, out, strict=True):
+                assert float((got[key] - value).abs().max()) <= 1e-4 * max(1.0, float(value.abs().max())), (name, key)
 
 
 @pytest.mark.parametrize("layout", ["stack", "banded_layers"])
