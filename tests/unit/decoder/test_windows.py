@@ -424,6 +424,77 @@ def test_the_manifest_describes_rings_bands_and_append() -> None:
     assert "bands:" not in plain
 
 
+class Other:
+    """A host that follows the manifest's words: one row, caches as dicts of slots, masks entry by entry."""
+
+    def __init__(self, run: Graphs, manifest: Mapping[str, Any]) -> None:
+        self.run, self.manifest, self.length = run, manifest, 0
+        layers, whole = manifest["cache"]["layers"], manifest["cache"]["capacity"]
+        self.layers = {i: {"capacity": whole, **each} for i, each in enumerate(layers) if "shares" not in each}
+        self.caches: dict[int, dict[int, tuple[Tensor, Tensor]]] = {i: {} for i in self.layers}
+
+    def tables(self, variant: str, places: int) -> dict[str, Tensor]:
+        entry = self.manifest[f"rotary_{variant}"]
+        at = torch.arange(self.length, self.length + places).float()
+        angles = at[:, None] * torch.tensor(entry["inv_freq"])
+        cos, sin = (each * entry["attention_scaling"] for each in (angles.cos(), angles.sin()))
+        both = {"cos": torch.cat([cos, cos], 1), "signed_sin": torch.cat([-sin, sin], 1)}
+        return {f"{name}_{variant}": each[None] for name, each in both.items()}
+
+    def call(self, name: str, tokens: list[int], places: int) -> int:
+        """One graph of `places` places; the most likely next token."""
+        given: dict[str, Tensor] = {}
+        for i, layer in self.layers.items():
+            variant, slots, block = layer["variant"], 0, self.manifest["graphs"][name].get("bands", {})
+            key = f"attention_mask_{variant}"
+            if not name.startswith("prefill"):
+                slots = layer["capacity"]
+                shape = (1, layer["kv_heads"], 1, layer["head_dim"])
+                empty = (torch.full(shape, 9.0), torch.full(shape, 9.0))
+                pairs = [self.caches[i].get(s, empty) for s in range(slots)]
+                given[f"past_key_{i}"], given[f"past_value_{i}"] = (
+                    torch.cat(each, dim=2) for each in zip(*pairs, strict=True)
+                )
+            columns = 2 * block[key] if key in block else slots + places
+            given[key] = torch.full((1, 1, places, columns), self.manifest["mask"]["fill"])
+            for query in range(places):
+                for column in range(columns):
+                    at = self.length + query
+                    if column < slots:
+                        place = self.length - 1 - ((self.length - 1 - column) % slots)
+                    elif key in block:
+                        place = (query // block[key] - 1) * block[key] + column
+                    else:
+                        place = self.length + column - slots
+                    near = at - place < layer.get("window", 10**6)
+                    if 0 <= place <= at and near and place < self.length + len(tokens):
+                        given[key][0, 0, query, column] = self.manifest["mask"]["keep"]
+            given |= self.tables(variant, places)
+        padded_ids = torch.tensor([tokens + [0] * (places - len(tokens))], dtype=torch.int32)
+        given["inputs_embeds"] = self.run("token_embedding", {"input_ids": padded_ids})["inputs_embeds"]
+        out = self.run(name, given)
+        for i, layer in self.layers.items():
+            for k in range(len(tokens)):
+                pair = tuple(out[f"new_{what}_{i}"][:, :, k : k + 1] for what in ("key", "value"))
+                self.caches[i][(self.length + k) % layer["capacity"]] = pair  # type: ignore[assignment]
+        self.length += len(tokens)
+        last = out["hidden_states"][:, len(tokens) - 1 : len(tokens)]
+        return int(self.run("lm_head", {"hidden_states": last})["logits"].argmax())
+
+
+def test_the_manifest_is_enough_for_another_host() -> None:
+    """Prefill in bands, parts, decode past two wraps: the tree's tokens."""
+    run = graphs("banded")
+    host, tokens = Other(run, run.host.manifest), ids(1, 19, seed=6)[0].tolist()
+    host.call("prefill_s12", tokens[:12], 12)
+    host.call("append_s5", tokens[12:17], 5)
+    answer = [host.call("append_s5", tokens[17:], 5)]  # two tokens, three places of padding
+    for _ in range(8):
+        answer.append(host.call("decode", answer[-1:], 1))
+    expected = tree()[1].generate(torch.tensor([tokens]), max_new_tokens=9, eos_token_id=None, do_sample=False)
+    assert answer == expected[0, 19:].tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
