@@ -18,6 +18,7 @@ from torch import Tensor
 from pyquant.decoder.cache import CacheState, KeyValue
 from pyquant.decoder.generation import GenerationRequest, NextLogits
 from pyquant.decoder.kind import LayerKind, named, variants
+from pyquant.decoder.layout import RotaryTable, kinds_of, slots_of
 from pyquant.decoder.turn import Past, Prompt, Turn, checked
 from pyquant.errors import InputError
 
@@ -58,20 +59,16 @@ class Host:
         self.fill = float(manifest["mask"]["fill"])
         self.kinds = self.layer_kinds()
         self.variants = variants(self.kinds)
-        self.slots = _slots(manifest) if "decode" in self.NEEDS else {}
+        self.slots = slots_of(manifest) if "decode" in self.NEEDS else {}
         self.rotary = {variant: self.rotary_table(manifest[named("rotary", variant)]) for variant in self.variants}
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The layers as the manifest's cache lists them."""
-        return _kinds(self.manifest)
+        return kinds_of(self.manifest)
 
     def rotary_table(self, entry: Mapping[str, Any]) -> RotaryTable:
         """Frequencies and scale of one variant."""
-        return RotaryTable(
-            torch.tensor(entry["inv_freq"], dtype=torch.float32, device="cpu"),
-            float(entry["attention_scaling"]),
-            entry.get("axis"),
-        )
+        return RotaryTable.of(entry)
 
     @torch.no_grad()
     def generate(
@@ -316,26 +313,6 @@ class Host:
         return [name for name, graph in self.graphs.items() if graph.get("kind") == kind]
 
 
-@dataclass(frozen=True)
-class RotaryTable:
-    """inv_freq (head_dim / 2,), the factor of cos and sin, and the position axis that drives each frequency."""
-
-    inv_freq: Tensor
-    scaling: float
-    axis: Sequence[int] | None = None
-
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions (axes, B, S) -> cos and signed_sin, each (B, S, head_dim)."""
-        axis = (
-            torch.zeros(len(self.inv_freq), dtype=torch.int64, device="cpu")
-            if self.axis is None
-            else torch.tensor(self.axis, dtype=torch.int64, device="cpu")
-        )
-        angles = positions.float()[axis].permute(1, 2, 0) * self.inv_freq
-        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
-        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
 class Steps:
     """The logits of each next token, one call after another: the prompt, then decode steps over one cache."""
 
@@ -360,31 +337,3 @@ def _banded(block: int, real: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.arange(real.shape[1], dtype=torch.int64, device="cpu") // block * block - block
     key_at = first[:, None] + torch.arange(2 * block, dtype=torch.int64, device="cpu")
     return key_at[None], real[:, key_at.clamp(min=0)] & (key_at >= 0)
-
-
-def _kinds(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
-    """The layers as the manifest's cache lists them."""
-    return tuple(
-        LayerKind(
-            int(each["kv_heads"]),
-            int(each["head_dim"]),
-            each.get("window"),
-            each.get("shares"),
-            str(each.get("variant", "")),
-        )
-        for each in _entries(manifest)
-    )
-
-
-def _slots(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Variant -> slots of its layers' caches; bundles before append graphs have as many in every layer."""
-    whole = int(manifest["cache"]["capacity"])
-    own = (each for each in _entries(manifest) if each.get("shares") is None)
-    return {str(each.get("variant", "")): int(each.get("capacity", whole)) for each in own}
-
-
-def _entries(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The layers of the cache; bundles of pyquant 0.1 had one shape for all."""
-    cache = manifest["cache"]
-    entries: Sequence[Mapping[str, Any]] = cache.get("layers") or [cache] * int(manifest["num_hidden_layers"])
-    return entries
