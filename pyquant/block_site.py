@@ -59,6 +59,13 @@ class BlockSite(Site):
             return F.embedding(ids, self.constant(table))
         return ops.fake_quantize_blocks(F.embedding(ids, table), self.bits)
 
+    def part(self, value: Tensor, rows: slice, columns: slice) -> Tensor:
+        """These rows and columns of constant(value); see Site.part. Columns are whole blocks, or all are rounded."""
+        cut = any((end or 0) % ops.BLOCK_LENGTH for end in (columns.start, columns.stop))
+        if self._phase is not Phase.QUANTIZED or self._taps or cut:
+            return self.constant(value)[rows, columns]
+        return ops.fake_quantize_blocks(value[rows, columns], self.bits)
+
     def scan(self, value: Tensor) -> None:
         """Look whether `value` has this form. Raises PolicyError when its rows are not made of blocks."""
         if self._scanned.is_of(value):

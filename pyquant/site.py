@@ -20,7 +20,7 @@ from pyquant import autocast, observe, ops
 from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
-from pyquant.spec import PerGroup, QuantSpec
+from pyquant.spec import PerAxis, PerGroup, QuantSpec
 from pyquant.tree_state import Phased, TreeState
 
 __all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState"]
@@ -168,6 +168,21 @@ class Site(Phased):
             scale, zero_point = scale[flat], zero_point[flat]
         rows = self._on_grid(F.embedding(flat, table), scale, zero_point)
         return rows.reshape(*ids.shape, table.shape[1])
+
+    def part(self, value: Tensor, rows: slice, columns: slice) -> Tensor:
+        """These rows and columns of constant(value), a matrix; nothing else of it is quantized, in a graph neither.
+
+        The whole is, where scales are per group or a tap watches it. Equal numbers.
+        """
+        if self._phase is not Phase.QUANTIZED or self.scale is None or self._taps:
+            return self.constant(value)[rows, columns]
+        granularity, scale, zero_point = self._spec().granularity, self.scale, cast(Tensor, self.zero_point)
+        if isinstance(granularity, PerGroup):
+            return self.constant(value)[rows, columns]
+        if isinstance(granularity, PerAxis):
+            own = rows if granularity.axis % 2 == 0 else columns
+            scale, zero_point = scale[own], zero_point[own]
+        return self._on_grid(value[rows, columns], scale, zero_point)
 
     def quantize(self, x: Tensor, *, clip: Clip | None = None, constant: bool = False) -> Tensor:
         """`x` on the grid, in whatever phase the site is: as forward() quantizes, or constant() if `constant`.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
+PER_LAYER_TABLES = ("auto", "graph", "layers", "rows", "host")
 TARGETS = ("circle", "luci", "onert")
 LISTED = 60  # lines of a list that are printed with an error
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=count, default=1, metavar="N", help="rows of the graphs (%(default)s)")
     add("--layers", choices=("stack", "per_layer", "whole"), help="one graph a stack of layers, a layer, or the model")
     add("--attention", choices=("batched", "per_head"), help="how heads are laid out in the graphs")
+    add("--per-layer-table", choices=PER_LAYER_TABLES, help=_TABLE)
     add("--target", choices=TARGETS, default="circle", help="whose rules the files keep (%(default)s)")
     add("--unused", action="append", default=[], metavar="GLOB", help=_UNUSED)
 
@@ -71,6 +73,7 @@ _APPEND = (
 )
 _AUDIO = "an audio graph for each length in frames of mel features (default: one, from the data)"
 _FRAMES = "also a vision graph of N frames at once for each image size (default: frames go one by one)"
+_TABLE = "Gemma4's table of per-layer embeddings: one graph, several by layers or rows, or a file that the host reads"
 _UNUSED = (
     "sites that may stay without data, and float; may be repeated (a Qwen3-VL for text alone: 'model.visual*' and "
     "'model.language_model:deepstack_*')"
@@ -124,6 +127,7 @@ def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Jo
     request = Request(
         args.max_seq_len, tuple(args.image_grid), tuple(args.prefill_lengths), args.batch_size, args.layers,
         args.attention, tuple(args.audio_lengths), args.video_frames, tuple(args.append_lengths),
+        args.per_layer_table,
     )  # fmt: skip
     cls = checkpoints.model_class(args.model)
     requests = models.family_of(cls).requests

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder that `pyquant quantize` writes, and the table that it prints.
 
-    OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle)
+    OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle), with the files that its manifest lists
     OUT/quantized/                    the quantized model (pyquant.load_quantized)
     OUT/recipe.yaml                   the policy rule by rule, and every setting in effect
 
@@ -44,12 +44,21 @@ def require_place(out: Path) -> None:
     if not out.is_dir():
         raise CircleError(f"cannot write to {str(out)!r}: it is a file, and the result is a folder; name another")
     there = sorted(entry.name for entry in out.iterdir())
-    strange = [name for name in there if name not in {QUANTIZED, RECIPE, MANIFEST} and not name.endswith(".circle")]
+    known = {QUANTIZED, RECIPE, MANIFEST, *_files_of(out / MANIFEST)}
+    strange = [name for name in there if name not in known and not name.endswith(".circle")]
     if there and (strange or not _is_bundle(out / MANIFEST)):
         raise CircleError(
             f"{str(out)!r} exists and is no result of this command (it has {', '.join((strange or there)[:3])}), so "
             f"it is left alone; name another folder, or empty it"
         )
+
+
+def _files_of(manifest: Path) -> list[str]:
+    """Files beside the graphs, as a manifest lists them."""
+    try:
+        return [str(name) for name in json.loads(manifest.read_text(encoding="utf-8")).get("files", {})]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def _is_bundle(manifest: Path) -> bool:
@@ -126,6 +135,10 @@ def show(
         total += size
         spent, counts = graphs.steps[name], (len(program.graph.operators), len(program.missing_qparams()))
         table.add_row(name, _bytes(size), *map(str, counts), f"{spent.seconds:.1f} s", _peak(spent.peak))
+    for file in (name for name in graphs.steps if name not in programs):  # a table beside the graphs
+        size, spent = (out / file).stat().st_size, graphs.steps[file]
+        total += size
+        table.add_row(file, _bytes(size), "-", "-", f"{spent.seconds:.1f} s", _peak(spent.peak))
     console.print(table)
     whole = sum(parameter.numel() for parameter in fp.parameters()) * 4
     many_graphs = f"{len(programs)} graph{'' if len(programs) == 1 else 's'}"

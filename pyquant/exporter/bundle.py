@@ -30,7 +30,7 @@ from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
-SUFFIX = ".circle"
+SUFFIX, TENSORS = ".circle", ".safetensors"
 _LONGEST = 200  # bytes of a file name: file systems allow 255, and the writer's temporary file has a longer name
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\<>:"|?*\ud800-\udfff]')
 
@@ -48,20 +48,22 @@ def export_bundle(
     `profiles` is one profile, a sequence of them (named by `profile.name`), a mapping name -> profile, or a model
     family's own bundle profile such as qwen3_vl.Profile: an object with `graphs(q)`, name -> (part of `q`, profile),
     and `manifest(q)`, entries for the manifest; where it has `for_target(target)`, that makes the profile for one
-    target. Every graph is exported, checked and written to a temporary folder
-    before the first file is moved to its place, the manifest last: a failure leaves the folder as it was. Files of a
-    former bundle that the new manifest does not name are removed. On a terminal a bar shows the progress. Large
-    constants of the programs are mapped from the files, so that those of one graph at a time are in memory. `step`, if
-    given, is entered with the name of each graph while that is exported and written (to measure it). Warns once with
-    LowPrecisionWarning when the model computes in bfloat16 or float16.
+    target, and where it has `files(q)`, name -> a function that writes a file of that name to a path, these are
+    written too. Every graph is exported, checked and written to a temporary folder before the first file is moved to
+    its place, the manifest last: a failure leaves the folder as it was. Files of a former bundle that the new manifest
+    does not name are removed. On a terminal a bar shows the progress. Large constants of the programs are mapped from
+    the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of each
+    graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
+    computes in bfloat16 or float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
-    parts, entries = _parts(q, profiles, target)
+    parts, entries, beside = _parts(q, profiles, target)
     folder = Path(out_dir)
-    _require_folder(folder, parts)
+    _require_folder(folder, [*map(_file, parts), *beside])
     make = partial(_exported, parts=parts, target=target)
-    programs = _write(folder, {**_provenance(q), "target": target, **entries}, list(parts), make, step or _unmeasured)
+    head = {**_provenance(q), "target": target, **entries}
+    programs = _write(folder, head, list(parts), make, beside, step or _unmeasured)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
     return programs
 
@@ -81,17 +83,20 @@ def _exported(name: str, parts: Mapping[str, tuple[nn.Module, Any]], target: Tar
     return program
 
 
-def _parts(q: nn.Module, profiles: Any, target: Target) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any]]:
-    """Graph name -> (module, its profile), and what a family adds to the manifest."""
+def _parts(
+    q: nn.Module, profiles: Any, target: Target
+) -> tuple[dict[str, tuple[nn.Module, Any]], dict[str, Any], Mapping[str, Callable[[Path], None]]]:
+    """Graph name -> (module, its profile), what a family adds to the manifest, and the files beside the graphs."""
     if callable(getattr(profiles, "for_target", None)):
         profiles = profiles.for_target(target)
     if callable(getattr(profiles, "graphs", None)) and callable(getattr(profiles, "manifest", None)):
         parts = _named(profiles.graphs(q))
-        return parts, profiles.manifest(q)
-    return {name: (q, profile) for name, profile in _named(profiles).items()}, {}
+        beside = profiles.files(q) if callable(getattr(profiles, "files", None)) else {}
+        return parts, profiles.manifest(q), beside
+    return {name: (q, profile) for name, profile in _named(profiles).items()}, {}, {}
 
 
-def _require_folder(folder: Path, names: Iterable[str]) -> None:
+def _require_folder(folder: Path, new: Iterable[str]) -> None:
     """Raise CircleError before the export for a folder or file that could not be written after it."""
     if not folder.parent.is_dir():
         raise CircleError(
@@ -99,7 +104,7 @@ def _require_folder(folder: Path, names: Iterable[str]) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise CircleError(f"cannot write a bundle to '{folder}': it is a file, and a bundle is a folder; name another")
-    for path in [folder / MANIFEST, *(folder / _file(name) for name in names)]:
+    for path in [folder / MANIFEST, *(folder / file for file in new)]:
         if path.is_dir():
             raise CircleError(f"cannot write '{path}': it is a folder; remove it, or name another")
 
@@ -109,12 +114,13 @@ def _write(
     head: dict[str, Any],
     names: Sequence[str],
     export: Callable[[str], CircleProgram],
+    beside: Mapping[str, Callable[[Path], None]],
     step: Callable[[str], AbstractContextManager[None]],
 ) -> dict[str, CircleProgram]:
     """Write all files into a temporary folder, each as soon as it is exported, then move them to their places; then
     remove files of the old bundle that the new one does not have."""
     fresh, first = not folder.exists(), not (folder / MANIFEST).exists()
-    old, new, placed = _files_of(folder / MANIFEST), [_file(name) for name in names], list[Path]()
+    old, new, placed = _files_of(folder / MANIFEST), [*map(_file, names), *beside], list[Path]()
     programs: dict[str, CircleProgram] = {}
     graphs: dict[str, Any] = {}
     try:
@@ -128,7 +134,11 @@ def _write(
                     graphs[name] = _save(program, temporary / _file(name), entries.get(name, {}))
                     programs[name] = program.mapped(temporary / _file(name))
                     del program  # with its constants
-            _write_manifest(temporary / MANIFEST, {**head, "graphs": graphs})
+            for file, write in beside.items():
+                with step(file):
+                    write(temporary / file)
+            written = {"files": {file: _checksum(temporary / file) for file in beside}} if beside else {}
+            _write_manifest(temporary / MANIFEST, {**head, **written, "graphs": graphs})
             for file in [*new, MANIFEST]:
                 placed.append((temporary / file).replace(folder / file))
     except OSError as error:
@@ -162,6 +172,10 @@ def _save(program: CircleProgram, path: Path, entry: Mapping[str, Any]) -> dict[
     }
 
 
+def _checksum(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+
+
 def _describe(tensor: Tensor, meaning: Mapping[str, str], ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Name, form and grid of a graph's input or output; `meaning` is keyed by name, or by a glob for several."""
     out = tensor.describe()
@@ -172,15 +186,15 @@ def _describe(tensor: Tensor, meaning: Mapping[str, str], ranges: Mapping[str, A
 
 
 def _files_of(manifest: Path) -> list[str]:
-    """The .circle files that a manifest names; none when it is not the manifest of a bundle."""
+    """The files that a manifest names; none when it is not the manifest of a bundle."""
     try:
         old = json.loads(manifest.read_text(encoding="utf-8"))
         if old["format"] != "pyquant-bundle":
             return []
-        files = [str(entry["file"]) for entry in old["graphs"].values()]
+        files = [*(str(entry["file"]) for entry in old["graphs"].values()), *map(str, old.get("files", {}))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [file for file in files if Path(file).name == file and file.endswith(SUFFIX)]
+    return [file for file in files if Path(file).name == file and file.endswith((SUFFIX, TENSORS))]
 
 
 def _named(profiles: Any) -> dict[str, Any]:

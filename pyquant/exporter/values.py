@@ -104,6 +104,10 @@ def integers(value: Tensor, quant: Quant, scale: Tensor, zero_point: Tensor) -> 
     """The integers of `value` on `quant`, whose scale and zero_point are given as tensors; no float copy is made."""
     exact = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     value = value.detach() if exact else value.detach().float()
+    if value.numel() > ops.PIECE and not value.is_contiguous():  # no contiguous copy of all of it
+        grid = ops.Grid(scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
+        pieces = ops.quantize_pieces(value, grid, packed=False)
+        return ops.joined(pieces, value.numel(), grid.dtype).reshape(value.shape)
     return ops.quantize(value, scale, zero_point, quant.axis, 0, quant.qmin, quant.qmax, STORAGE[quant.dtype])
 
 

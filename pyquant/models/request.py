@@ -24,7 +24,8 @@ class Request:
     """What was requested; None or () where the data decides.
 
     `image_grids` are (frames, height, width) in patches, `prefill_lengths`, `append_lengths` and `max_seq_len` tokens,
-    `audio_lengths` frames of mel features, `video_frames` frames of one vision graph (0: one).
+    `audio_lengths` frames of mel features, `video_frames` frames of one vision graph (0: one). `per_layer_table` is
+    where the table of per-layer embeddings goes (gemma4.Profile).
     """
 
     max_seq_len: int | None = None
@@ -36,6 +37,7 @@ class Request:
     audio_lengths: tuple[int, ...] = ()
     video_frames: int = 0
     append_lengths: tuple[int, ...] = ()
+    per_layer_table: str | None = None
 
     def __post_init__(self) -> None:
         counts: dict[str, list[int]] = {

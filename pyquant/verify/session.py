@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyquant import files, models
+from pyquant.decoder.row_table import RowTable
 from pyquant.decoder.turn import Past
 from pyquant.errors import CircleError, InputError, PyquantError
 
@@ -42,7 +43,13 @@ class Session:
         self.manifest = _manifest(self.folder)
         self.graphs: Mapping[str, Any] = self.manifest["graphs"]
         for name, entry in self.graphs.items():
-            _verify(self.folder / str(entry["file"]), name, str(entry["sha256"]))
+            _verify(self.folder / str(entry["file"]), f"graph '{name}'", str(entry["sha256"]))
+        for name, entry in self.manifest.get("files", {}).items():
+            _verify(self.folder / name, f"file '{name}'", str(entry["sha256"]))
+        self.tables: Mapping[str, Any] = self.manifest.get("tables", {})
+        for name, entry in self.tables.items():
+            if str(entry["file"]) not in self.manifest.get("files", {}):
+                raise CircleError(f"'{self.folder / MANIFEST}': table '{name}' is in no file that it lists")
         self._runtimes: dict[str, Any] = {}
         self._host: Any = None
 
@@ -79,8 +86,13 @@ class Session:
         return Chat(self)
 
     def run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One graph: inputs by name -> outputs by name, floats as float32. Raises InputError that names the graph and
-        the input for a name, shape, type or integer that the manifest does not allow."""
+        """One graph, or a table beside them: inputs by name -> outputs by name, floats as float32. Raises InputError
+        that names the graph and the input for a name, shape, type or integer that the manifest does not allow."""
+        if name in self.tables:
+            if name not in self._runtimes:
+                self._runtimes[name] = RowTable(self.folder / str(self.tables[name]["file"]), self.tables[name])
+            rows: dict[str, Tensor] = self._runtimes[name].run(inputs)
+            return rows
         if name not in self.graphs:
             raise InputError(f"the bundle has no graph {name!r}; it has {', '.join(self.graphs)}")
         _check(name, self.graphs[name]["inputs"], inputs)
@@ -159,7 +171,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _verify(path: Path, name: str, sha256: str) -> None:
     if path.parent / path.name != path or not path.is_file():
-        raise CircleError(f"graph '{name}' of the bundle is missing: no file '{path}'; export the bundle again")
+        raise CircleError(f"{name} of the bundle is missing: no file '{path}'; export the bundle again")
     if why := files.absent(path):
         raise CircleError(f"'{path}' {why}")
     if (seen := files.sha256(path)) != sha256:

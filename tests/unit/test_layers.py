@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
-    "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile"},
+    "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile", "tensor_file"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast"},
     "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only

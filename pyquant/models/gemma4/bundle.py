@@ -7,14 +7,18 @@ follows the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pyquant.decoder import row_table
 from pyquant.decoder.bundle import LAST_TOKEN, NUMBERS, ROTARY, TABLES, BundleParts, Part
+from pyquant.decoder.ends import embedding_profile
 from pyquant.decoder.graphs import TextProfile
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
+from pyquant.models.gemma4 import table
 from pyquant.models.gemma4.audio.profiles import FRAMES_PER_TOKEN, AudioProfile
 from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
@@ -25,8 +29,6 @@ from pyquant.models.gemma4.text.model import QuantGemma4ForCausalLM, QuantGemma4
 from pyquant.models.gemma4.text.per_layer import PerLayerProfile
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 from pyquant.models.gemma4.whole import WholeProfile
-
-PER_LAYER_TABLE = "per_layer_embedding"
 
 
 class Gemma4Parts(BundleParts):
@@ -103,10 +105,32 @@ class Gemma4Parts(BundleParts):
     def embeddings(self) -> list[Part]:
         parts = super().embeddings()
         if self.text.per_layer_width:
-            table = self.text.embed_tokens_per_layer
-            parts += [(table, each) for each in self.embedding_profiles(PER_LAYER_TABLE, "per_layer_tokens")]
+            parts += self._table()
             parts.append((self.text, PerLayerProfile(self.profile.batch_size, 1)))
         return parts
+
+    @property
+    def table_choice(self) -> str:
+        """Profile.per_layer_table, decided; "" for a model without."""
+        text = self.text
+        return table.chosen(self.profile.per_layer_table, text.embed_tokens_per_layer) if text.per_layer_width else ""
+
+    def _table(self) -> list[Part]:
+        """The graphs of the per-layer table, as Profile.per_layer_table says."""
+        own, choice, batch = self.text.embed_tokens_per_layer, self.table_choice, self.profile.batch_size
+        plain = self.embedding_profiles(table.NAME, table.OUTPUT)
+        if choice == "graph":
+            return [(own, each) for each in plain]
+        if choice == "host":
+            return []
+        lengths = [None if (spec := each.inputs["input_ids"]).dynamic is not None else spec.shape[1] for each in plain]
+        by: Any = choice
+        ranges = table.parts(choice, own, len(self.text.layers))
+        return [(self.text, table.TablePart(batch, n, by, *each)) for n in lengths for each in ranges]
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """File name -> what writes it, of what is not a graph."""
+        return table.files(self.text.embed_tokens_per_layer) if self.table_choice == "host" else {}
 
     def before_prefill(self, length: int) -> list[Part]:
         profile, parts = self.profile, list[Part]()
@@ -150,6 +174,8 @@ class Gemma4Parts(BundleParts):
                 }
         if text.per_layer_width:
             entries["per_layer_inputs"] = {"layers": len(text.layers), "width": text.per_layer_width}
+            if profile.layers != "whole":
+                entries |= table.manifest(self.table_choice, text.embed_tokens_per_layer, len(text.layers))
         return entries
 
     def steps(self) -> tuple[str, ...]:
@@ -164,7 +190,7 @@ class Gemma4Parts(BundleParts):
         if self.whole is not None:
             found.append(_PLACES)
         if self.text.per_layer_width:
-            found.append(_PER_LAYER)
+            found += [_PER_LAYER, *([_TABLE[self.table_choice]] if self.table_choice in _TABLE else [])]
         if self.whole is not None and self.text.bidirectional == "vision":
             found.append(_BLOCKS)
         return (*found, *rest)
@@ -189,19 +215,29 @@ class Gemma4Parts(BundleParts):
         if isinstance(profile, PerLayerProfile):
             meaning = _MEANING["per_layer_projection"]
             return {"kind": "per_layer_projection", "seq_len": profile.seq_len, "meaning": meaning}
-        if isinstance(profile, ExportProfile) and "per_layer_tokens" in profile.outputs:
-            return {
-                **super().describe(profile),
-                "kind": PER_LAYER_TABLE,
-                "meaning": _MEANING[PER_LAYER_TABLE],
-                "range": {"input_ids": [0, self.text.embed_tokens_per_layer.num_embeddings - 1]},
-            }
+        if isinstance(profile, table.TablePart):
+            part: dict[str, Any] = {profile.by: [profile.start, profile.stop]}
+            plain = embedding_profile(profile.batch_size, profile.seq_len, table.NAME, table.OUTPUT)
+            count = profile.stop - profile.start if profile.by == "rows" else None
+            return {**self._describe_table(plain, count), **part}
+        if isinstance(profile, ExportProfile) and table.OUTPUT in profile.outputs:
+            large = row_table.bytes_of(self.text.embed_tokens_per_layer) > table.LIMIT
+            return {**self._describe_table(profile), **({"readers": table.READERS} if large else {})}
         if isinstance(profile, WholeProfile):
             ranges = {**self.id_range()}
             if profile.towers():
                 ranges["place_index"] = [0, profile.batch_size * profile.seq_len + self._rows(profile) - 1]
             return {"kind": "model", "seq_len": profile.seq_len, "meaning": _MEANING["model"], "range": ranges}
         return super().describe(profile)
+
+    def _describe_table(self, profile: ExportProfile, rows: int | None = None) -> dict[str, Any]:
+        rows = self.text.embed_tokens_per_layer.num_embeddings if rows is None else rows
+        return {
+            **super().describe(profile),
+            "kind": table.NAME,
+            "meaning": _MEANING[table.NAME],
+            "range": {"input_ids": [0, rows - 1]},
+        }
 
     def _rows(self, profile: WholeProfile) -> int:
         """Rows of all towers of a whole graph."""
@@ -254,7 +290,7 @@ _MEANING: dict[str, dict[str, str]] = {
         ),
         "inputs_embeds": "what enters the first layer",
     },
-    PER_LAYER_TABLE: {
+    table.NAME: {
         "input_ids": "token ids, the padding token at places of images, videos and audio",
         "per_layer_tokens": "a row for each token: the first layer's values, then the next one's",
     },
@@ -301,6 +337,20 @@ _PER_LAYER = (
     "per-layer inputs: per_layer_embedding of the same ids, then per_layer_projection with what enters the first "
     "layer; layer i takes part i of them; so it is with each later token"
 )
+_TABLE = {
+    "layers": (
+        "per_layer_embedding is split by `per_layer_parts`: each graph has the values of layers `layers`[0] to "
+        "`layers`[1] - 1; join them in order"
+    ),
+    "rows": (
+        "per_layer_embedding is split by `per_layer_parts`: the graph with `rows`[0] <= id < `rows`[1] takes "
+        "id - `rows`[0]"
+    ),
+    "host": (
+        "per_layer_embedding is a table that the host reads: `tables` says which file; row id of its tensor `rows`, "
+        "minus `zero_point`, times `scale` (one, or one a row), times `factor`"
+    ),
+}
 _BLOCKS = (
     "masks: tokens of one run of image or video places see each other in layers of `visual_blocks`.variants, later "
     "ones too, within the window if `bounded`"

@@ -18,6 +18,7 @@ from pyquant.decoder.host import Embedded, Host, Run
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.turn import Past, Prompt, Turn, cut
 from pyquant.errors import InputError
+from pyquant.models.gemma4 import table
 from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs, tokens_of
 from pyquant.models.gemma4.images import Picture, frames_of, groups, ordered
 from pyquant.models.gemma4.places import TEXT, TOKENS, Counts, place_index, types_of, visual_runs
@@ -179,9 +180,14 @@ class Gemma4Host(Host):
 
     def per_layer_tokens(self, run: Run, ids: Tensor) -> Tensor:
         """Rows (B, S, L * P) of the per-layer table."""
-        fixed = f"per_layer_embedding_s{ids.shape[1]}"
-        name = fixed if fixed in self.graphs else "per_layer_embedding"
-        return run(name, {"input_ids": ids.int()})["per_layer_tokens"]
+
+        def named(name: str) -> str:
+            fixed = f"{name}_s{ids.shape[1]}"
+            return fixed if fixed in self.graphs else name
+
+        if split := self.manifest.get("per_layer_parts"):
+            return table.joined(run, named, split, ids)
+        return run(named(table.NAME), {"input_ids": ids.int()})[table.OUTPUT]
 
     def _joined(self, run: Run, hidden: Tensor, prompt: SoftPrompt) -> Tensor:
         batch, length = prompt.ids.shape

@@ -6,14 +6,18 @@ It owns what a user asks for. Which graphs that makes of a model, and their mani
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
+
+from torch import nn
 
 from pyquant.decoder.profile import DecoderProfile
 from pyquant.errors import ProfileError
 from pyquant.models.gemma4.audio.profiles import AudioProfile
 from pyquant.models.gemma4.bundle import Gemma4Parts
+from pyquant.models.gemma4.table import PerLayerTable
 from pyquant.models.gemma4.vision.profiles import VisionProfile
 
 Experts = Literal["dense", "gather"]
@@ -35,12 +39,18 @@ class Profile(DecoderProfile):
 
     layers: also "whole", the model before its head in a single graph over max_seq_len tokens, with the images of
     image_shapes and a clip for each of audio_lengths, in order; a host runs it once for each new token.
+
+    per_layer_table: where the table of per-layer embeddings is. "graph": in one; past 2 GiB the manifest says who reads
+    such a file. "layers", "rows": split into graphs of less than 2 GiB each, by layers or by ids. "host": in a
+    .safetensors file beside the manifest, of which the host reads rows. "auto": "graph" where it is smaller than 2 GiB,
+    else "layers".
     """
 
     image_shapes: Any = field(default=(), kw_only=True)
     video_frames: int = field(default=0, kw_only=True)
     audio_lengths: Any = field(default=(), kw_only=True)
     experts: Experts | None = field(default=None, kw_only=True)
+    per_layer_table: PerLayerTable = field(default="auto", kw_only=True)
     LAYERS = Literal["stack", "per_layer", "whole"]
     PARTS = Gemma4Parts
 
@@ -52,6 +62,14 @@ class Profile(DecoderProfile):
         object.__setattr__(self, "image_shapes", tuple(shapes))
         if self.experts is not None and self.experts not in get_args(Experts):
             raise ProfileError(f"experts is one of {', '.join(get_args(Experts))} or None, got {self.experts!r}")
+        if self.per_layer_table not in get_args(PerLayerTable):
+            known = ", ".join(get_args(PerLayerTable))
+            raise ProfileError(f"per_layer_table is one of {known}, got {self.per_layer_table!r}")
+        if self.layers == "whole" and self.per_layer_table not in ("auto", "graph"):
+            raise ProfileError(
+                f'layers="whole" has the model in a single graph, the per-layer table too; use layers="stack" with '
+                f"per_layer_table={self.per_layer_table!r}"
+            )
         frames = self.video_frames
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 0:
             raise ProfileError(f"video_frames is the number of frames of one graph, or 0, got {frames!r}")
@@ -62,6 +80,10 @@ class Profile(DecoderProfile):
             raise ProfileError(f"audio_lengths are frames of mel features such as (300, 3000), got {lengths!r}")
         made = [AudioProfile(length).length for length in lengths]
         object.__setattr__(self, "audio_lengths", tuple(made if self.layers == "whole" else sorted(set(made))))
+
+    def files(self, q: nn.Module) -> Mapping[str, Callable[[Path], None]]:
+        """File name -> what writes it, of the files beside the graphs. Raises ProfileError as `graphs` does."""
+        return Gemma4Parts(self, q).files()
 
 
 def _some(shapes: Any) -> bool:

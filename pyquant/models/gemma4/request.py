@@ -83,6 +83,8 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
     vision, audio = (getattr(config, name, None) for name in ("vision_config", "audio_config"))
     absent = () if vision is not None else ("image_grids", "video_frames")
     request.refuse((*absent, *(() if audio is not None else ("audio_lengths",))), "a model without that tower")
+    if not getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
+        request.refuse(("per_layer_table",), "a model without per-layer embeddings")
     options, guesses = text_options(int(config.get_text_config().max_position_embeddings), request, seen)
     if vision is not None:
         grids, more = grids_of(request, seen)
@@ -98,6 +100,8 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
             options["video_frames"] = request.video_frames
     if audio is not None:
         options["audio_lengths"] = _lengths(request, seen, guesses)
+    if request.per_layer_table is not None:
+        options["per_layer_table"] = request.per_layer_table
     return BundleChoice(Profile(**options), as_settings(options), tuple(guesses))
 
 
@@ -119,7 +123,7 @@ def _lengths(request: Request, seen: Sequence[Sizes], guesses: list[str]) -> tup
 
 def _vision(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice:
     text = ("max_seq_len", "prefill_lengths", "append_lengths", "layers", "attention", "audio_lengths", "video_frames")
-    request.refuse(text, "a Gemma4 vision model")
+    request.refuse((*text, "per_layer_table"), "a Gemma4 vision model")
     grids, guesses = grids_of(request, seen)
     profiles = {}
     for grid in grids:

@@ -29,7 +29,7 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
     """The Profile of a LlamaForCausalLM or a LlamaModel. Raises ProfileError for a request that it cannot serve."""
     from pyquant.models.llama.profiles import Profile
 
-    request.refuse(("image_grids",), "a text model")
+    request.refuse(("image_grids", "audio_lengths", "video_frames", "per_layer_table"), "a text model")
     if request.layers == "whole":
         raise ProfileError("layers='whole' is for models with images; a text model has 'stack' and 'per_layer'")
     options, guesses = text_options(int(config.max_position_embeddings), request, seen)

@@ -43,6 +43,7 @@ def choose(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoice
             f"pyquant makes bundles of a whole Qwen3-VL or of its vision model, not of a {config.model_type} alone; "
             f"export its graphs from Python: pyquant.export(q, qwen3_vl.TextProfile(...))"
         )
+    request.refuse(("audio_lengths", "video_frames", "per_layer_table"), "a Qwen3-VL")
     grids, guesses = _one_prompt(request, seen) if request.layers == "whole" else chosen_grids(request, seen)
     for grid in grids:
         if fault := fault_of(grid, vision.spatial_merge_size):

@@ -21,6 +21,7 @@ from pyquant.errors import InputError, ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class, home
 from pyquant.models.gemma4.places import visual_runs
+from pyquant.models.gemma4.table import TablePart, part_graph
 from pyquant.models.gemma4.text import per_layer
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
 from pyquant.models.gemma4.text.layers import QuantGemma4TextDecoderLayer, joined
@@ -194,12 +195,17 @@ class QuantGemma4TextModel(DecoderModel):
             return {"per_layer_input": TensorSpec((*places, self.per_layer_width), dtype)}
         return {INPUTS: TensorSpec((*places, len(self.layers), self.per_layer_width), dtype)}
 
-    def as_export_module(self, profile: TextProfile | per_layer.PerLayerProfile) -> GraphAdapter:
-        """As DecoderModel; or the graph of per-layer inputs, with PerLayerProfile."""
-        if not isinstance(profile, per_layer.PerLayerProfile):
+    def as_export_module(self, profile: TextProfile | per_layer.PerLayerProfile | TablePart) -> GraphAdapter:
+        """As DecoderModel; or the graph of per-layer inputs with PerLayerProfile, a part of their table with
+        TablePart."""
+        if not isinstance(profile, per_layer.PerLayerProfile | TablePart):
             return super().as_export_module(profile)
         if not self.per_layer_width:
-            raise ProfileError("the model has no per-layer embeddings, so there is no graph of PerLayerProfile")
+            raise ProfileError(
+                f"the model has no per-layer embeddings, so there is no graph of {type(profile).__name__}"
+            )
+        if isinstance(profile, TablePart):
+            return part_graph(self, profile)
         return per_layer.projection_graph(self, profile)
 
 
