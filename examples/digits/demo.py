@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole line on the trained Qwen3-VL: quantize, write a bundle, answer questions by it. Run by `make demo`.
+"""The whole line on a trained VLM: quantize, write a bundle, answer questions by it. Run by `make demo`.
 It owns what is printed; the work is done by pyquant's public functions.
 """
 
@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 import pyquant
 from examples.digits import vlm, vlm_data
+from examples.digits.families import FAMILIES, Family
 from examples.digits.vlm_data import MAX_ANSWER, TASKS, TOKEN, Question, words
-from pyquant.models import qwen3_vl
 from pyquant.verify import Session
 
 RECIPES = ("w8a8", "w8a16", "w4a16")
-PROMPT = 40
-"""Tokens that the prefill graph takes; the longest prompt has fewer."""
+QWEN3_VL = FAMILIES["qwen3_vl"]
 
 
 @dataclass(frozen=True)
@@ -62,42 +61,30 @@ class Answers:
         return cls(tuple(log_probs), tuple(chosen))
 
 
-def quantize(fp: nn.Module, recipe: str, samples: int) -> qwen3_vl.QuantQwen3VLForConditionalGeneration:
+def quantize(fp: nn.Module, recipe: str, samples: int, family: Family = QWEN3_VL) -> pyquant.QModel:
     """prepare -> calibrate -> convert."""
     q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
-    assert isinstance(q, qwen3_vl.QuantQwen3VLForConditionalGeneration)
-    pyquant.calibrate(q, list(vlm_data.calibration_batches(samples)), progress=True)
+    pyquant.calibrate(q, list(vlm_data.calibration_batches(samples, inputs=family.inputs)), progress=True)
     pyquant.convert(q)
     return q
 
 
-def profile(batch_size: int) -> qwen3_vl.Profile:
-    """The graphs that take every question of vlm_data, `batch_size` at a time."""
-    return qwen3_vl.Profile(
-        max_seq_len=PROMPT + MAX_ANSWER,
-        image_grids=tuple(vlm_data.GRIDS),
-        prefill_lengths=(PROMPT,),
-        batch_size=batch_size,
-        token_embedding="fixed",
-    )
-
-
 @torch.no_grad()
-def by_model(model: nn.Module, asked: Sequence[Question], batch_size: int) -> Answers:
+def by_model(model: nn.Module, asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> Answers:
     """By HF's model or the quantized tree, prompts and answers in one call."""
     logits: list[Tensor] = []
     for part in _parts(asked, batch_size):
-        out = model(**vlm_data.inputs(part, answers=True, padding="left")).logits
+        out = model(**family.inputs(part, answers=True, padding="left")).logits
         logits += [row[-len(q.answer) - 1 : -1] for row, q in zip(out, part, strict=True)]
     return Answers.of(logits, asked)
 
 
-def by_session(session: Session, asked: Sequence[Question], batch_size: int) -> Answers:
+def by_session(session: Session, asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> Answers:
     """By the files: prefill and decode graphs, token by token, each next token the right one."""
     logits: list[Tensor] = []
     for part in tqdm(list(_parts(asked, batch_size)), desc="circle", unit="batch", disable=None):
         forced = Forced([*part, *part[-1:] * (batch_size - len(part))])  # a bundle's batch is fixed
-        session.generate(**vlm_data.inputs(forced.asked), max_new_tokens=forced.steps, sampler=forced)
+        session.generate(**family.inputs(forced.asked), max_new_tokens=forced.steps, sampler=forced)
         logits += [torch.stack(forced.logits)[: len(q.answer), row] for row, q in enumerate(part)]
     return Answers.of(logits, asked)
 
@@ -120,35 +107,46 @@ def _parts(asked: Sequence[Question], size: int) -> Iterator[Sequence[Question]]
     return (asked[start : start + size] for start in range(0, len(asked), size))
 
 
-def demo(recipe: str, out: Path, asked: Sequence[Question], samples: int, batch_size: int, console: Console) -> None:
+def demo(
+    family: Family,
+    recipe: str,
+    out: Path,
+    asked: Sequence[Question],
+    samples: int,
+    batch_size: int,
+    console: Console,
+) -> None:
     """All steps for one recipe; prints as it goes. The bundle is `out`/digits_vlm."""
-    fp = vlm.load_model()
-    console.rule(f"[bold]{recipe}")
-    q = quantize(fp, recipe, samples)
+    fp = family.load_model()
+    console.rule(f"[bold]{type(fp).__name__}, {recipe}")
+    q = quantize(fp, recipe, samples, family)
     began = time.perf_counter()
     folder = out / "digits_vlm"
-    programs = pyquant.export_bundle(q, folder, profile(batch_size))
+    programs = pyquant.export_bundle(q, folder, family.profile(batch_size))
     console.print(f"exported {len(programs)} graphs and wrote {folder}/ in {time.perf_counter() - began:.1f} s")
-    console.print("(files are whole: the vision tower has a graph per grid, the decoder in prefill and decode)")
+    console.print("(files are whole: the vision tower has a graph per shape, the decoder in prefill and decode)")
     faults = {name: pyquant.circle.check(folder / f"{name}.circle") for name in programs}
     missing = sum(len(program.missing_qparams()) for program in programs.values())
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
 
     with Session(folder, runtime="tico") as session:
         found = {
-            "float (HF)": by_model(fp, asked, batch_size),
-            "eager, quantized": by_model(q, asked, batch_size),
-            "Circle (TICO)": by_session(session, asked, batch_size),
+            "float (HF)": by_model(fp, asked, batch_size, family),
+            "eager, quantized": by_model(q, asked, batch_size, family),
+            "Circle (TICO)": by_session(session, asked, batch_size, family),
         }
-        show(found, asked, recipe, sum(entry["bytes"] for entry in _graphs(folder)), console)
-        examples(session, q, asked[:batch_size], batch_size, console)
+        sizes = (family.checkpoint / "model.safetensors").stat().st_size, sum(g["bytes"] for g in _graphs(folder))
+        show(found, asked, recipe, sizes, console)
+        examples(session, q, asked[:batch_size], batch_size, console, family)
     if any(faults.values()) or missing:
         sys.exit(f"{folder}: faults {faults}, {missing} tensors without qparams; expected none")
 
 
-def show(found: dict[str, Answers], asked: Sequence[Question], recipe: str, size: int, console: Console) -> None:
-    """Float, eager and Circle side by side: exact match overall and per task, likelihood, size."""
-    float_bytes = (vlm.CHECKPOINT / "model.safetensors").stat().st_size
+def show(
+    found: dict[str, Answers], asked: Sequence[Question], recipe: str, sizes: tuple[int, int], console: Console
+) -> None:
+    """Float, eager and Circle side by side: exact match overall and per task, likelihood, bytes of float and Circle."""
+    float_bytes, size = sizes
     table = Table(title=f"{recipe}: {len(asked)} questions about held-out handwritten digits")
     for column in ("", "exact match", *TASKS, "nll / token", "size on disk"):
         table.add_column(column, justify="right" if column else "left")
@@ -169,10 +167,12 @@ def show(found: dict[str, Answers], asked: Sequence[Question], recipe: str, size
     )
 
 
-def examples(session: Session, q: nn.Module, asked: Sequence[Question], batch_size: int, console: Console) -> None:
+def examples(
+    session: Session, q: nn.Module, asked: Sequence[Question], batch_size: int, console: Console, family: Family
+) -> None:
     """A few questions, and what the bundle answers when nobody forces it."""
     filled = [*asked, *asked[-1:] * (batch_size - len(asked))]
-    prompt = vlm_data.inputs(filled)
+    prompt = family.inputs(filled)
     tokens = session.generate(**prompt, max_new_tokens=MAX_ANSWER, eos_token_id=vlm.EOS)
     eager = q.generate(**prompt, max_new_tokens=MAX_ANSWER, do_sample=False)  # type: ignore[operator]
     same = torch.equal(tokens, eager)
@@ -189,6 +189,7 @@ def _graphs(folder: Path) -> list[dict[str, int]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=tuple(FAMILIES), default="qwen3_vl", help="(default: qwen3_vl)")
     parser.add_argument("--recipe", choices=(*RECIPES, "all"), default="all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the bundle (default: out)")
     parser.add_argument("--limit", type=int, default=96, help="held-out questions to ask (default: 96)")
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     for recipe in recipes:
         out = args.out if len(recipes) == 1 else args.out / recipe
         out.mkdir(parents=True, exist_ok=True)
-        demo(recipe, out, asked, args.calibration, args.batch_size, console)
+        demo(FAMILIES[args.model], recipe, out, asked, args.calibration, args.batch_size, console)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job on the trained Qwen3-VL: what each recipe loses, and that a bundle answers as the quantized tree does.
-Single operators and wrappers are tested in tests/models; the checkpoint itself in test_digits_vlm_training.py.
+"""The main job on the trained VLMs: what each recipe loses, and that a bundle answers as the quantized tree does.
+Single operators and wrappers are tested in tests/models; the checkpoints in test_digits_vlm_training.py and
+test_digits_gemma4_training.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 import pyquant
 from examples.digits import demo, vlm, vlm_data
+from examples.digits.families import FAMILIES
 from examples.digits.vlm_data import MAX_ANSWER
 from pyquant.models import qwen3_vl
 from pyquant.verify import Session, sqnr_db
@@ -25,17 +27,25 @@ FEW = 200
 BATCH = 8
 # what a recipe may lose against float, as a share of the questions: half a point, one point with 4-bit weights
 LOST = {"w8a8": 0.005, "w8a16": 0.005, "w4a16": 0.01}
+KINDS = {
+    "qwen3_vl": {"vision", "token_embedding", "fusion", "prefill", "decode", "lm_head"},
+    "gemma4": {
+        *("vision", "token_embedding", "per_layer_embedding", "per_layer_projection"),
+        *("fusion", "prefill", "decode", "lm_head"),
+    },
+}
 every_recipe = pytest.mark.parametrize("recipe", ["w8a8", pytest.param("w8a16", marks=pytest.mark.slow), "w4a16"])
+every_family = pytest.mark.parametrize("family", list(FAMILIES))
 
 
 @functools.cache
-def fp():
-    return vlm.load_model()
+def fp(family: str):
+    return FAMILIES[family].load_model()
 
 
 @functools.cache
-def quantized(recipe: str):
-    return demo.quantize(fp(), recipe, 96)
+def quantized(family: str, recipe: str):
+    return demo.quantize(fp(family), recipe, 96, FAMILIES[family])
 
 
 @functools.cache
@@ -44,8 +54,8 @@ def asked():
 
 
 @functools.cache
-def float_answers(count: int) -> demo.Answers:
-    return demo.by_model(fp(), asked()[:count], 100)
+def float_answers(family: str, count: int) -> demo.Answers:
+    return demo.by_model(fp(family), asked()[:count], 100, FAMILIES[family])
 
 
 @pytest.fixture(scope="module")
@@ -53,53 +63,56 @@ def bundles(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundles")
 
     @functools.cache
-    def bundle(recipe: str) -> Path:
-        pyquant.export_bundle(quantized(recipe), root / recipe, demo.profile(BATCH))
-        return root / recipe
+    def bundle(family: str, recipe: str) -> Path:
+        folder = root / family / recipe
+        pyquant.export_bundle(quantized(family, recipe), folder, FAMILIES[family].profile(BATCH))
+        return folder
 
     return bundle
 
 
+@every_family
 @every_recipe
 @pytest.mark.parametrize("count", [FEW, pytest.param(QUESTIONS, marks=pytest.mark.slow)])
-def test_accuracy_is_kept(recipe, count):
-    found = demo.by_model(quantized(recipe), asked()[:count], 100)
-    assert float_answers(count).exact - found.exact <= LOST[recipe] + 1e-9
-    assert abs(found.nll - float_answers(count).nll) < 0.01  # nats a token
+def test_accuracy_is_kept(family, recipe, count):
+    found = demo.by_model(quantized(family, recipe), asked()[:count], 100, FAMILIES[family])
+    assert float_answers(family, count).exact - found.exact <= LOST[recipe] + 1e-9
+    assert abs(found.nll - float_answers(family, count).nll) < 0.01  # nats a token
 
 
-def test_teacher_forcing_judges_what_generate_says():
+@every_family
+def test_teacher_forcing_judges_what_generate_says(family):
     """`exact` of the demo is greedy exact match, from one run."""
-    some = asked()[:60]
-    right = [answer == q.answer for q, answer in zip(some, vlm.answer(fp(), some), strict=True)]
-    assert [bool(row.all()) for row in demo.by_model(fp(), some, 30).chosen] == right
+    some, inputs = asked()[:60], FAMILIES[family].inputs
+    right = [answer == q.answer for q, answer in zip(some, vlm.answer(fp(family), some, inputs=inputs), strict=True)]
+    assert [bool(row.all()) for row in demo.by_model(fp(family), some, 30, FAMILIES[family]).chosen] == right
 
 
+@every_family
 @every_recipe
-def test_the_bundle_answers_as_the_tree_does(recipe, bundles):
+def test_the_bundle_answers_as_the_tree_does(family, recipe, bundles):
     some = asked()[: 2 * BATCH]
-    q = quantized(recipe)
-    with Session(bundles(recipe)) as session:
+    q = quantized(family, recipe)
+    with Session(bundles(family, recipe)) as session:
         for part in (some[:BATCH], some[BATCH:]):
-            prompt = vlm_data.inputs(part)
+            prompt = FAMILIES[family].inputs(part)
             tokens = session.generate(**prompt, max_new_tokens=MAX_ANSWER)
             expected = q.generate(**prompt, max_new_tokens=MAX_ANSWER, do_sample=False)
             assert torch.equal(tokens, expected)
-        forced = demo.by_session(session, some, BATCH)
-    eager = demo.by_model(q, some, BATCH)
+        forced = demo.by_session(session, some, BATCH, FAMILIES[family])
+    eager = demo.by_model(q, some, BATCH, FAMILIES[family])
     assert all(map(torch.equal, forced.chosen, eager.chosen))
     # Steps of the last grid, and of grids before it: a flip there moves a log probability, and no answer.
     apart = max(float((a - b).abs().max()) for a, b in zip(forced.log_probs, eager.log_probs, strict=True))
     assert apart < {"w8a8": 0.5, "w8a16": 0.01, "w4a16": 0.01}[recipe]
 
 
+@every_family
 @every_recipe
-def test_every_tensor_of_the_bundle_is_quantized_and_every_file_sound(recipe, bundles):
-    folder = bundles(recipe)
+def test_every_tensor_of_the_bundle_is_quantized_and_every_file_sound(family, recipe, bundles):
+    folder = bundles(family, recipe)
     graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
-    assert {graph["kind"] for graph in graphs.values()} == {
-        *("vision", "token_embedding", "fusion", "prefill", "decode", "lm_head")
-    }
+    assert {graph["kind"] for graph in graphs.values()} == KINDS[family]
     for graph in graphs.values():
         path = folder / graph["file"]
         assert pyquant.circle.check(path) == []
@@ -108,11 +121,12 @@ def test_every_tensor_of_the_bundle_is_quantized_and_every_file_sound(recipe, bu
 
 
 @pytest.mark.slow
+@every_family
 @every_recipe
-def test_many_questions_by_the_bundle(recipe, bundles):
-    with Session(bundles(recipe)) as session:
-        circle = demo.by_session(session, asked()[:296], BATCH)
-    eager = demo.by_model(quantized(recipe), asked()[:296], 100)
+def test_many_questions_by_the_bundle(family, recipe, bundles):
+    with Session(bundles(family, recipe)) as session:
+        circle = demo.by_session(session, asked()[:296], BATCH, FAMILIES[family])
+    eager = demo.by_model(quantized(family, recipe), asked()[:296], 100, FAMILIES[family])
     same = sum(map(torch.equal, circle.chosen, eager.chosen))
     assert same >= 294  # of 296
     assert abs(circle.nll - eager.nll) < 0.005
@@ -133,7 +147,7 @@ def test_sensitivity_spends_8_bits_better_than_w8a8():
             )
 
     def quantized_by(policy: pyquant.Policy):
-        q = pyquant.prepare(fp(), policy)
+        q = pyquant.prepare(fp("qwen3_vl"), policy)
         pyquant.calibrate(q, list(vlm_data.calibration_batches(48)), progress=False)
         pyquant.convert(q)
         return q
@@ -142,14 +156,15 @@ def test_sensitivity_spends_8_bits_better_than_w8a8():
     found = pyquant.trace.sensitivity(quantized_by(pyquant.Policy.preset("w4a8")), batches, progress=False)
     widths = found.choose(budget=8.0, widths=(8, 16))
     assert found.bits(widths).mean <= 8.0
-    uniform = sqnr_db(logits(fp()), logits(quantized_by(pyquant.Policy.preset("w8a8"))))
-    mixed = sqnr_db(logits(fp()), logits(quantized_by(found.policy_of(widths))))
+    uniform = sqnr_db(logits(fp("qwen3_vl")), logits(quantized_by(pyquant.Policy.preset("w8a8"))))
+    mixed = sqnr_db(logits(fp("qwen3_vl")), logits(quantized_by(found.policy_of(widths))))
     print(f"\nheld-out logits at 8.0 bits: uniform w8a8 {uniform:.1f} dB, mixed {mixed:.1f} dB")
     assert mixed > uniform + 5
 
 
-def test_the_demo_runs_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "examples.digits.demo", "--limit", "8", "--calibration", "16"]
+@every_family
+def test_the_demo_runs_from_the_command_line(family, tmp_path):
+    command = [sys.executable, "-m", "examples.digits.demo", "--model", family, "--limit", "8", "--calibration", "16"]
     command += ["--recipe", "w4a16", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -160,11 +175,12 @@ def test_the_demo_runs_from_the_command_line(tmp_path):
 
 def test_qwen_is_whole():
     """The features that the issue names are all in the trained model."""
-    config = fp().config
+    model = fp("qwen3_vl")
+    config = model.config
     text, vision = config.text_config, config.vision_config
-    assert 1e6 < sum(p.numel() for p in fp().parameters()) < 2e6
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 2e6
     assert text.num_key_value_heads < text.num_attention_heads
     assert text.rope_parameters["mrope_interleaved"]
     assert len(vision.deepstack_visual_indexes) == 2
     assert vision.spatial_merge_size == 2
-    assert isinstance(quantized("w8a8"), qwen3_vl.QuantQwen3VLForConditionalGeneration)
+    assert isinstance(quantized("qwen3_vl", "w8a8"), qwen3_vl.QuantQwen3VLForConditionalGeneration)
