@@ -20,7 +20,8 @@ from examples.digits import gemma4_vlm, train_gemma4, training, vlm, vlm_data
 from examples.digits.data import load_split, resample
 from examples.digits.vlm_data import GRIDS, TASKS, Question
 
-HELDOUT_EXACT = 0.93
+# Half a point below what the committed checkpoint reaches (0.9650: list 0.965, sum 0.975, largest 0.955).
+HELDOUT_EXACT = 0.96
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 32, "hidden_size_per_layer_input": 8}
 TINY_VISION = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 
@@ -122,6 +123,7 @@ def test_the_checkpoint_answers_about_digits_that_it_never_saw(model: Gemma4ForC
     score = vlm.evaluate(model, vlm.heldout_questions(), inputs=gemma4_vlm.inputs)
     assert score.exact >= HELDOUT_EXACT, score
     assert min(score.by_task.values()) >= HELDOUT_EXACT - 0.03, score
+    assert score.nll < 0.03, score
 
 
 def test_batches_answer_as_single_prompts_do(model: Gemma4ForConditionalGeneration) -> None:
