@@ -103,12 +103,13 @@ def sizes(cache: Any, queries: int, layer: int = 0) -> tuple[Any, int, int]:
     return offset(layer), keys, first
 
 
-def padded_keys(attention_mask: Tensor | None, tokens: Tensor, cache: Any = None) -> Tensor | None:
-    """(B or 1, past + S) bool of a 2-D mask with padding, else None. `tokens` is (B, S) or (B, S, D).
+def padded_keys(attention_mask: Any, tokens: Tensor, cache: Any = None) -> Tensor | None:
+    """(B or 1, past + S) bool of a 2-D mask with padding, else None: for a mask of 4 dimensions, or a mapping of such
+    masks. `tokens` is (B, S) or (B, S, D).
 
     Raises InputError for a mask that does not fit, or masks all of the new tokens.
     """
-    if attention_mask is None or attention_mask.dim() == 4:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() == 4:
         return None
     batch, queries = tokens.shape[:2]
     past, keys, first = sizes(cache, queries)

@@ -39,8 +39,8 @@ def config(form: str = "e2b", *, audio: bool = False, standardize: bool = False,
         num_attention_heads=2,
         subsampling_conv_channels=[MEL, 4],  # HF takes the first for the number of mel bins too
         conv_kernel_size=3,
-        attention_chunk_size=4,
-        attention_context_left=5,
+        attention_chunk_size=12,  # releases before 5.23 take these numbers for granted
+        attention_context_left=13,
         attention_context_right=0,
         output_proj_dims=12,
     )

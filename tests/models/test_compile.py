@@ -15,8 +15,12 @@ from pyquant.wrap import QModule
 torch.set_num_threads(1)
 
 
+EXAMPLES = {name: models.by_name(name).example for name in models.FAMILIES}
+EXAMPLES |= {each.__name__.removeprefix("pyquant.models."): each for each in models.by_name("gemma4").parts}  # type: ignore[attr-defined]
+
+
 def tree(family: str) -> tuple[QModule, dict[str, Any]]:
-    example = models.by_name(family).example
+    example = EXAMPLES[family]
     fp = example.tiny_model()
     batch = example.example_inputs(fp)
     q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
@@ -25,7 +29,7 @@ def tree(family: str) -> tuple[QModule, dict[str, Any]]:
     return q, batch
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", EXAMPLES)
 @torch.no_grad()
 def test_compiled_is_eager(family: str) -> None:
     """Of a Qwen3-VL, positions of a prompt with an image were those of text, 14.6 dB from the tree's."""

@@ -71,6 +71,35 @@ def test_qwen_patches_lie_as_transformers_puts_them() -> None:
     assert torch.allclose(found, expected["pixel_values"], atol=1e-6)
 
 
+def test_every_part_of_gemma4_has_an_example() -> None:
+    """`tiny:gemma4` is the vision tower; inputs of a model are those of its kind."""
+    family = models.by_name("gemma4")
+    seen = set()
+    for part in (family.example, *family.parts):
+        model = part.tiny_model()
+        own, chosen = part.example_inputs(model), family.example.example_inputs(model)
+        assert {name: value.tolist() for name, value in own.items()} == {n: v.tolist() for n, v in chosen.items()}
+        with torch.no_grad():
+            assert bool(model(**chosen)[0].isfinite().all())
+        seen.add(type(model).__name__)
+    assert seen == {"Gemma4VisionModel", "Gemma4ForConditionalGeneration", "Gemma4AudioModel", "Gemma4ForCausalLM"}
+
+
+def test_images_in_a_prompt_of_gemma4() -> None:
+    example = models.by_name("gemma4").example
+    model = models.by_name("gemma4").parts[0].tiny_model()
+    assert sum(p.numel() for p in model.parameters()) < 200_000
+    image, token = np.zeros((9, 7, 3), np.uint8), model.config.image_token_id
+    given = example.example_inputs(model, [image, image])
+    assert int((given["input_ids"] == token).sum()) == int(given["mm_token_type_ids"].sum()) == 2 * 16
+    assert given["image_position_ids"].shape == (2, 64, 2)
+    assert "pixel_values" not in example.example_inputs(model, ids=[5, 6])
+    with pytest.raises(InputError, match=r"has 3 image placeholder tokens \(258\), and 1 images have 16 soft tokens"):
+        example.example_inputs(model, [image], ids=[token] * 3)
+    with pytest.raises(InputError, match="ids are 0 to 263, got 264"):
+        example.example_inputs(model, ids=[264])
+
+
 def test_resizing_keeps_what_has_the_size_already() -> None:
     image = example.made_up_image(8, 12)
     same = example.resized(image, 8, 12)

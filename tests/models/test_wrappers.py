@@ -42,9 +42,18 @@ NO_GRAPH = {
     "qwen3_vl/Qwen3VLTextRotaryEmbedding": "the rotary tables are inputs of the static graphs",
     "qwen3_vl/Qwen3VLVisionRotaryEmbedding": "rotary tables",
 }
-# Exporting them takes seconds; test_llama_bundle.py and test_qwen_bundle.py compare the same graphs in w8a16 and w4a16.
-IN_BUNDLES = ("llama/LlamaModel", "qwen3_vl/Qwen3VLModel", "qwen3_vl/Qwen3VLTextModel", "qwen3_vl/Qwen3VLVisionModel")
+# Exporting them takes seconds; the tests of bundles compare the same graphs in w8a16 and w4a16.
+IN_BUNDLES = (
+    "gemma4/Gemma4TextModel",
+    "llama/LlamaModel",
+    "qwen3_vl/Qwen3VLModel",
+    "qwen3_vl/Qwen3VLTextModel",
+    "qwen3_vl/Qwen3VLVisionModel",
+)
 UNCHECKED = {
+    "gemma4/Gemma4Model": 1,
+    "gemma4/Gemma4MultimodalEmbedder": 2,
+    "gemma4/Gemma4TextModel": 4,
     "gemma4/Gemma4TextScaledWordEmbedding": 1,
     "qwen3_vl/Qwen3VLModel": 1,
 }  # operators at most, whose tensor has no value in the eager model
