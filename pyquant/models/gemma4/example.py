@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs for any model of Gemma4, and the tiny one of `tiny:gemma4`: the vision tower.
 
-It owns choosing by the model. Sizes and prompts are those of each part: vision/, audio/ and text/example.py, whole_example.py.
+It owns choosing by the model. Sizes and prompts are those of each part: example.py in vision, audio and text, and
+whole_example.py.
 """
 
 from __future__ import annotations
