@@ -79,7 +79,7 @@ def _joined(q: QuantGemma4Model, arguments: Mapping[str, Any]) -> Alone | None:
         "image_embeds": images,
         "place_index": place_index(types, Counts(images=len(images))).to(torch.int32),
     }
-    return Alone(FusionProfile(*ids.shape, visual_tokens=len(images)), inputs)
+    return Alone(FusionProfile(ids.shape[0], ids.shape[1], visual_tokens=len(images)), inputs)
 
 
 def _with_per_layer_inputs(

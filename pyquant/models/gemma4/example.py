@@ -27,4 +27,6 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
         return whole.example_inputs(model, images, ids)
     if hasattr(config, "vocab_size"):
         return text.example_inputs(model, images, ids)
-    return (vision if hasattr(config, "pooling_kernel_size") else audio).example_inputs(model, images, ids)
+    if hasattr(config, "pooling_kernel_size"):
+        return vision.example_inputs(model, images, ids)
+    return audio.example_inputs(model, images, ids)

@@ -27,29 +27,29 @@ def tiny_model() -> nn.Module:
     from transformers.models.gemma4.modeling_gemma4 import Gemma4ForConditionalGeneration
 
     tower: Any = vision.tiny_model()
-    text = Gemma4TextConfig(
-        vocab_size=VOCAB,
-        vocab_size_per_layer_input=VOCAB,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        global_head_dim=16,
-        layer_types=[SLIDING, FULL, SLIDING, FULL],
-        num_kv_shared_layers=2,
-        sliding_window=8,
-        hidden_size_per_layer_input=8,
-        use_double_wide_mlp=True,
-        final_logit_softcapping=10.0,
-        max_position_embeddings=256,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "layer_types": [SLIDING, FULL, SLIDING, FULL],
+        "num_kv_shared_layers": 2,
+        "sliding_window": 8,
+        "hidden_size_per_layer_input": 8,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 10.0,
+        "max_position_embeddings": 256,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+        "bos_token_id": None,
+    }
     config: Any = Gemma4Config(
-        text_config=text,
+        text_config=Gemma4TextConfig(**settings),
         vision_config=tower.config,
         audio_config=None,
         image_token_id=IMAGE,
@@ -84,7 +84,7 @@ def example_inputs(model: nn.Module, images: Sequence[Any] = (), ids: Sequence[i
     visual: dict[str, Tensor] = {}
     soft: list[int] = []
     if given:
-        tower: Any = model.model.vision_tower if hasattr(model, "model") else cast(Any, model).vision_tower
+        tower: Any = cast(Any, getattr(model, "model", model)).vision_tower
         if tower is None:
             raise InputError(f"this {type(model).__name__} has no vision tower; leave images out")
         made = vision.example_inputs(tower, given)
