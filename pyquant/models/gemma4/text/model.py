@@ -96,7 +96,7 @@ class QuantGemma4TextModel(DecoderModel):
         def extras(tokens: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
             added: dict[str, Tensor] = {}
             if mm_token_type_ids is not None and self.bidirectional == "vision":
-                added[TYPES_OF_TOKENS] = mm_token_type_ids[:, -tokens.shape[1] :].to(tokens.device)
+                added[TYPES_OF_TOKENS] = _last_types(mm_token_type_ids, tokens).to(tokens.device)
             if not self.per_layer_width:
                 return added
             if per_layer_inputs is not None:
@@ -228,6 +228,15 @@ def _check_types(given: Mapping[str, Tensor | None], types: Sequence[str]) -> No
             f"attention_mask has masks for {', '.join(map(repr, given)) or 'no type of layers'}, and the model has "
             f"{', '.join(absent)} too: give one for each, None for no mask"
         )
+
+
+def _last_types(given: Tensor, tokens: Tensor) -> Tensor:
+    batch, length = tokens.shape[:2]
+    if given.dim() != 2 or given.shape[0] not in (1, batch) or given.shape[1] < length:
+        raise InputError(
+            f"mm_token_type_ids are {tuple(given.shape)}, expected ({batch}, {length}), or with those before"
+        )
+    return given[:, -length:]
 
 
 def _length(cache: Any) -> int:
