@@ -25,7 +25,7 @@ SHARD = 4 * 10**9  # bytes of a file, unless one tensor has more
 SIZE = 2  # bytes of a bfloat16
 
 
-def config(layers: int = 35, vocabulary: int = 262144, *, vision: bool = True) -> Any:
+def config(layers: int = 35, vocabulary: int = 262144) -> Any:
     """Gemma4 E2B (reference: transformers' convert_gemma4_weights.py), with fewer layers where asked for.
 
     The last 20 of 35 layers read the keys of earlier ones; of fewer layers, as large a share. Every fifth is full.
@@ -60,8 +60,8 @@ def config(layers: int = 35, vocabulary: int = 262144, *, vision: bool = True) -
         "final_logit_softcapping": 30.0,
         "max_position_embeddings": 131072,
     }  # fmt: skip
-    tower = {"use_clipped_linears": True, "standardize": False, "pooling_kernel_size": 3} if vision else None
-    return Gemma4Config(text_config=text, vision_config=tower, audio_config=None, **specials)
+    vision = {"use_clipped_linears": True, "standardize": False, "pooling_kernel_size": 3}
+    return Gemma4Config(text_config=text, vision_config=vision, audio_config={}, **specials)
 
 
 def _shared(layers: int) -> int:
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=35)
     parser.add_argument("--vocabulary", type=int, default=262144)
-    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=32, help="text tokens of a sample")
     args = parser.parse_args()
     cfg = config(args.layers, args.vocabulary)
@@ -159,20 +159,23 @@ def _blocks(name: str, value: Tensor, generator: torch.Generator) -> Iterator[Te
 
 
 def write_data(folder: Path, cfg: Any, samples: int, tokens: int) -> None:
-    """Batches for `--data`: ids of text, the first sample with an image of 6 x 6 patches (4 soft tokens)."""
+    """Batches for `--data`: ids of text; the first one with an image of 6 x 6 patches (4 soft tokens) and a clip of 48
+    frames (12 soft tokens)."""
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(1)
     for number in range(samples):
         ids = torch.randint(3, 1000, (1, tokens), generator=generator)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
-        if cfg.vision_config is not None:
+        types = torch.zeros_like(ids)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
+        if number == 0:
             side = 2 * cfg.vision_config.pooling_kernel_size
-            ids[:, 1] = cfg.boi_token_id
-            ids[:, 2:6] = cfg.image_token_id
-            ids[:, 6] = cfg.eoi_token_id
-            batch["mm_token_type_ids"][:, 2:6] = 1
+            ids[:, 1], ids[:, 2:6], ids[:, 6] = cfg.boi_token_id, cfg.image_token_id, cfg.eoi_token_id
+            ids[:, 7], ids[:, 8:20], ids[:, 20] = cfg.boa_token_id, cfg.audio_token_id, cfg.eoa_token_index
+            types[:, 2:6], types[:, 8:20] = 1, 3
+            batch["input_features"] = torch.randn(1, 48, 128, generator=generator)
+            batch["input_features_mask"] = torch.ones(1, 48, dtype=torch.bool)
             y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
             batch["pixel_values"] = torch.rand(1, side * side, 3 * cfg.vision_config.patch_size**2, generator=generator)
             batch["image_position_ids"] = torch.stack([x, y], dim=-1).reshape(1, side * side, 2)
