@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.gemma4.configuration_gemma4 import Gemma4AudioConfig, Gemma4Config, Gemma4VisionConfig
-from transformers.models.gemma4.modeling_gemma4 import Gemma4ForConditionalGeneration, Gemma4Model
+from transformers.models.gemma4.modeling_gemma4 import Gemma4AudioModel, Gemma4ForConditionalGeneration, Gemma4Model
 
 from tests.models.gemma4_text_tiny import VOCAB, randomized, text_config
 
@@ -57,6 +57,8 @@ def config(form: str = "e2b", *, audio: bool = False, standardize: bool = False,
         eoa_token_index=36,
     )
     made._attn_implementation = "eager"
+    if audio and Gemma4AudioModel._supports_sdpa:  # in such releases (5.5.4) "eager" inverts the tower's masks
+        made.audio_config._attn_implementation = "sdpa"
     return made
 
 
