@@ -320,7 +320,7 @@ class _Reader:
 
 
 def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
-    """The recorded class with weights that mean nothing. Only a registered class is ever built."""
+    """The recorded class without values: on the meta device. Only a registered class is ever built."""
     root = index["root"]
     cls = models.find(root)
     config_class = None if cls is None else _config_class(cls)
@@ -330,7 +330,7 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             f"checkpoint {str(folder)!r} is of a {root}, which {why}; pass a model of that class: "
             f"load_quantized(path, fp)"
         )
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         try:
             config = _eager(config_class.from_json_file(folder / CONFIG))
             config.__dict__.pop("quantization_config", None)

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import pyquant
+from pyquant import checkpoint, models
 from pyquant.errors import CheckpointError
 from pyquant.models.llama import example
 
@@ -64,3 +65,26 @@ def test_a_folder_of_pyquant_0_1_is_read_and_replaced(tmp_path: Path) -> None:
     pyquant.save_quantized(q, folder)
     assert not (folder / "model.safetensors").exists()
     assert torch.equal(pyquant.load_quantized(folder)(**batch).logits, q(**batch).logits)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+@torch.no_grad()
+def test_a_folder_is_loaded_without_a_float_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of the class that is built are on the meta device, so that none is allocated; the numbers are the same,
+    those of tables and buffers too."""
+    made: list[torch.nn.Module] = []
+    build = checkpoint._build
+    monkeypatch.setattr(checkpoint, "_build", lambda *given: made.append(build(*given)) or made[0])
+    example = models.by_name(family).example
+    fp = example.tiny_model()
+    batch = example.example_inputs(fp)
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w4a16"))
+    pyquant.calibrate(q, [batch], progress=False)
+    pyquant.convert(q)
+    pyquant.save_quantized(q, tmp_path / "q")
+    loaded = pyquant.load_quantized(tmp_path / "q")
+    assert all(value.is_meta for value in made[0].parameters())
+    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+    ours, theirs = loaded(**batch), q(**batch)
+    name = "logits" if hasattr(theirs, "logits") else "last_hidden_state"
+    assert torch.equal(getattr(ours, name), getattr(theirs, name))
