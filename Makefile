@@ -22,7 +22,7 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml CMakeLists.txt cmake/Flatc.c
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test]"
 	touch $@
 
-demo: setup ## trained Qwen3-VL that answers questions about digits -> quantized -> bundle of .circle -> asked
+demo: setup ## trained Qwen3-VL (or DEMO_ARGS="--model gemma4") that answers questions about digits -> quantized -> bundle -> asked
 	$(BIN)/python -m examples.digits.demo $(DEMO_ARGS)
 
 demo-vision: setup ## trained Gemma4 digits classifier -> quantized -> .circle -> run and compared
