@@ -74,6 +74,7 @@ def text_config(form: str = "e2b", **changes: Any) -> Any:
     }
     config: Any = Gemma4TextConfig(**{**settings, **FORMS[form], **changes})
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"  # 5.18's default multiplies in groups, of widths that are multiples of 16
     return config
 
 
