@@ -35,6 +35,16 @@ def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     return inputs_embeds
 
 
+def given_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """As tokens_of, for a model with towers. Raises InputError for both or neither, and for other ranks."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if given is None or (input_ids is not None and inputs_embeds is not None):
+        raise InputError("the model takes either input_ids (B, S) or inputs_embeds (B, S, D), and not both")
+    if given.dim() != (3 if given.is_floating_point() else 2):
+        raise InputError(f"expected input_ids (B, S) or inputs_embeds (B, S, D), got {tuple(given.shape)}")
+    return given
+
+
 def refuse_unsupported(kwargs: Mapping[str, Any], config: Any, causal: bool = True) -> None:
     """Raise InputError for what HF's text model does on request and this one does not.
 

@@ -7,6 +7,7 @@ It owns the format of the table and of the rows that leave it. Which rows are as
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyquant.errors import InputError, UnknownModuleError
@@ -43,6 +44,10 @@ class QuantEmbedding(QModule):
         possible. Raises InputError for an id that is not a row of the table."""
         self.require_rows(ids)
         return self.site("weight").rows(self.weight, ids)
+
+    def float_rows(self, ids: Tensor) -> Tensor:
+        """The rows of `ids` (...) as the float model has them, (..., embedding_dim)."""
+        return F.embedding(ids, self.weight.detach())
 
     def require_rows(self, ids: Tensor) -> None:
         """Raise InputError for an id that is not a row of the table, where ids have values (not while tracing)."""

@@ -234,6 +234,11 @@ class StoredEmbedding(StoredModule):
             rows = self._look_up(ids)
         return self.q("act_out", as_dtype(rows, self.output_dtype))
 
+    def float_rows(self, ids: Tensor) -> Tensor:
+        """The rows of `ids` (...) as the module that is wrapped returns them, (..., embedding_dim)."""
+        rows = self.packing.integers(self.packed[ids]).to(self.output_dtype)
+        return _scaled(rows, self.table_scale[ids].detach().to(self.output_dtype)) * self.factor
+
     def _look_up(self, ids: Tensor) -> Tensor:
         """The same numbers, from the rows that are asked for: no float copy of the table."""
         rows = self.packing.integers(self.packed[ids]).to(self.output_dtype)

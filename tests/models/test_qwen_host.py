@@ -275,7 +275,7 @@ def whole(case: str, length: int = 24) -> tuple[Eager, dict[str, Any]]:
 def test_the_whole_model_in_one_graph_generates(case: str) -> None:
     _, q = tree()
     run, given = whole(case)
-    assert list(run.adapters) == ["model", "lm_head"]
+    assert list(run.parts) == ["model", "lm_head"]
     expected = q.generate(**given, max_new_tokens=5, do_sample=False)
     assert torch.equal(run.host().generate(run, **given, max_new_tokens=5), expected)
     options = {

@@ -6,15 +6,15 @@ It owns what HF's forward does between the towers and the text model. Places are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from pyquant.decoder.fusion import join
-from pyquant.decoder.masks import key_padding
+from pyquant.decoder.inputs import given_of
+from pyquant.decoder.multimodal import MultimodalModel, whole_rows
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.embedder import QuantGemma4MultimodalEmbedder
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile, fusion_graph, soft_tokens_graph
@@ -25,23 +25,16 @@ from pyquant.models.gemma4.vision.model import QuantGemma4VisionModel
 from pyquant.models.gemma4.whole import WholeProfile, whole_graph
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, QModule, Role, WrapContext
-from pyquant.wrap.hf_model import QModel
+from pyquant.wrap.base import Phase, QModule, WrapContext
 from pyquant.wrap.registry import register
 
 
 @register(hf_class("Gemma4Model"))
-class QuantGemma4Model(QModel):
-    """Towers and text model; rows of images, videos and audio replace the placeholders of the prompt.
-
-    `fused` is the join of text and rows. A call without images or audio has none and goes to the text model as it is;
-    its embeddings teach `fused` all the same.
-    """
+class QuantGemma4Model(MultimodalModel):
+    """Towers and text model; rows of images, videos and audio replace the placeholders of the prompt."""
 
     CHILDREN = ("vision_tower", "language_model", "audio_tower", "embed_vision", "embed_audio")
     OPTIONAL = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
-    SITES = {"fused": Role.ACTIVATION}
-
     vision_tower: QuantGemma4VisionModel | None
     language_model: QuantGemma4TextModel
     audio_tower: QModule | None
@@ -52,10 +45,6 @@ class QuantGemma4Model(QModel):
         super().__init__(fp, ctx)
         self.tokens = {kind: getattr(self.config, name, None) for kind, name in TOKENS.items()}
         self.pad = int(self.config.text_config.pad_token_id or 0)
-
-    def get_input_embeddings(self) -> QModule:
-        """The text model's table."""
-        return self.language_model.embed_tokens
 
     def forward(
         self,
@@ -89,7 +78,7 @@ class QuantGemma4Model(QModel):
         """
         hf.refuse_recording(kwargs)
         cache = hf.take_cache(cache, kwargs)
-        given = _exactly_one(input_ids, inputs_embeds)
+        given = given_of(input_ids, inputs_embeds)
         if input_ids is not None and per_layer_inputs is not None:
             raise InputError(
                 "per_layer_inputs go with inputs_embeds; with input_ids they are looked up, leave them out"
@@ -108,7 +97,7 @@ class QuantGemma4Model(QModel):
             self._require_rows(types)
         index = place_index(_only(types, counts), counts) if rows else None
         ids = None if given.is_floating_point() else given.masked_fill(types != TEXT, self.pad)
-        hidden = self._fused(given if ids is None else ids, rows, index, attention_mask, cache)
+        hidden = self.fused(given if ids is None else ids, rows, index, attention_mask, cache)
         as_object = kwargs.pop("return_dict", None)
         kwargs.pop("labels", None)
         out = self.language_model(
@@ -130,7 +119,7 @@ class QuantGemma4Model(QModel):
             last_hidden_state=out.last_hidden_state,
             cache=hf.cache_of(out),
             image_outputs=image,
-            image_hidden_states=None if image is None else _whole(image.pooler_output),
+            image_hidden_states=None if image is None else whole_rows(image.pooler_output),
             audio_hidden_states=audio,
         )
         return hf.as_called(out, {"return_dict": as_object}, self.config)
@@ -195,7 +184,7 @@ class QuantGemma4Model(QModel):
         self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The places of images, videos and audio, bool (B, S) each."""
-        types = self.places(_exactly_one(input_ids, None if input_ids is not None else inputs_embeds))
+        types = self.places(given_of(input_ids, None if input_ids is not None else inputs_embeds))
         return types == IMAGE, types == VIDEO, types == AUDIO
 
     # --- the steps of forward ---
@@ -205,17 +194,7 @@ class QuantGemma4Model(QModel):
         the table, quantized or not."""
         if not given.is_floating_point():
             return types_of(given, self.tokens)
-        types = torch.zeros(given.shape[:2], dtype=torch.int64, device=given.device)
-        table = self.language_model.embed_tokens
-        for kind, token in self.tokens.items():
-            if token is None or token >= table.num_embeddings:
-                continue
-            rows = [table.weight[token].detach() * table.factor]
-            if self.phase is Phase.QUANTIZED:
-                rows.append(table(torch.tensor([token], device=given.device, dtype=torch.int64))[0])
-            for row in rows:
-                types[(given == row.to(given.dtype)).all(dim=-1)] = kind
-        return types
+        return self.kinds_of_embeds(given, self.tokens)
 
     def _rows(
         self,
@@ -230,7 +209,9 @@ class QuantGemma4Model(QModel):
         if videos[0] is not None:
             outputs["video"] = self.get_video_features(videos[0], videos[1], videos[2])
         made = {
-            name: _whole(outputs[name].pooler_output) for name in ("image", "video") if outputs.get(name) is not None
+            name: whole_rows(outputs[name].pooler_output)
+            for name in ("image", "video")
+            if outputs.get(name) is not None
         }
         audio = None
         if clips[0] is not None and clips[1] is not None:  # as HF, which needs both
@@ -268,28 +249,6 @@ class QuantGemma4Model(QModel):
                 "video_position_ids; audio: input_features with input_features_mask), or a prompt of text alone"
             )
 
-    def _fused(self, given: Tensor, rows: Sequence[Tensor], index: Tensor | None, mask: Any, cache: Any) -> Tensor:
-        """What enters the text model. Padding has zeros there while calibrating, and no part in any statistics."""
-        valid = None
-        if self.phase is Phase.CALIBRATE:
-            past, length = 0 if cache is None else int(cache.get_seq_length()), given.shape[1]
-            padding = key_padding(mask if isinstance(mask, Tensor) else None, past, length)
-            valid = None if padding is None else padding[:, past:].expand(given.shape[0], -1)
-        text = given
-        if not given.is_floating_point():
-            table = self.language_model.embed_tokens
-            if valid is None:
-                text = table(given)
-            else:
-                seen = table(given[valid])
-                text = seen.new_zeros(*given.shape, seen.shape[-1])
-                text[valid] = seen
-        if index is not None:
-            text = join(text, [each.to(text.device, text.dtype) for each in rows], index)
-        elif self.phase is not Phase.CALIBRATE:
-            return text
-        return self.q("fused", text, observed=text if valid is None else text[valid])
-
     def _per_layer_ids(
         self, given: Tensor, ids: Tensor | None, types: Tensor, per_layer_inputs: Tensor | None
     ) -> Tensor | None:
@@ -318,26 +277,12 @@ class QuantGemma4Model(QModel):
 _VIDEO_DIMS = 4
 
 
-def _exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    given = input_ids if inputs_embeds is None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise InputError("the model takes either input_ids (B, S) or inputs_embeds (B, S, D), and not both")
-    if given.dim() != (3 if given.is_floating_point() else 2):
-        raise InputError(f"expected input_ids (B, S) or inputs_embeds (B, S, D), got {tuple(given.shape)}")
-    return given
-
-
 def _only(types: Tensor, counts: Counts) -> Tensor:
     """Places of kinds that came with the call; HF leaves the padding token at those of others."""
     absent = [kind for kind, count in zip((IMAGE, VIDEO, AUDIO), counts, strict=True) if not count]
     for kind in absent:
         types = torch.where(types == kind, TEXT, types)
     return types
-
-
-def _whole(parts: Tensor | Sequence[Tensor]) -> Tensor:
-    """HF hands rows on as one tensor or as one per image."""
-    return parts if isinstance(parts, Tensor) else torch.cat(list(parts))
 
 
 def _splits() -> bool:

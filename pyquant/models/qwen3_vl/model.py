@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from pyquant.decoder.fusion import join
-from pyquant.decoder.masks import key_padding
+from pyquant.decoder.inputs import given_of
+from pyquant.decoder.multimodal import MultimodalModel, length_of, whole_rows
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.qwen3_vl.deltas import Deltas
 from pyquant.models.qwen3_vl.fusion import visual_index
@@ -29,8 +29,7 @@ from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, QModule, Role, WrapContext
-from pyquant.wrap.hf_model import QModel
+from pyquant.wrap.base import Phase, WrapContext
 from pyquant.wrap.registry import register
 
 
@@ -44,16 +43,10 @@ class Encoded(NamedTuple):
 
 
 @register(hf_class("Qwen3VLModel"))
-class QuantQwen3VLModel(QModel):
-    """Vision tower and text model; visual tokens replace the placeholders of the prompt.
-
-    `fused` is the join of text and visual rows. A call without images has none and goes to the text model as it is;
-    its embeddings teach `fused` all the same.
-    """
+class QuantQwen3VLModel(MultimodalModel):
+    """Vision tower and text model; visual tokens replace the placeholders of the prompt."""
 
     CHILDREN = ("visual", "language_model")
-    SITES = {"fused": Role.ACTIVATION}
-
     visual: QuantQwen3VLVisionModel
     language_model: QuantQwen3VLTextModel
 
@@ -65,10 +58,6 @@ class QuantQwen3VLModel(QModel):
         self.merge = self.visual.spatial_merge_size
         self.rope_deltas: Tensor | None = None  # of the last prompt, where HF keeps it
         self.deltas = Deltas()
-
-    def get_input_embeddings(self) -> QModule:
-        """The text model's table."""
-        return self.language_model.embed_tokens
 
     def forward(
         self,
@@ -97,12 +86,12 @@ class QuantQwen3VLModel(QModel):
         """
         hf.refuse_recording(kwargs)
         cache = hf.take_cache(cache, kwargs)
-        given = _exactly_one(input_ids, inputs_embeds)
+        given = given_of(input_ids, inputs_embeds)
         pixel_values, image_grid_thw = present(pixel_values, image_grid_thw)
         pixel_values_videos, video_grid_thw = present(pixel_values_videos, video_grid_thw)
         towers = dict(mm_encoder_outputs or {})
         encoded = self._encoded(towers, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        if self.phase is Phase.CALIBRATE and not _length(cache):
+        if self.phase is Phase.CALIBRATE and not length_of(cache):
             self._require_visual(given, encoded)
         index = None if encoded is None else visual_index(self._places(given), encoded.images, encoded.videos)
         if position_ids is None:
@@ -110,7 +99,8 @@ class QuantQwen3VLModel(QModel):
             position_ids, found = self._positions(given, mm_token_type_ids, grids, attention_mask, cache)
         else:
             found = self._found(position_ids, given, attention_mask, cache)
-        hidden = self._fused(given, encoded, index, attention_mask, cache)
+        rows = () if encoded is None else (encoded.rows,)
+        hidden = self.fused(given, rows, index, attention_mask, cache)
         as_object = kwargs.pop("return_dict", None)
         visual: dict[str, Any] = {}
         if encoded is not None and index is not None:
@@ -204,16 +194,8 @@ class QuantQwen3VLModel(QModel):
         """Token types of ids; or of embeddings, by the placeholders' rows of the table, quantized or not."""
         if not given.is_floating_point():
             return self.token_types(given)
-        types = torch.zeros(given.shape[:2], dtype=torch.int64, device=given.device)
-        table = self.get_input_embeddings()
-        assert isinstance(table.weight, Tensor)
-        for kind, token in ((IMAGE, self.config.image_token_id), (VIDEO, self.config.video_token_id)):
-            rows = [table.weight[token].detach()]
-            if self.phase is Phase.QUANTIZED:
-                rows.append(table(torch.tensor([token], device=given.device, dtype=torch.int64))[0])
-            for row in rows:
-                types[(given == row.to(given.dtype)).all(dim=-1)] = kind
-        return types
+        tokens = {IMAGE: self.config.image_token_id, VIDEO: self.config.video_token_id}
+        return self.kinds_of_embeds(given, tokens)
 
     def _encoded(
         self,
@@ -232,9 +214,9 @@ class QuantQwen3VLModel(QModel):
         made = [outputs[name] for name in ("image", "video") if outputs.get(name) is not None]
         if not made:
             return None
-        rows = [_whole(out.pooler_output) for out in made]
+        rows = [whole_rows(out.pooler_output) for out in made]
         features = zip(
-            *([_whole(feature) for feature in out.deepstack_features[: self.taps]] for out in made), strict=True
+            *([whole_rows(feature) for feature in out.deepstack_features[: self.taps]] for out in made), strict=True
         )
         images = len(rows[0]) if outputs.get("image") is not None else 0
         return Encoded(
@@ -253,30 +235,6 @@ class QuantQwen3VLModel(QModel):
                 "prompt of text alone"
             )
 
-    def _fused(
-        self, given: Tensor, encoded: Encoded | None, index: Tensor | None, mask: Tensor | None, cache: Any
-    ) -> Tensor:
-        """What enters the text model. Padding has zeros there while calibrating, and no part in any statistics."""
-        valid = None
-        if self.phase is Phase.CALIBRATE:
-            past, length = _length(cache), given.shape[1]
-            padding = key_padding(mask, past, length)
-            valid = None if padding is None else padding[:, past:].expand(given.shape[0], -1)
-        text = given
-        if not given.is_floating_point():
-            table = self.get_input_embeddings()
-            if valid is None:
-                text = table(given)
-            else:
-                rows = table(given[valid])
-                text = rows.new_zeros(*given.shape, rows.shape[-1])
-                text[valid] = rows
-        if encoded is not None and index is not None:
-            text = join(text, encoded.rows.to(text.device, text.dtype), index)
-        elif self.phase is not Phase.CALIBRATE:
-            return text
-        return self.q("fused", text, observed=text if valid is None else text[valid])
-
     def _positions(
         self,
         given: Tensor,
@@ -287,7 +245,7 @@ class QuantQwen3VLModel(QModel):
     ) -> tuple[Tensor | None, Tensor | None]:
         """position_ids (None: the text model counts) and the rope deltas after this call."""
         batch, length = given.shape[:2]
-        past = _length(cache)
+        past = length_of(cache)
         mask = mask if mask is not None and mask.dim() == 2 else None
         deltas = self.deltas.of(cache, self.rope_deltas) if past else None
         if given.is_floating_point() or not any(grids):
@@ -320,7 +278,7 @@ class QuantQwen3VLModel(QModel):
         if position_ids is None:
             return None
         axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-3:]
-        tokens = _length(cache) + given.shape[1]
+        tokens = length_of(cache) + given.shape[1]
         padded = mask is not None and mask.dim() == 2 and mask.shape[1] >= tokens
         count = (mask[:, :tokens] != 0).sum(dim=1, keepdim=True) if padded and mask is not None else tokens
         return axes.amax(dim=(0, 2)).unsqueeze(1) + 1 - count
@@ -340,26 +298,8 @@ class QuantQwen3VLModel(QModel):
         )
 
 
-def _exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    given = input_ids if inputs_embeds is None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise InputError("the model takes either input_ids (B, S) or inputs_embeds (B, S, D), and not both")
-    if given.dim() != (3 if given.is_floating_point() else 2):
-        raise InputError(f"expected input_ids (B, S) or inputs_embeds (B, S, D), got {tuple(given.shape)}")
-    return given
-
-
 def _grids(grid_thw: Tensor | None, merge: int) -> tuple[Grid, ...]:
     return () if grid_thw is None or len(grid_thw) == 0 else grids_of(grid_thw, merge)
-
-
-def _length(cache: Any) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _whole(parts: Tensor | Sequence[Tensor]) -> Tensor:
-    """HF hands visual tokens on as one tensor or as one per image."""
-    return parts if isinstance(parts, Tensor) else torch.cat(list(parts))
 
 
 def _splits_deepstack() -> bool:

@@ -39,3 +39,6 @@ class QuantGemma4TextScaledWordEmbedding(QuantEmbedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Raises InputError for an id that is not a row of the table."""
         return self.q("act_out", self.rows(ids) * self.factor)
+
+    def float_rows(self, ids: Tensor) -> Tensor:
+        return super().float_rows(ids) * self.factor

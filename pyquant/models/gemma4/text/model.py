@@ -121,7 +121,7 @@ class QuantGemma4TextModel(DecoderModel):
     def ids_of(self, embeds: Tensor, padding: Tensor, pad: int) -> Tensor:
         """The ids (B, S) of embeddings (B, S, D), `pad` where `padding` (B, S) is; see per_layer.ids_of_embeds."""
         table = self.embed_tokens
-        row = (table.weight[pad].detach() * table.factor).to(embeds.dtype)
+        row = table.float_rows(torch.tensor([pad], device=embeds.device, dtype=torch.int64))[0].to(embeds.dtype)
         return per_layer.ids_of_embeds(table, torch.where(padding[..., None], row, embeds)).masked_fill(padding, pad)
 
     # --- masks ---

@@ -95,12 +95,12 @@ def ids_of_embeds(table: QuantGemma4TextScaledWordEmbedding, embeds: Tensor) -> 
     """
     flat = embeds.detach().reshape(-1, embeds.shape[-1])
     found = torch.full((len(flat),), -1, dtype=torch.int64, device=flat.device)
-    weight, step = table.weight.detach(), max(1, _CHUNK // flat.shape[-1])
+    step = max(1, _CHUNK // flat.shape[-1])
     for start in range(0, table.num_embeddings, step):
         if bool((found >= 0).all()):
             break
         ids = torch.arange(start, min(start + step, table.num_embeddings), device=flat.device, dtype=torch.int64)
-        rows = [weight[ids] * table.factor]
+        rows = [table.float_rows(ids)]
         if table.phase is Phase.QUANTIZED:
             rows.append(table(ids))
         for each in rows:
