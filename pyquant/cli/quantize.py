@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
-_GRID = "image sizes in patches, a graph for each; TxHxW for videos (default: those of the data)"
+_GRID = "image sizes in patches, a graph for each; TxHxW for videos of a Qwen3-VL (default: those of the data)"
 _LENGTHS = "a prefill graph for each length in tokens (default: one, from the data)"
 _APPEND = (
     "a graph for each length in tokens that appends to a filled cache, for longer prompts and chats (default: none)"
@@ -76,7 +76,7 @@ _FRAMES = "also a vision graph of N frames at once for each image size (default:
 _TABLE = "Gemma4's table of per-layer embeddings: one graph, several by layers or rows, or a file that the host reads"
 _UNUSED = (
     "sites that may stay without data, and float; may be repeated (a Qwen3-VL for text alone: 'model.visual*' and "
-    "'model.language_model:deepstack_*')"
+    "'model.language_model:deepstack_*'; a Gemma4 without audio: 'model.audio_tower*' and 'model.embed_audio*')"
 )
 
 

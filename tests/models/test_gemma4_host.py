@@ -140,6 +140,31 @@ def test_what_the_bundle_cannot_do_is_said() -> None:
         tokens(run, {name: inputs[name] for name in ("input_ids", "attention_mask")})
     with pytest.raises(InputError, match="mm_token_type_ids contradict"):
         tokens(run, inputs | {"mm_token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    with pytest.raises(InputError, match=r"mm_token_type_ids are \(1, 3\), expected \(1, "):
+        tokens(run, inputs | {"mm_token_type_ids": torch.zeros(1, 3, dtype=torch.int64)})
+
+
+def test_frame_counts_that_contradict_the_frames() -> None:
+    run, inputs = eager(video_frames=2), given("video", seed=4)
+    with pytest.raises(InputError, match=r"num_frames_per_video is \[9\], 9 frames, but pixel_values_videos has"):
+        tokens(run, inputs | {"num_frames_per_video": torch.tensor([9])})
+
+
+def test_a_clip_is_its_first_frames() -> None:
+    run, inputs = eager(), given("audio")
+    mask = inputs["input_features_mask"].clone()
+    mask[0, 2] = 0
+    with pytest.raises(InputError, match="mask of clip 0 has padding at frame 2 before its last frame"):
+        tokens(run, inputs | {"input_features_mask": mask})
+    with pytest.raises(InputError, match=r"go with input_features_mask \(clips, frames\); got .* and None"):
+        tokens(run, {name: each for name, each in inputs.items() if name != "input_features_mask"})
+
+
+@pytest.mark.parametrize(("name", "what"), [("image_first", "vision"), ("audio", "audio")])
+def test_a_bundle_without_a_tower_names_no_sizes(name: str, what: str) -> None:
+    run = eager(image_shapes=(), audio_lengths=())
+    with pytest.raises(InputError, match=f"no {what} graph for .*, nor for any other; export with"):
+        tokens(run, given(name))
 
 
 @pytest.mark.parametrize(

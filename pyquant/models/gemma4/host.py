@@ -68,6 +68,11 @@ class Gemma4Host(Host):
         turn = self.turn(input_ids, attention_mask, past, options)
         types = types_of(turn.ids, self.placeholders) * turn.real
         frames, frame_positions = frames_of(pixel_values_videos, video_position_ids)
+        if frames is not None and num_frames_per_video is not None and int(num_frames_per_video.sum()) != len(frames):
+            counts = num_frames_per_video.tolist()
+            raise InputError(
+                f"num_frames_per_video is {counts}, {sum(counts)} frames, but pixel_values_videos has {len(frames)}"
+            )
         given = Given(
             None if pixel_values is None else ordered(pixel_values, image_position_ids, "pixel_values"),
             None if frames is None else ordered(frames, frame_positions, "pixel_values_videos"),
@@ -102,6 +107,8 @@ class Gemma4Host(Host):
     def _check_types(self, turn: Turn, given: Tensor | None, ids: Tensor) -> None:
         if given is None:
             return
+        if given.shape != ids.shape:
+            raise InputError(f"mm_token_type_ids are {tuple(given.shape)}, expected {tuple(ids.shape)} as input_ids")
         real = turn.all_real[:, turn.before :]
         if not torch.equal(given.long().cpu()[real], types_of(ids.long().cpu(), self.placeholders)[real]):
             raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
@@ -129,9 +136,10 @@ class Gemma4Host(Host):
             name = f"vision_{frames}h{height}_w{width}"
             if name not in self.graphs:
                 known = [tuple(each) for each in self.images.get("shapes", [])]
+                only = f", only for {known}; resize the image to one of them, or" if known else ", nor for any other;"
                 raise InputError(
-                    f"this bundle has no vision graph for an image of {(height, width)} patches, only for {known}; "
-                    "resize the image to one of them, or export with this shape in image_shapes"
+                    f"this bundle has no vision graph for an image of {(height, width)} patches{only} "
+                    "export with this shape in image_shapes"
                 )
             found.append(run(name, {"pixel_values": several})["image_embeds"])
         return torch.cat(found)
@@ -144,9 +152,10 @@ class Gemma4Host(Host):
         for clip in clips:
             fitting = [length for length in self.lengths if length >= len(clip)]
             if not fitting:
+                only = f", only for {self.lengths}; cut the clip, or" if self.lengths else ", nor for any other;"
                 raise InputError(
-                    f"this bundle has no audio graph for a clip of {len(clip)} frames, only for {self.lengths}; cut "
-                    "the clip, or export with a longer one in audio_lengths"
+                    f"this bundle has no audio graph for a clip of {len(clip)} frames{only} "
+                    "export with a longer one in audio_lengths"
                 )
             profile = AudioProfile(min(fitting))
             out = run(profile.name, clip_inputs(profile, clip[None]))
@@ -263,15 +272,23 @@ class SoftPrompt(Prompt):
 
 
 def _clips(features: Tensor | None, mask: Tensor | None) -> list[Tensor]:
-    """Clips without padding: features (clips, frames, mel), mask (clips, frames). None without both, as in HF."""
-    if features is None or mask is None:
+    """Clips without padding: features (clips, frames, mel), mask (clips, frames). Raises InputError for features
+    without a mask (HF leaves such clips out), and a mask with a hole (HF masks its frames; the graph has one end)."""
+    if features is None:
         return []
-    if features.dim() != 3 or mask.shape != features.shape[:2]:
+    if mask is None or features.dim() != 3 or mask.shape != features.shape[:2]:
         raise InputError(
             "input_features (clips, frames, mel) go with input_features_mask (clips, frames); got "
-            f"{tuple(features.shape)} and {tuple(mask.shape)}"
+            f"{tuple(features.shape)} and {None if mask is None else tuple(mask.shape)}"
         )
-    ends = [int(own.nonzero().max()) + 1 if bool(own.any()) else 0 for own in mask != 0]
+    own = mask != 0
+    ends = [int(each.nonzero().max()) + 1 if bool(each.any()) else 0 for each in own]
+    for clip, (each, end) in enumerate(zip(own, ends, strict=True)):
+        if not bool(each[:end].all()):
+            raise InputError(
+                f"input_features_mask of clip {clip} has padding at frame {int((~each).nonzero()[0])} before its last "
+                f"frame {end - 1}; a clip of a bundle is its first frames, and padding comes after them"
+            )
     return [clip[:end] for clip, end in zip(features, ends, strict=True) if end]
 
 

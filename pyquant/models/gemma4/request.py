@@ -138,5 +138,7 @@ def _vision(config: Any, request: Request, seen: Sequence[Sizes]) -> BundleChoic
 def _image(grid: Grid, batch_size: int = 1) -> VisionProfile:
     frames, height, width = grid
     if frames != 1:
-        raise ProfileError(f"a Gemma4 vision model takes images, not {frames} frames; give HxW")
+        raise ProfileError(
+            f"a Gemma4 vision model takes an image or a frame at once, not {frames} frames; give HxW (and video_frames)"
+        )
     return VisionProfile(grid=(height, width), batch_size=batch_size)

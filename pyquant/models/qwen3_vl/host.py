@@ -80,7 +80,11 @@ class Qwen3VLHost(Host):
         return token_types(ids, places["image_token_id"], places["video_token_id"])
 
     def _check_types(self, ids: Tensor, mask: Tensor, given: Tensor | None) -> None:
-        if given is not None and not torch.equal(given.long().cpu()[mask], self._types(ids.long().cpu())[mask]):
+        if given is None:
+            return
+        if given.shape != ids.shape:
+            raise InputError(f"mm_token_type_ids are {tuple(given.shape)}, expected {tuple(ids.shape)} as input_ids")
+        if not torch.equal(given.long().cpu()[mask], self._types(ids.long().cpu())[mask]):
             raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
 
     # --- visual rows ---

@@ -163,7 +163,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no samples": (["--samples", "0"], "'0' is no number of 1 or more"),
     "grid and pools": (["--image-grid", "4x5"], "ProfileError: image 0 is 4 patches high and 5 wide"),
     "grid beyond the table": (["--image-grid", "2x80"], "ProfileError: patch 64 of image 0 is at"),
-    "a video": (["--image-grid", "2x4x4"], "ProfileError: a Gemma4 vision model takes images, not 2 frames"),
+    "a video": (
+        ["--image-grid", "2x4x4"],
+        "ProfileError: a Gemma4 vision model takes an image or a frame at once, not 2 frames",
+    ),
     "no such option": (["--max-seq-len", "64"], "ProfileError: a Gemma4 vision model has no max_seq_len; leave it out"),
     "missing data": (["--data", "nowhere.jsonl"], "CalibrationError: calibration data 'nowhere.jsonl' cannot be read"),
     "missing model": (["--model", "./nowhere"], "ModelError: the model folder './nowhere' does not exist"),
