@@ -137,8 +137,11 @@ def test_the_table_and_the_guesses_are_printed(place: Path, made: Path) -> None:
         assert part in output, output
     row = next(line for line in output.splitlines() if "vision_h16_w16" in line)
     manifest = json.loads((made / "manifest.json").read_text())
-    assert str(manifest["graphs"]["vision_h16_w16"]["operators"]) in row
-    assert row.rstrip(" │").endswith(" 0"), row
+    _, _, operators, missing, spent, peak = (cell.strip() for cell in row.strip(" │").split("│"))
+    assert operators == str(manifest["graphs"]["vision_h16_w16"]["operators"])
+    assert missing == "0"
+    assert spent.endswith(" s")
+    assert peak.endswith(" GiB")
 
 
 def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place: Path, made: Path) -> None:
