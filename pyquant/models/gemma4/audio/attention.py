@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class QuantGemma4AudioRelPositionalEncoding(QModule):
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
         lost = fp.inv_timescales.is_meta  # its buffer is in no checkpoint
-        self.float_positions = _positions_of(self.config, type(fp), fp.hidden_size) if lost else copy.deepcopy(fp)
+        self.float_positions = _positions_again(fp) if lost else copy.deepcopy(fp)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Any (..., D) -> (1, positions, D), in its type."""
@@ -212,6 +213,18 @@ def _positions_of(config: Any, cls: type[Any], hidden_size: int) -> Any:
     assert int(config.hidden_size) == hidden_size, "positions are as wide as the model"
     with torch.device("cpu"):
         return cls(config)
+
+
+def _positions_again(fp: Any) -> Any:
+    """HF's module `fp` with values, from the two numbers that are left of its config where it keeps none (5.24)."""
+    if (config := getattr(fp, "config", None)) is None:
+        config = SimpleNamespace(
+            hidden_size=fp.hidden_size,
+            attention_chunk_size=fp.context_size,  # the sum of the three, less one
+            attention_context_left=1,
+            attention_context_right=0,
+        )
+    return _positions_of(config, type(fp), fp.hidden_size)
 
 
 def _far_enough(config: Any, ctx: WrapContext) -> None:
