@@ -71,6 +71,18 @@ class BundleParts:
                     f'more for a window of {window}; use a multiple of the window, or sliding="auto"'
                 )
 
+    def require_ranges(self, part: QModule, setting: str) -> None:
+        """Raise ProfileError where `setting` of the profile needs a `part` of the tree that convert was told is unused,
+        so that it has no ranges."""
+        learned = (site for site in part.all_sites() if not (site.role.is_constant or site.role.known_range))
+        sites = [site for site in learned if site.spec is not None]
+        if sites and part.state.converted and all(site.qparams is None for site in sites):
+            raise ProfileError(
+                f"the profile has {setting}, and {part.path!r} of this tree saw no calibration data (convert was told "
+                f"that it is unused), so that it has no ranges; calibrate with data that reaches it, or leave {setting}"
+                " out"
+            )
+
     @property
     def text(self) -> DecoderModel:
         """The stack of layers."""

@@ -19,7 +19,7 @@ from pyquant.decoder.cache import CacheState, KeyValue
 from pyquant.decoder.generation import GenerationRequest, NextLogits
 from pyquant.decoder.kind import LayerKind, named, variants
 from pyquant.decoder.layout import RotaryTable, kinds_of, slots_of
-from pyquant.decoder.turn import Past, Prompt, Turn, checked
+from pyquant.decoder.turn import Past, Prompt, Turn, checked, require_whole
 from pyquant.errors import InputError
 
 #: Graph name and its inputs by name -> its outputs by name, all floats as float32.
@@ -105,6 +105,8 @@ class Host:
         """What one call is about. Raises InputError for what no graph takes, or has no room for."""
         request = GenerationRequest(self.manifest["generation"], options)
         ids, mask = checked(input_ids, attention_mask, self.batch, request)
+        if any(kind.window is not None for kind in self.kinds):
+            require_whole(mask)
         turn = Turn.of(ids, mask, past, self.empty(), request)
         self._require_graphs(turn)
         used, width = int((turn.state.lengths + turn.real.sum(dim=1)).max()), turn.all_ids.shape[1]

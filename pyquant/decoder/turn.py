@@ -129,6 +129,18 @@ def checked(
     return input_ids.long().cpu(), mask.cpu()
 
 
+def require_whole(mask: Tensor) -> None:
+    """Raise InputError for a row of `mask` (B, S) whose real tokens have padding between them: a window of transformers
+    counts it, and the cache of a bundle does not hold it."""
+    inside = (mask.long().cumsum(dim=1) > 0) & (mask.long().flip(1).cumsum(dim=1).flip(1) > 0) & ~mask
+    if bool(inside.any()):
+        row, place = inside.nonzero()[0].tolist()
+        raise InputError(
+            f"attention_mask is 0 at token {place} of row {row}, between tokens that are not padding; this model has "
+            "layers with a window, which would count it: pass each prompt without holes"
+        )
+
+
 def compact(values: Tensor, mask: Tensor, length: int) -> Tensor:
     """Each row's real entries from place 0 on, zeros up to `length`."""
     out = values.new_zeros(len(values), length)

@@ -47,8 +47,8 @@ def family_of(cls: type) -> Family:
     if name is None:
         raise UnknownModuleError(
             f"{cls.__name__} belongs to no model family of pyquant ({', '.join(FAMILIES)}), so its inputs and bundles "
-            "are not known; quantize it from Python, with batches and a profile of your own: pyquant.prepare, "
-            "calibrate, convert, export"
+            "are not known; use a model of one of them, or register wrappers for its classes and quantize it from "
+            "Python: pyquant.prepare, calibrate, convert, export"
         )
     return by_name(name)
 

@@ -116,6 +116,12 @@ def text_options(limit: int, request: Request, seen: Sequence[Sizes]) -> tuple[d
         length = min(rounded(prompt + answer), limit)
         room = f", and {answer} for the answer" if answer else ""
         guesses.append(f"max sequence length {length}: the longest prompt has {prompt} tokens{room}, in steps of 64")
+    elif length < longest:
+        short = sum(each.tokens > length for each in seen)
+        guesses.append(
+            f"max sequence length {length}: {short} of {len(seen)} calibration prompts are longer (up to {longest} "
+            "tokens), and the bundle will refuse such prompts"
+        )
     if length > limit:
         raise ProfileError(f"max_seq_len {length} is beyond the model's max_position_embeddings, {limit}")
     if not lengths and not whole:

@@ -208,6 +208,12 @@ def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor])
             raise InputError(
                 f"graph '{name}': input '{spec['name']}' is {value.dtype} {list(value.shape)}, expected {want} {shown}"
             )
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            place = (~value.isfinite()).nonzero()[0].tolist()
+            raise InputError(
+                f"graph '{name}': input '{spec['name']}' has {float(value[tuple(place)])} at {place}, which no integer "
+                "stands for and of which each runtime makes another one; repair the data"
+            )
         if "range" in spec and value.numel():
             low, high = spec["range"]
             outside = ((value < low) | (value > high)).nonzero()

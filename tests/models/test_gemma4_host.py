@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyquant
 from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.whole_host import host
 from tests.models.eager_bundle import Eager
@@ -165,6 +166,31 @@ def test_a_bundle_without_a_tower_names_no_sizes(name: str, what: str) -> None:
     run = eager(image_shapes=(), audio_lengths=())
     with pytest.raises(InputError, match=f"no {what} graph for .*, nor for any other; export with"):
         tokens(run, given(name))
+
+
+def test_a_mask_with_a_hole_and_values_that_are_no_numbers() -> None:
+    """A window of transformers counts a hole, and the ring of a bundle does not hold it."""
+    inputs = given("long", seed=1)
+    mask = inputs["attention_mask"].clone()
+    mask[0, 5] = 0
+    with pytest.raises(InputError, match="attention_mask is 0 at token 5 of row 0, between tokens"):
+        tokens(eager(), inputs | {"attention_mask": mask})
+    image = given("image_first", seed=1)
+    pixels = image["pixel_values"].clone()
+    pixels[0, 2, 3] = torch.nan
+    with pytest.raises(InputError, match=r"'vision_h4_w4': input 'pixel_values' has nan at \[0, 2, 3\]"):
+        tokens(eager(), image | {"pixel_values": pixels})
+
+
+def test_a_tower_without_ranges() -> None:
+    fp, _ = tree()
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a16"))
+    pyquant.calibrate(q, [given("long", seed) for seed in (1, 2)], progress=False)
+    towers = [f"model.{name}*" for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")]
+    pyquant.convert(q, unused=towers)
+    with pytest.raises(ProfileError, match=r"has image_shapes, and 'model\.vision_tower' of this tree saw"):
+        profile().graphs(q)
+    assert "prefill_s8" in profile(image_shapes=(), audio_lengths=()).graphs(q)
 
 
 @pytest.mark.parametrize(

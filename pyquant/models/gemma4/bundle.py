@@ -55,6 +55,8 @@ class Gemma4Parts(BundleParts):
         for name, tower in (("image_shapes", "vision_tower"), ("audio_lengths", "audio_tower")):
             if getattr(profile, name) and getattr(whole, tower, None) is None:
                 raise ProfileError(f"the profile has {name}, and {type(q).__name__} has no {tower}; leave {name} out")
+            if getattr(profile, name):
+                self.require_ranges(getattr(whole, tower), name)
         if profile.experts is not None and not self.text.config.enable_moe_block:
             raise ProfileError(f"the profile has experts={profile.experts!r}, and the model has no experts")
         if whole is not None and whole.vision_tower is not None:

@@ -29,6 +29,11 @@ class Qwen3VLParts(BundleParts):
     MODELS = (QuantQwen3VLForConditionalGeneration, QuantQwen3VLModel)
     model: QuantQwen3VLModel
 
+    def __init__(self, profile: Any, q: Any) -> None:
+        super().__init__(profile, q)
+        if profile.image_grids:
+            self.require_ranges(self.model.visual, "image_grids")
+
     @property
     def text(self) -> DecoderModel:
         return self.model.language_model
