@@ -20,7 +20,6 @@ from tqdm import tqdm
 from pyquant import autocast, models, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
-from pyquant.interop.gemma_qat import GemmaFolder
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
@@ -66,7 +65,11 @@ def prepare(fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = No
     if reason := foreign.stored_quantized(fp):
         raise ModelError(reason)
     _warn_of_hooks(fp)
-    folder = None if checkpoint is None else GemmaFolder.read(checkpoint)
+    folder = None
+    if checkpoint is not None:
+        from pyquant.interop.gemma_qat import GemmaFolder  # it imports transformers
+
+        folder = GemmaFolder.read(checkpoint)
     q = build(fp, policy, frozenset() if folder is None else folder.absent(fp))
     if folder is not None:
         folder.decide_caches(q)

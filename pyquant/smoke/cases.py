@@ -55,10 +55,17 @@ def cases() -> list[Case]:
             found.setdefault(cls, case)
     importlib.import_module("pyquant.wrap.hf_activations")
     for cls in registry.classes():
-        if cls not in found and cls.__module__.startswith(("torch.", "transformers.")):
+        if cls not in found and has_case(cls):
             room = models.name_of(cls)
             found[cls] = _leaf(cls) if room is None else _unreached(cls, room)
     return sorted(found.values(), key=lambda case: (case.family is None, case.name))
+
+
+def has_case(cls: type[nn.Module]) -> bool:
+    """Whether a registered class is smoked: one of torch or transformers, but not the layers of quantized checkpoints,
+    which hold nothing until a checkpoint is loaded."""
+    name = cls.__module__
+    return name.startswith(("torch.", "transformers.")) and not name.startswith("transformers.integrations.")
 
 
 def family_cases(family: str) -> dict[type[nn.Module], Case]:

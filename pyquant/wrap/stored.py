@@ -43,7 +43,9 @@ def activation_grid(scale: Tensor, path: str) -> QParams:
             "transformers leaves a scale that the checkpoint lacks uninitialized: pass "
             "prepare(..., checkpoint=FOLDER), which looks at the folder, or set it to 0"
         )
-    return QParams(_ACTIVATION, scale.detach().float().reshape(()), torch.zeros((), dtype=torch.int32).to(scale.device))
+    return QParams(
+        _ACTIVATION, scale.detach().float().reshape(()), torch.zeros((), dtype=torch.int32, device=scale.device)
+    )
 
 
 def round_to(x: Tensor, scale: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ class StoredEmbedding(StoredModule):
             return
         path = f"{self.path}.{self.packing.bits}-bit table"
         self.packing.grid(scale.reshape(-1), path)  # every scale is one
-        self.give("weight", self.packing.grid(torch.ones((), device=scale.device), path))
+        self.give("weight", self.packing.grid(torch.ones((), dtype=torch.float32, device=scale.device), path))
         largest = (scale.detach().float() * self.factor).abs().max() / _TABLE_SCALE.qmax
         if self.site("weight").decided:
             self.give("row_scale", QParams(_TABLE_SCALE, largest, torch.zeros_like(largest, dtype=torch.int32)))

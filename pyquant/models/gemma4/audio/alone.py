@@ -35,7 +35,11 @@ def alone(q: QModule, arguments: Mapping[str, Any]) -> Alone | None:
     if isinstance(q, QuantGemma4AudioModel):
         batch, frames, _ = (features := arguments["input_features"]).shape
         given = arguments.get("attention_mask")
-        mask = torch.ones(batch, frames, device=features.device) if given is None else (given != 0).float()
+        mask = (
+            torch.ones(batch, frames, dtype=torch.float32, device=features.device)
+            if given is None
+            else (given != 0).float()
+        )
         return Alone(AudioProfile(frames, batch), {"input_features": features, "attention_mask": mask})
     if isinstance(q, QuantGemma4AudioLayer | QuantGemma4AudioAttention):
         return _layer(q, arguments)
@@ -52,7 +56,9 @@ def _layer(q: QModule, arguments: Mapping[str, Any]) -> Alone:
     mask = blocked(arguments.get("attention_mask"), float(q.config.attention_logit_cap))
     if mask is None:
         chunks = Chunks.of(q.config)
-        values = torch.zeros(1, batch * chunks.count(tokens), chunks.size, chunks.context, device=hidden.device)
+        values = torch.zeros(
+            1, batch * chunks.count(tokens), chunks.size, chunks.context, dtype=torch.float32, device=hidden.device
+        )
     else:
         values = mask.values
     profile = AudioProfile(FRAMES_PER_TOKEN * tokens, batch)

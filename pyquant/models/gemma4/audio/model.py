@@ -78,7 +78,10 @@ class QuantGemma4AudioModel(QModel):
     def tokens(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The soft tokens of a batch, and their mask, without more ado."""
         hidden, valid = self.subsample_conv_projection(features, mask)
-        known = torch.ones(hidden.shape[:2], device=hidden.device) if valid is None else as_float32(valid)
+        if valid is None:
+            known = torch.ones(hidden.shape[:2], dtype=torch.float32, device=hidden.device)
+        else:
+            known = as_float32(valid)
         block_mask = self.block_mask(known)
         for layer in self.layers[: self.config.num_hidden_layers]:  # positions are constants in them
             hidden = layer(hidden, block_mask)
