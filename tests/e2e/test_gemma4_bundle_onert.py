@@ -34,7 +34,9 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    ("layers", "names"), [("stack", ("all", "long")), ("per_layer", ("image_last",))], ids=["stack", "per_layer"]
+    ("layers", "names"),
+    [pytest.param("stack", ("all", "long"), marks=pytest.mark.slow), ("per_layer", ("image_last",))],
+    ids=["stack", "per_layer"],
 )
 def test_a_float_bundle_generates_what_transformers_does(layers: str, names: tuple[str, ...], tmp_path: Path) -> None:
     """Scores of every step within 1e-4 of transformers' own; rows of unequal prompts where there are several."""

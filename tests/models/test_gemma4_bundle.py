@@ -21,7 +21,8 @@ from pyquant.verify import Session, compare
 from pyquant.verify.tolerance import deep_faults, op_faults
 from tests.models.gemma4_bundle_tiny import FRAME, A, B, for_release, given, profile, tree
 
-POLICIES = ("w8a8", "w8a16", "w4a16")
+#: Each export takes its time; the one of w8a16 has all kinds of graphs.
+POLICIES = ("w8a8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("w8a16", "w4a16")))
 LEAN: dict[str, Any] = {
     "image_shapes": (A,),
     "audio_lengths": (),

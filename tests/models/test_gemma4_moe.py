@@ -128,7 +128,9 @@ def decode_inputs(q: Any, tokens: Tensor) -> dict[str, Tensor]:
     return given
 
 
-@pytest.mark.parametrize("recipe", ["w8a8", "w8a16", "w4a16"])
+@pytest.mark.parametrize(
+    "recipe", ["w8a8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("w8a16", "w4a16"))]
+)
 @pytest.mark.parametrize("step", ["prefill", "decode"])
 @torch.no_grad()
 def test_graphs_compute_what_eager_computes(recipe: str, step: str) -> None:

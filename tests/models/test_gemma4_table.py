@@ -149,7 +149,7 @@ def test_a_graph_past_2_gib_says_who_reads_it(monkeypatch: pytest.MonkeyPatch, t
     assert "TICO" in said
 
 
-@pytest.mark.parametrize("option", ["host", "rows"])
+@pytest.mark.parametrize("option", ["host", pytest.param("rows", marks=pytest.mark.slow)])
 def test_a_session_generates_what_the_tree_does(option: str, tmp_path: Path) -> None:
     _, q = tree("w8a16")
     own = profile(

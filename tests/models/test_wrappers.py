@@ -69,7 +69,15 @@ def has_weights(case: Case) -> bool:
 RUNS = [(name, "w8a8") for name in CASES]
 RUNS += [(name, "w4a16" if has_weights(case) else "w8a16") for name, case in CASES.items() if name not in IN_BUNDLES]
 every_case = pytest.mark.parametrize("name", CASES)
-every_run = pytest.mark.parametrize(("name", "recipe"), RUNS, ids=["-".join(run) for run in RUNS])
+LARGE = ("gemma4/Gemma4Text", "gemma4/Gemma4Model", "gemma4/Gemma4For", "gemma4/Gemma4Audio")  # in a second recipe
+
+
+def _run(name: str, recipe: str) -> Any:
+    slow = name.startswith(LARGE) and recipe != "w8a8"
+    return pytest.param(name, recipe, marks=pytest.mark.slow if slow else (), id=f"{name}-{recipe}")
+
+
+every_run = pytest.mark.parametrize(("name", "recipe"), [_run(*run) for run in RUNS])
 
 
 @dataclass(frozen=True)
