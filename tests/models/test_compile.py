@@ -29,7 +29,12 @@ def tree(family: str) -> tuple[QModule, dict[str, Any]]:
     return q, batch
 
 
-@pytest.mark.parametrize("family", EXAMPLES)
+SLOW = ("gemma4.text.example", "gemma4.audio.example")  # whose classes the whole Gemma4 has too, but for the experts
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in EXAMPLES]
+)
 @torch.no_grad()
 def test_compiled_is_eager(family: str) -> None:
     """Of a Qwen3-VL, positions of a prompt with an image were those of text, 14.6 dB from the tree's."""
