@@ -217,6 +217,24 @@ def test_the_wrapper_names_are_public():
     assert all(hasattr(gemma4, name) for name in gemma4.__all__)
 
 
+def test_a_linear_within_clamps_has_the_values_that_transformers_has_there():
+    """A trace compares modules by name: the child's output is that before the clamp, where nothing is quantized."""
+    fp = vision(use_clipped_linears=True)
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w8a8"))
+    name, seen = "encoder.layers.0.mlp.up_proj", {}
+    for tree, model in (("hf", fp), ("ours", q)):
+        clipped = model.get_submodule(name)
+        for part, module in (("linear", clipped.linear), ("clipped", clipped)):
+            module.register_forward_hook(lambda m, a, out, key=(tree, part): seen.update({key: out}))
+    ids = positions((4, 4))
+    with torch.no_grad(), phase(q, Phase.FLOAT):
+        fp(pixels(ids), ids)
+        q(pixels(ids), ids)
+    assert not torch.equal(seen["hf", "linear"], seen["hf", "clipped"]), "the bounds take effect"
+    for part in ("linear", "clipped"):
+        torch.testing.assert_close(seen["ours", part], seen["hf", part], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("preset", ["w8a8", "w4a16", "float"])
 def test_saved_and_loaded_gives_the_same_bits(tmp_path, preset):
     """Clip bounds, rotary tables and the folded projection come back from the folder."""

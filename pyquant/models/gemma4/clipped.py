@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from pyquant.autocast import uncompiled
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.site import TensorStamp
-from pyquant.wrap.base import Clip, QModule, WrapContext
+from pyquant.wrap.base import Clip, Phase, QModule, WrapContext
 from pyquant.wrap.registry import register
 
 
@@ -59,8 +60,15 @@ class QuantGemma4ClippableLinear(QModule):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         self.refresh()
+        ends = (self.linear.site(name) for name in ("act_in", "act_out"))
+        if all(site.phase is Phase.FLOAT for site in ends):  # the child's values are HF's, for who traces them
+            return _clamped(self.linear(_clamped(hidden_states, self.clip_in)), self.clip_out)
         out: Tensor = self.linear(hidden_states, clip_in=self.clip_in, clip_out=self.clip_out)
         return out
+
+
+def _clamped(x: Tensor, clip: Clip) -> Tensor:
+    return x if clip == (None, None) else torch.clamp(x, *clip)
 
 
 def _bound(value: Tensor | None) -> float | None:
