@@ -100,9 +100,9 @@ class Turn:
         return replace(self, new=new)
 
     def prompt(self) -> Prompt:
-        """Of text alone: positions go up by one."""
+        """Of text alone: positions go up by one, on every axis that a model may have."""
         counted = torch.arange(self.ids.shape[1], dtype=torch.int64, device="cpu")
-        at = (self.state.lengths[:, None] + self.state.deltas + counted)[None]
+        at = (self.state.lengths[:, None] + self.state.deltas + counted).expand(3, -1, -1)
         return Prompt(self.ids, self.real, at, self.state.deltas)
 
 

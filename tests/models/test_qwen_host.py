@@ -152,6 +152,25 @@ def test_the_longest_that_fits() -> None:
     assert torch.equal(full.host().generate(full, **given, max_new_tokens=1), expected)
 
 
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+def test_a_prompt_of_one_token_in_a_prefill_of_one(layers: str) -> None:
+    """It has the inputs of every prefill; a decode step, of one token too, has no addends."""
+    _, q = tree()
+    run, given = Eager(q, profile(prefill_lengths=(1, 8), layers=layers)), batch((1,))
+    expected = q.generate(**given, max_new_tokens=3, do_sample=False)
+    assert torch.equal(run.host().generate(run, **given, max_new_tokens=3), expected)
+    assert run.calls[1].startswith("prefill_s1")
+
+
+@torch.no_grad()
+def test_hidden_states_of_text() -> None:
+    """As the likelihood of text needs them, without an answer."""
+    _, q = tree()
+    run, ids = eager(batch_size=2), batch((7,), (7,))["input_ids"]
+    hidden = run.host().hidden_states(run, ids)
+    assert torch.equal(q.model.language_model.norm(hidden), q.model(ids).last_hidden_state)
+
+
 def test_two_profiles_do_not_disturb_each_other() -> None:
     _, q = tree()
     given = batch(PROMPTS["apart"])

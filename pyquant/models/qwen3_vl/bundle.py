@@ -59,8 +59,9 @@ class Qwen3VLParts(BundleParts):
         return [(self.model, FusionProfile(batch, length, batch * length))]
 
     def text_profile(self, length: int, past: int, layer: int | None) -> Qwen3VLTextProfile:
-        taps = self.model.taps if self.profile.image_grids and length > 1 else 0
         profile = self.profile
+        decodes = past > 0 and length == 1  # one token of an answer, which is text
+        taps = self.model.taps if profile.image_grids and not decodes else 0
         return Qwen3VLTextProfile(
             profile.batch_size, length, past, deepstack=taps, layer=layer, attention=profile.attention
         )

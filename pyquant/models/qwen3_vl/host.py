@@ -125,11 +125,10 @@ class Qwen3VLHost(Host):
 
     def embedded(self, run: Run, prompt: Prompt) -> Embedded:
         """What enters the first layer (B, S, D), and the deepstack addends of the same shape."""
-        assert isinstance(prompt, VisualPrompt)
         hidden = self.tokens(run, prompt.ids)
-        used = prompt.rows[prompt.rows >= 0].sort().values
-        if not len(used):
+        if not isinstance(prompt, VisualPrompt) or not bool((prompt.rows >= 0).any()):
             return Embedded(hidden, named_addends([torch.zeros_like(hidden)] * self.manifest["deepstack"]))
+        used = prompt.rows[prompt.rows >= 0].sort().values
         batch, length = prompt.ids.shape
         text = torch.arange(batch * length, dtype=torch.int64, device="cpu").reshape(batch, length)
         index = torch.where(prompt.rows < 0, text, batch * length + torch.searchsorted(used, prompt.rows))
