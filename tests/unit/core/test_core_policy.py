@@ -69,6 +69,33 @@ def test_the_stream_recipe_is_wide_at_both_ends_of_down_proj(layer: str) -> None
     assert spec_of(policy, f"{layer}.mlp.up_proj:weight", Role.WEIGHT) == QuantSpec(UINT8, False, PerAxis(0))
 
 
+@pytest.mark.parametrize("name", ["w4a16", "w4a8"])
+def test_four_bit_presets_keep_first_and_last_kernels_and_routers_at_eight(name: str) -> None:
+    policy = Policy.preset(name)
+    kept = (
+        "model.vision_tower.patch_embedder.input_proj",
+        "model.audio_tower.subsample_conv_projection.layer0.conv",
+        "subsample_conv_projection.input_proj_linear",
+        "model.layers.3.router.proj",
+        "lm_head",
+    )
+    for module in kept:
+        assert spec_of(policy, f"{module}:weight", Role.WEIGHT) == QuantSpec(INT8, True, PerAxis(0)), module
+    for module in ("model.layers.3.mlp.gate_proj", "audio_tower.layers.0.lconv1d.depthwise_conv1d", "router.projector"):
+        assert spec_of(policy, f"{module}:weight", Role.WEIGHT) == QuantSpec(INT4, True, PerAxis(0)), module
+
+
+def test_the_stream_recipe_is_wide_wherever_a_layer_of_gemma4_has_the_stream() -> None:
+    """It adds up to three times in a layer, and a router and two norms beside those of the MLP read it."""
+    policy, layer = Policy.preset("w8a8_stream16"), "model.language_model.layers.12"
+    for site in (":attn_residual", ":mlp_residual", ":per_layer_residual", ":act_out"):
+        assert spec_of(policy, layer + site, Role.ACTIVATION) == I16, site
+    for norm in ("pre_feedforward_layernorm", "pre_feedforward_layernorm_2", "router.norm"):
+        assert spec_of(policy, f"{layer}.{norm}:act_in", Role.ACTIVATION) == I16, norm
+    for site in (":per_layer_gated", ".pre_feedforward_layernorm_2:act_out", ".router.proj:act_in"):
+        assert spec_of(policy, layer + site, Role.ACTIVATION) == U8, site
+
+
 @pytest.mark.parametrize("path", ["encoder.layers.0.mlp.down_proj:act_in", "model.visual.blocks.0.mlp:gated"])
 def test_the_stream_recipe_leaves_vision_towers_as_they_are(path: str) -> None:
     assert spec_of(Policy.preset("w8a8_stream16"), path, Role.ACTIVATION) == U8
