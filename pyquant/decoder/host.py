@@ -178,6 +178,10 @@ class Host:
         name = fixed if fixed in self.graphs else "token_embedding"
         return run(name, {"input_ids": ids.int()})["inputs_embeds"]
 
+    def text_ids(self, ids: Tensor) -> Tensor:
+        """ids as the tables of tokens take them; a family whose placeholders have no rows of their own overrides it."""
+        return ids
+
     def embedded(self, run: Run, prompt: Prompt) -> Embedded:
         """What enters the first layer for a prompt, or for a part of it in the places of one graph."""
         return Embedded(self.tokens(run, prompt.ids))

@@ -48,7 +48,7 @@ class WholeSteps:
         positions = torch.where(added, at + prompt.deltas, prompt.positions)
         now = prompt.replaced(prompt.ids.masked_scatter(added, new), real, positions)
         masks = self.host.masks("model", now, self.host.empty(), past=False)
-        given = {"input_ids": now.ids.int(), **self.inputs, **masks, **self.host.tables(positions)}
+        given = {"input_ids": self.host.text_ids(now.ids).int(), **self.inputs, **masks, **self.host.tables(positions)}
         hidden = self.run("model", given)["hidden_states"]
         rows = torch.arange(len(hidden), dtype=torch.int64, device="cpu")
         return self.host.logits(self.run, hidden[rows, real.sum(dim=1) - 1][:, None])

@@ -139,6 +139,8 @@ def test_gemma_takes_grids_from_positions_and_leaves_shared_padding_out() -> Non
     assert gemma4_request.sizes(batch) == Sizes(0, ((1, 2, 2), (1, 3, 2)), rows=2)
     with pytest.raises(InputError, match="needs pixel_position_ids"):
         gemma4_request.sizes({"pixel_values": torch.ones(1, 2, 3)})
+    first = {"pixel_values": torch.ones(2, 9, 12), "image_position_ids": positions.flip(1)}
+    assert gemma4_request.inputs(first)["pixel_position_ids"].equal(positions.flip(1)), "padding before the patches"
 
 
 def test_gemma_makes_a_graph_for_each_grid() -> None:

@@ -17,11 +17,24 @@ from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.whole_host import host
 from tests.models.eager_bundle import Eager
 from tests.models.gemma4_bundle_tiny import PROMPTS, A, for_release, given, joined, profile, tree
+from tests.models.gemma4_model_tiny import IMAGE
 from tests.models.gemma4_text_tiny import WINDOW
 
 NEW = 2 * WINDOW + 4  # past two wraps of the ring, whatever the prompt
 OPTIONS: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "repetition_penalty": 3.0}
 _EAGER: dict[Any, Eager] = {}
+
+
+class AnImageToken:
+    """Makes the first new token a placeholder of images."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[1] > self.prompt:
+            return scores
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([IMAGE]), 0.0)
 
 
 def eager(form: str = "e2b", **changes: Any) -> Eager:
@@ -121,6 +134,11 @@ def test_the_whole_model_in_one_graph() -> None:
         layers="whole", image_shapes=shapes, audio_lengths=tuple(clip + 1 for clip in clips), prefill_lengths=()
     )
     assert torch.equal(tokens(run, inputs, 6), expected(inputs, new=6))
+    forced = {**OPTIONS, "logits_processor": [AnImageToken(inputs["input_ids"].shape[1])], "max_new_tokens": 4}
+    _, q = tree()
+    out = host(run.manifest).generate(run, **inputs, **forced)
+    assert torch.equal(out, q.generate(**for_release(inputs), **forced))
+    assert not bool((run.seen["model"]["input_ids"] == IMAGE).any()), "a placeholder has no row of its own"
     with pytest.raises(InputError, match=r"prompts with images of \[\(2, 6\), \(4, 4\)"):
         tokens(run, given("adjacent"))
 
@@ -134,6 +152,10 @@ def test_what_the_bundle_cannot_do_is_said() -> None:
         tokens(run, inputs | wide)
     with pytest.raises(InputError, match="are no whole grid"):
         tokens(run, inputs | {"image_position_ids": torch.ones_like(inputs["image_position_ids"])})
+    beyond = inputs["image_position_ids"].clone()
+    beyond[0, 3] = torch.tensor([-1, 1])  # where (3, 0) was: the same number, line by line
+    with pytest.raises(InputError, match="are no whole grid"):
+        tokens(run, inputs | {"image_position_ids": beyond})
     clip = {"input_features": torch.zeros(1, 30, 8), "input_features_mask": torch.ones(1, 30)}
     with pytest.raises(InputError, match="no audio graph for a clip of 30 frames"):
         tokens(run, given("audio") | clip)

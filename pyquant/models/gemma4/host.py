@@ -67,15 +67,13 @@ class Gemma4Host(Host):
         """
         turn = self.turn(input_ids, attention_mask, past, options)
         types = types_of(turn.ids, self.placeholders) * turn.real
-        frames, frame_positions = frames_of(pixel_values_videos, video_position_ids)
-        if frames is not None and num_frames_per_video is not None and int(num_frames_per_video.sum()) != len(frames):
-            counts = num_frames_per_video.tolist()
-            raise InputError(
-                f"num_frames_per_video is {counts}, {sum(counts)} frames, but pixel_values_videos has {len(frames)}"
-            )
+        frames: list[Picture] = []
+        if pixel_values_videos is not None:
+            each, at, _ = frames_of(pixel_values_videos, video_position_ids, num_frames_per_video)
+            frames = ordered(each, at, "pixel_values_videos")
         given = Given(
-            None if pixel_values is None else ordered(pixel_values, image_position_ids, "pixel_values"),
-            None if frames is None else ordered(frames, frame_positions, "pixel_values_videos"),
+            [] if pixel_values is None else ordered(pixel_values, image_position_ids, "pixel_values"),
+            frames,
             _clips(input_features, input_features_mask),
         )
         self._check_types(turn, mm_token_type_ids, input_ids)
@@ -126,7 +124,7 @@ class Gemma4Host(Host):
 
     # --- rows of towers ---
 
-    def _pictures(self, run: Run, pictures: Sequence[Picture] | None) -> Tensor | None:
+    def _pictures(self, run: Run, pictures: Sequence[Picture]) -> Tensor | None:
         """Rows (n, D) of images or frames in turn."""
         if not pictures:
             return None
@@ -177,7 +175,7 @@ class Gemma4Host(Host):
         return Embedded(hidden, {"per_layer_inputs": made})
 
     def text_ids(self, ids: Tensor) -> Tensor:
-        """ids for the tables: the padding token at places of images, videos and audio."""
+        """The padding token at places of images, videos and audio."""
         for token in self.placeholders.values():
             if token is not None:
                 ids = ids.masked_fill(ids == token, self.pad)
@@ -248,10 +246,10 @@ class Gemma4Host(Host):
 
 @dataclass(frozen=True)
 class Given:
-    """Images, frames of all videos, and clips (frames, mel) of a call, each in turn; None or empty without any."""
+    """Images, frames of all videos, and clips (frames, mel) of a call, each in turn; empty without any."""
 
-    images: list[Picture] | None
-    frames: list[Picture] | None
+    images: list[Picture]
+    frames: list[Picture]
     clips: list[Tensor]
 
 
@@ -281,7 +279,7 @@ def _clips(features: Tensor | None, mask: Tensor | None) -> list[Tensor]:
             "input_features (clips, frames, mel) go with input_features_mask (clips, frames); got "
             f"{tuple(features.shape)} and {None if mask is None else tuple(mask.shape)}"
         )
-    own = mask != 0
+    features, own = features.cpu(), (mask != 0).cpu()
     ends = [int(each.nonzero().max()) + 1 if bool(each.any()) else 0 for each in own]
     for clip, (each, end) in enumerate(zip(own, ends, strict=True)):
         if not bool(each[:end].all()):

@@ -18,12 +18,25 @@ Picture = tuple[Shape, Tensor]  # (height, width) in patches, and the patches li
 _VIDEO_DIMS = 4
 
 
-def frames_of(pixels: Tensor | None, positions: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Frames of all videos in a row: (frames, P, pixels) as they are; (videos, frames, P, pixels), the form of
-    transformers before 5.19, flattened."""
-    if pixels is not None and positions is not None and pixels.dim() == _VIDEO_DIMS:
-        return pixels.flatten(0, 1), positions.flatten(0, 1)
-    return pixels, positions
+def frames_of(
+    pixels: Tensor, positions: Tensor | None, counts: Tensor | None
+) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """Frames of all videos in a row, and how many each video has: (frames, P, pixels) as they are, with `counts`
+    (videos,); (videos, frames, P, pixels), the form of transformers before 5.19, flattened.
+
+    Raises InputError for counts of other frames.
+    """
+    if positions is not None and pixels.dim() == _VIDEO_DIMS:
+        videos, frames = pixels.shape[:2]
+        return pixels.flatten(0, 1), positions.flatten(0, 1), [frames] * videos
+    if counts is None:
+        return pixels, positions, None
+    given: list[int] = counts.tolist()
+    if sum(given) != len(pixels):
+        raise InputError(
+            f"num_frames_per_video is {given}, {sum(given)} frames, but pixel_values_videos has {len(pixels)}"
+        )
+    return pixels, positions, given
 
 
 def ordered(pixels: Tensor, positions: Tensor | None, source: str) -> list[Picture]:
@@ -45,19 +58,20 @@ def ordered(pixels: Tensor, positions: Tensor | None, source: str) -> list[Pictu
 
 
 def _grid(image: Tensor, at: Tensor, number: int, source: str) -> tuple[Shape, Tensor]:
+    image, at = image.float().cpu(), at.cpu()
     real = ~(at == -1).all(dim=-1)
     if not bool(real.any()):
         raise InputError(f"image {number} of {source} is all padding; leave it out")
     x, y = at[real].long().unbind(dim=-1)
     height, width = int(y.max()) + 1, int(x.max()) + 1
     place = y * width + x
-    if len(place) != height * width or len(set(place.tolist())) != len(place):
+    if len(place) != height * width or len(torch.unique(place)) != len(place) or int(torch.minimum(x, y).min()) < 0:
         raise InputError(
             f"image {number} of {source} has {len(place)} patches at positions up to (x, y) = ({width - 1}, "
             f"{height - 1}), which are no whole grid of {height} x {width}"
         )
     patches = torch.empty(height * width, image.shape[-1], dtype=torch.float32, device="cpu")
-    patches[place] = image[real].float().cpu()
+    patches[place] = image[real]
     return (height, width), patches
 
 

@@ -19,6 +19,7 @@ from pyquant.errors import InputError, ProfileError
 from pyquant.models.gemma4.embedder import QuantGemma4MultimodalEmbedder
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile, fusion_graph, soft_tokens_graph
 from pyquant.models.gemma4.hf import hf_class, home
+from pyquant.models.gemma4.images import frames_of
 from pyquant.models.gemma4.places import AUDIO, IMAGE, TEXT, TOKENS, VIDEO, Counts, place_index, types_of
 from pyquant.models.gemma4.text.model import QuantGemma4TextModel
 from pyquant.models.gemma4.vision.model import QuantGemma4VisionModel
@@ -145,25 +146,13 @@ class QuantGemma4Model(MultimodalModel):
     ) -> Any:
         """As get_image_features, of the frames of videos: (frames of all videos, P, 3 * patch**2), or in releases
         before 5.19 (videos, frames, P, ...). pooler_output has one tensor for each video where images have one each."""
-        if pixel_values_videos.dim() == _VIDEO_DIMS and video_position_ids is not None:
-            frames = [pixel_values_videos.shape[1]] * len(pixel_values_videos)
-            pixel_values_videos, video_position_ids = (
-                pixel_values_videos.flatten(0, 1),
-                video_position_ids.flatten(0, 1),
-            )
-        elif num_frames_per_video is None:
+        pixels, positions, frames = frames_of(pixel_values_videos, video_position_ids, num_frames_per_video)
+        if frames is None:
             raise InputError(
                 "videos need num_frames_per_video (videos,): the frames of all of them stand in one row; the video "
                 "processor returns it"
             )
-        else:
-            frames = [int(count) for count in num_frames_per_video.tolist()]
-        if sum(frames) != len(pixel_values_videos):
-            raise InputError(
-                f"num_frames_per_video is {frames}, {sum(frames)} frames, but pixel_values_videos has "
-                f"{len(pixel_values_videos)}"
-            )
-        out = self.get_image_features(pixel_values_videos, video_position_ids, **kwargs)
+        out = self.get_image_features(pixels, positions, **kwargs)
         if _splits():
             parts, start, videos = out.pooler_output, 0, []
             for count in frames:
@@ -272,9 +261,6 @@ class QuantGemma4Model(MultimodalModel):
             f"{type(self).__name__} is exported graph by graph: pyquant.export_bundle(q, folder, gemma4.Profile(...)), "
             f"or its parts, or one of FusionProfile, SoftTokensProfile and WholeProfile; got {type(profile).__name__}"
         )
-
-
-_VIDEO_DIMS = 4
 
 
 def _only(types: Tensor, counts: Counts) -> Tensor:

@@ -33,13 +33,16 @@ _FRAMES = 100  # guessed audio lengths are seconds
 
 
 def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's arguments, without the padding that every image of the batch has: no layer need see it."""
+    """The model's arguments, without the padding that every image of the batch ends with: no layer need see it."""
     batch = dict(batch)
     if not any(name in batch for name in _TEXT) and FROM_PROCESSOR in batch and POSITIONS not in batch:
         batch[POSITIONS] = batch.pop(FROM_PROCESSOR)
     for pixels, positions in (("pixel_values", POSITIONS), *_IMAGES):
         if pixels in batch and positions in batch:
-            longest = int((batch[positions] >= 0).all(dim=-1).sum(dim=-1).max())
+            real = (batch[positions] >= 0).all(dim=-1)
+            longest = int(real.sum(dim=-1).max())
+            if bool(real[..., longest:].any()):
+                continue  # padding stands between patches, as transformers allows
             for name in (positions, pixels):
                 batch[name] = batch[name][..., :longest, :]
     return batch

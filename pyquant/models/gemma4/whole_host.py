@@ -36,7 +36,7 @@ class WholeGemma4Host(Gemma4Host):
 
     def seen(self, run: Run, prompt: Prompt, types: Tensor, given: Given) -> SoftPrompt:
         """In all the places of the graph. Raises InputError for other images or clips than those of the graph."""
-        pictures = [*(given.images or ()), *(given.frames or ())]
+        pictures = [*given.images, *given.frames]
         shapes, known = [shape for shape, _ in pictures], [tuple(each) for each in self.images.get("shapes", [])]
         fits = len(given.clips) == len(self.lengths) and all(map(_holds, self.lengths, given.clips))
         if shapes != known or not fits:
@@ -46,7 +46,7 @@ class WholeGemma4Host(Gemma4Host):
                 f'{[len(clip) for clip in given.clips]}; export with these, or with layers="stack", which takes any'
             )
         soft = [self.soft_tokens(shape) for shape in shapes]
-        images = sum(soft[: len(given.images or ())])
+        images = sum(soft[: len(given.images)])
         counts = Counts(images, sum(soft) - images, sum(tokens_of(len(clip)) for clip in given.clips))
         index = _padded_clips(place_index(types, counts), types.numel() + sum(soft), given.clips, self.lengths)
         rows = torch.where(types == TEXT, -1, index - types.numel() + self.batch * self.longest)
@@ -54,7 +54,7 @@ class WholeGemma4Host(Gemma4Host):
         places = prompt.part(0, width, self.longest)
         pixels = [patches for _, patches in pictures]
         return SoftPrompt(
-            self.text_ids(places.ids),
+            places.ids,
             places.real,
             places.positions,
             places.deltas,

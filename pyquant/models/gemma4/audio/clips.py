@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyquant.models.gemma4.audio.profiles import tokens_of
+
 
 def clip_by_clip(forward: Callable[[Tensor, Tensor | None], Tensor], features: Tensor, mask: Tensor) -> Tensor | None:
     """Soft tokens (B, ceil(T / 4), D) of a batch, with zeros at padding; None where there is nothing but padding.
@@ -27,6 +29,6 @@ def clip_by_clip(forward: Callable[[Tensor, Tensor | None], Tensor], features: T
             continue
         own, whole = slice(row, row + 1), bool(valid[:frames].all())
         tokens = forward(features[own, :frames], None if whole else mask[own, :frames])
-        out = tokens.new_zeros(batch, -(-length // 4), tokens.shape[-1]) if out is None else out
+        out = tokens.new_zeros(batch, tokens_of(length), tokens.shape[-1]) if out is None else out
         out[own, : tokens.shape[1]] = tokens
     return out
