@@ -1,47 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quantized model as a folder: quantized.safetensors, quantization.json, the other files of a Hugging Face folder.
 
-It owns what is stored and how it is checked and put back, so that a loaded model gives bit-identical outputs. What the
-JSON may say is checkpoint_index.py, tokenizer and processor files companions.py, README.md model_card.py, how files
-appear whole files.py; .circle files are exporter/.
+It owns the order of saving and loading, and building the class that was saved. How tensors are stored and put back, so
+that outputs are bit-identical, is checkpoint_tensors.py, what the JSON may say checkpoint_index.py, tokenizer and
+processor files companions.py, README.md model_card.py, how files appear whole files.py; .circle files are exporter/.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from pyquant import checkpoint_index, companions, files, lifecycle, models, ops, tensor_file
+from pyquant import checkpoint_index, checkpoint_tensors, companions, files, lifecycle, models, tensor_file
 from pyquant.block_site import BlockSite
-from pyquant.checkpoint_index import CHECKED, CONFIG, EARLIER, FORMAT, INDEX, VERSION, WEIGHTS, fault, plausible_stride
+from pyquant.checkpoint_index import CHECKED, CONFIG, EARLIER, FORMAT, INDEX, VERSION, WEIGHTS, fault
 from pyquant.companions import GENERATION
 from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.model_card import README, model_card
 from pyquant.policy import Policy
-from pyquant.qparams import QParams
 from pyquant.site import Site
-from pyquant.spec import PerAxis, PerGroup, PerTensor, QuantSpec
+from pyquant.spec import BlockSpec, QuantSpec
 from pyquant.tensor_file import Entry
 from pyquant.wrap import QModule, foreign, registry
 from pyquant.wrap.stored import StoredModule
 
 __all__ = ["load_quantized", "save_quantized"]
 
-_STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
-
 QUANT_METHOD = "pyquant"  # in config.json: no quantizer of transformers has that name
-
-logger = logging.getLogger(__name__)
 
 
 def save_quantized(
@@ -87,7 +80,7 @@ def save_quantized(
         "policy": q.policy.to_dict(),
         "configs": checkpoint_index.configs(q),
         "sites": {site.path: _describe(site) for site in q.all_sites()},
-        "tensors": _store(q, tensors),
+        "tensors": checkpoint_tensors.store(q, tensors),
     }
     if forms := {m.path: m.stored_form() for m in q.all_qmodules() if isinstance(m, StoredModule)}:
         index["stored"] = forms
@@ -149,7 +142,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
         q.generation_config = _generation_config(folder)
     try:
         with safe_open(folder / checkpoint_index.weights_of(index), framework="pt") as file:
-            _restore(q, index, _Reader(file, folder))
+            checkpoint_tensors.restore(q, index, checkpoint_tensors.Reader(file, folder))
     except (SafetensorError, OSError) as error:
         raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
     lifecycle.finalize(q)
@@ -171,125 +164,11 @@ def _save_companions(q: QModule, folder: Path, source: str | None, parts: Mappin
             companions.save(part, what, folder)
 
 
-def _store(q: QModule, tensors: dict[str, Entry]) -> dict[str, Any]:
-    """Fill `tensors` with what goes into the file; returns name -> how it is stored, for the index."""
-    uses: dict[tuple[Any, ...], list[Site]] = {}
-    for module in q.all_qmodules():
-        for name, value in module.constants().items():
-            uses.setdefault(_identity(value), []).append(module.site(name))
-    entries: dict[str, Any] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    for name, value in _named_tensors(q):
-        identity = _identity(value)
-        if value.numel() and identity in first:
-            entries[name] = {"kind": "alias", "of": first[identity]}
-            continue
-        first[identity] = name
-        entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
-        if not value.is_contiguous() and plausible_stride(
-            value.shape, value.stride()
-        ):  # a product's last bit depends on the layout
-            entry["stride"] = list(value.stride())
-        integers = _integers(value, uses.get(identity, []))
-        if integers is None:
-            entries[name], tensors[name] = {"kind": "float", **entry}, tensor_file.whole(value)
-        else:
-            site, tensors[name] = integers
-            entries[name] = {"kind": "integer", "site": site.path, **entry}
-    return entries
-
-
-def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Entry] | None:
-    """The integers of a constant, if they are enough: every use is on one grid, and the round trip is exact.
-
-    A narrow float type cannot always represent its own grid points; then the tensor stays as it is.
-    """
-    if sites and isinstance(sites[0], BlockSite):
-        return _blocks(value, sites[0]) if all(site.spec == sites[0].spec for site in sites) else None
-    grids = [site.qparams for site in sites]
-    if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
-        return None
-    grid, packed = _grid_of(grids[0]), grids[0].spec.dtype.bits == 4
-    if not _is_exact(value, grid):
-        logger.info("%s is stored as %s: that type cannot represent its grid", sites[0].path, value.dtype)
-        return None
-    form = (torch.uint8, ((value.numel() + 1) // 2,)) if packed else (grid.dtype, tuple(value.shape))
-    return sites[0], Entry(*form, lambda: ops.quantize_pieces(value, grid, packed=packed))
-
-
-def _is_exact(value: Tensor, grid: ops.Grid) -> bool:
-    """True when integers of the values that the integers of `value` stand for are the same ones."""
-    if _is_fine(value.dtype, grid):
-        return True
-    once = ops.quantize_pieces(value, grid, packed=False)
-    for (rows, scale, zero_point), flat in zip(grid.rows(value.shape), once, strict=True):
-        integers = flat.reshape(ops.rows_of(value, rows).shape)
-        back = _values(integers, scale, zero_point, grid, value.dtype)
-        again = ops.quantize(back, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)
-        if not torch.equal(again, integers):
-            return False
-    return True
-
-
-def _is_fine(dtype: torch.dtype, grid: ops.Grid) -> bool:
-    """True when rounding to `dtype` moves no point of the grid by half a step, so that the check can be saved.
-
-    A product q * scale is off by its relative error (half the eps of `dtype`, and one rounding of float32) at most,
-    while it is a normal number.
-    """
-    if not grid.zero_point.numel():
-        return True
-    form = torch.finfo(dtype)
-    steps = max(grid.qmax - int(grid.zero_point.min()), int(grid.zero_point.max()) - grid.qmin)
-    error = steps * (form.eps / 2 + torch.finfo(torch.float32).eps)
-    inside = (grid.scale >= form.tiny) & (grid.scale.double() * steps < form.max)
-    return error < 0.499 and bool(inside.all())
-
-
-def _values(integers: Tensor, scale: Tensor, zero_point: Tensor, grid: ops.Grid, dtype: torch.dtype) -> Tensor:
-    """What some rows of integers stand for."""
-    return ops.dequantize(integers, scale, zero_point, grid.axis, grid.group).to(dtype)
-
-
-def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Entry] | None:
-    """The blocks of a constant, if they are enough; a narrow float type cannot always represent their values."""
-    value, bits = value.detach(), site.bits
-    for rows in ops.row_slices(value.shape):
-        piece = ops.rows_of(value, rows)
-        back = ops.dequantize_blocks(ops.quantize_blocks(piece, bits), bits).to(value.dtype)
-        if not torch.equal(ops.fake_quantize_blocks(back, bits), ops.fake_quantize_blocks(piece, bits)):
-            logger.info("%s is stored as %s: that type cannot represent its blocks", site.path, value.dtype)
-            return None
-    shape = (*value.shape[:-1], value.shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits))
-    pieces = lambda: (ops.quantize_blocks(ops.rows_of(value, rows), bits) for rows in ops.row_slices(value.shape))  # noqa: E731
-    return site, Entry(torch.uint8, shape, pieces)
-
-
-def _grid_of(grid: QParams) -> ops.Grid:
-    spec = grid.spec
-    storage = _STORAGE[spec.dtype.name]
-    return ops.Grid(grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage)
-
-
 def _describe(site: Site) -> dict[str, Any]:
     spec = None if site.spec is None else site.spec.to_dict()
     quantized = site.scale is not None or isinstance(site, BlockSite)
     decided = {"decided": site.decided} if site.decided else {}
     return {"role": site.role.value, "spec": spec, "quantized": quantized, **decided}
-
-
-def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer of the wrappers, non-persistent ones too: nothing is left to be derived again."""
-    skip = {id(t) for site in q.all_sites() for t in (site.scale, site.zero_point)}
-    skip |= {id(t) for m in q.all_qmodules() for name in m.BIASES if (t := m._buffers[f"{name}_scale"]) is not None}
-    yield from q.named_parameters(remove_duplicate=False)
-    for name, value in q.named_buffers(remove_duplicate=False):
-        if id(value) not in skip:
-            yield name, value
-
-
-def _identity(t: Tensor) -> tuple[Any, ...]:
-    return t.data_ptr(), tuple(t.shape), t.stride(), t.dtype, str(t.device)
 
 
 def _version(package: str) -> str:
@@ -300,23 +179,6 @@ def _version(package: str) -> str:
 
 
 # --- restoring ---
-
-
-class _Reader:
-    """Tensors of the file by name; one that is missing, or of another shape or type than in the index, is an error."""
-
-    def __init__(self, file: Any, folder: Path) -> None:
-        self._file, self.folder, self.names = file, folder, set(file.keys())
-
-    def get(self, name: str, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
-        if name not in self.names:
-            raise CheckpointError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
-        tensor: Tensor = self._file.get_tensor(name)
-        if tensor.dtype != dtype or (shape is not None and tuple(tensor.shape) != tuple(shape)):
-            expected = f"{dtype}" if shape is None else f"{dtype} {tuple(shape)}"
-            seen = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", f"is {seen}, expected {expected}")
-        return tensor
 
 
 def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
@@ -330,6 +192,8 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             f"checkpoint {str(folder)!r} is of a {root}, which {why}; pass a model of that class: "
             f"load_quantized(path, fp)"
         )
+    forms = index.get("stored", {})
+    rebuild_ = _rebuilder(folder) if forms else None
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         try:
             config = _eager(config_class.from_json_file(folder / CONFIG))
@@ -337,11 +201,23 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             if isinstance(index.get("base"), str) and hasattr(config, "_name_or_path"):
                 config._name_or_path = index["base"]
             model = cls(config)
-            if "stored" in index:
-                importlib.import_module("pyquant.wrap.hf_gemma_quant").rebuild_(model, index["stored"])
+            if rebuild_ is not None:
+                rebuild_(model, forms)
             return model
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
+
+
+def _rebuilder(folder: Path) -> Callable[[nn.Module, Mapping[str, Any]], None]:
+    """What puts layers of stored integers in the place of plain ones. Their classes are transformers'."""
+    try:
+        from pyquant.wrap.hf_gemma_quant import rebuild_
+    except ImportError as error:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has layers of a quantization-aware checkpoint, and transformers "
+            f"{_version('transformers')} has no classes for them; install 5.11 or later"
+        ) from error
+    return rebuild_
 
 
 def _generation_config(folder: Path) -> Any:
@@ -384,10 +260,14 @@ def _adopt(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
     for site in q.all_sites():
         how = recorded.get(site.path, {}).get("decided")
         if how and site.takes_grid:
+            where, recorded_spec = f"{INDEX}: spec of site {site.path!r}", recorded[site.path]["spec"]
             try:
-                site.adopt(QuantSpec.from_dict(recorded[site.path]["spec"]), how)
-            except (SpecError, KeyError, TypeError) as error:
-                raise fault(folder, f"{INDEX}: spec of site {site.path!r}", f"cannot be ({error})") from error
+                spec = QuantSpec.from_dict(recorded_spec or {})
+            except (SpecError, TypeError) as error:
+                raise fault(folder, where, f"cannot be ({error})") from error
+            if isinstance(spec, BlockSpec):
+                raise fault(folder, where, f"cannot be (a grid that was decided is none of {spec})")
+            site.adopt(spec, how)
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
@@ -400,135 +280,3 @@ def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
                 f"{theirs or 'no such site'}, here {ours or 'no such site'}; use the configuration and the pyquant "
                 f"version that it was saved with"
             )
-
-
-def _restore(q: QModule, index: Mapping[str, Any], reader: _Reader) -> None:
-    shapes = {m.site(name).path: v.shape for m in q.all_qmodules() for name, v in m.constants().items()}
-    blocks = {site.path: site for site in q.all_sites() if isinstance(site, BlockSite)}
-    quantized = [s for s in q.all_sites() if index["sites"][s.path]["quantized"] and s.path not in blocks]
-    entries, here = index["tensors"], dict(_named_tensors(q))
-    if set(entries) != set(here):
-        odd = sorted(set(entries) ^ set(here))
-        raise CheckpointError(
-            f"checkpoint and model differ in the tensors {odd[:5]}; use the configuration and the pyquant version that "
-            f"it was saved with"
-        )
-    _check_shapes(entries, here)
-    _check_grids(q, entries, here, reader.folder)
-    stored = {name for name, entry in entries.items() if entry["kind"] != "alias"}
-    known = stored | {f"{site.path}.{part}" for site in quantized for part in ("scale", "zero_point")}
-    if extra := sorted(reader.names - known):
-        raise fault(reader.folder, f"{WEIGHTS}: tensor {extra[0]!r}", f"is in no list of {INDEX} ({len(extra)} such)")
-    for site in quantized:
-        site.set_qparams(_grid(site, shapes.get(site.path), reader))
-    grids = {site.path: site.qparams for site in quantized}
-    done: dict[str, Tensor] = {}
-    for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
-        entry = entries[name]
-        value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, blocks, reader)
-        done[name] = _assign(q, name, value, here[name])
-
-
-def _check_shapes(entries: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
-    """Every tensor of the index has the shape, and the kind of numbers, that the model has there."""
-    for name, entry in entries.items():
-        form = entries[entry["of"]] if entry["kind"] == "alias" else entry
-        if tuple(form["shape"]) != tuple(here[name].shape):
-            raise CheckpointError(
-                f"tensor {name!r} has shape {tuple(form['shape'])} in the checkpoint and {tuple(here[name].shape)} in "
-                f"the model; pass a model of the configuration that was quantized"
-            )
-        if getattr(torch, form["dtype"]).is_floating_point != here[name].is_floating_point():
-            raise CheckpointError(
-                f"tensor {name!r} is {form['dtype']} in the checkpoint and {here[name].dtype} in the model; copy or "
-                f"save it again"
-            )
-
-
-def _check_grids(q: QModule, entries: Mapping[str, Any], here: Mapping[str, Tensor], folder: Path) -> None:
-    """Integers are on the grid of a site that the tensor, or one that is tied to it, passes through."""
-    users: dict[int, set[str]] = {}
-    for module in q.all_qmodules():
-        for name, value in module.constants().items():
-            users.setdefault(id(value), set()).add(module.site(name).path)
-    sites: dict[str, set[str]] = {}
-    for name, entry in entries.items():
-        sites.setdefault(entry.get("of", name), set()).update(users.get(id(here[name]), ()))
-    for name, entry in entries.items():
-        if entry["kind"] == "integer" and entry["site"] not in sites[name]:
-            what = f"is on the grid of site {entry['site']!r}, but passes through {sorted(sites[name]) or 'none'}"
-            raise fault(folder, f"{INDEX}: tensor {name!r}", what)
-
-
-def _grid(site: Site, shape: Sequence[int] | None, reader: _Reader) -> QParams:
-    """The grid of a quantized site. `shape` is that of its constant, if it has one."""
-    spec = site.spec
-    assert spec is not None
-    expected: tuple[int, ...] | None = () if isinstance(spec.granularity, PerTensor) else None
-    if shape is not None and isinstance(spec.granularity, PerAxis):
-        expected = (shape[spec.granularity.axis],)
-    elif shape is not None and isinstance(spec.granularity, PerGroup):
-        axis, size = spec.granularity.axis % len(shape), spec.granularity.size
-        expected = tuple(n // size if i == axis else n for i, n in enumerate(shape))
-    scale = reader.get(f"{site.path}.scale", torch.float32, expected)
-    zero_point = reader.get(f"{site.path}.zero_point", torch.int32, scale.shape)
-    try:
-        return QParams(spec, scale, zero_point)
-    except SpecError as error:
-        raise fault(reader.folder, f"{WEIGHTS}: grid of site {site.path!r}", f"cannot be: {error}") from error
-
-
-def _read(
-    name: str,
-    entry: Mapping[str, Any],
-    grids: Mapping[str, QParams | None],
-    blocks: Mapping[str, BlockSite],
-    reader: _Reader,
-) -> Tensor:
-    shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
-    if entry["kind"] == "float":
-        value = reader.get(name, dtype, shape)
-    elif entry["site"] in blocks:
-        bits = blocks[entry["site"]].bits
-        width = shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits)
-        packed = reader.get(name, torch.uint8, (*shape[:-1], width))
-        value = torch.empty(shape, dtype=dtype, device="cpu")
-        for rows in ops.row_slices(shape):
-            ops.rows_of(value, rows).copy_(ops.dequantize_blocks(ops.rows_of(packed, rows), bits))
-    else:
-        grid = grids[entry["site"]]
-        assert grid is not None
-        value = _dequantized(name, shape, dtype, grid, reader)
-    if "stride" in entry:
-        return torch.empty_strided(shape, entry["stride"], dtype=value.dtype, device=value.device).copy_(value)
-    return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours
-
-
-def _dequantized(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: QParams, reader: _Reader) -> Tensor:
-    """The values of stored integers, some rows at a time."""
-    form, four = _grid_of(grid), grid.spec.dtype.bits == 4
-    count = torch.Size(shape).numel()
-    stored = reader.get(name, torch.uint8, ((count + 1) // 2,)) if four else reader.get(name, form.dtype, shape)
-    value, end = torch.empty(shape, dtype=dtype, device="cpu"), 0
-    for rows, scale, zero_point in form.rows(shape):
-        part = ops.rows_of(value, rows)
-        if four:
-            start, end = end, end + part.numel()
-            packed = stored[start // 2 : (end + 1) // 2]
-            integers = ops.unpack_int4(packed, part.numel(), grid.spec.dtype.signed).reshape(part.shape)
-        else:
-            integers = ops.rows_of(stored, rows)
-        part.copy_(_values(integers, scale, zero_point, form, dtype))
-    return value
-
-
-def _assign(q: QModule, name: str, value: Tensor, old: Tensor) -> Tensor:
-    """Put `value` where the tree has `old`; never into `old`, which is the float model's."""
-    owner, _, leaf = name.rpartition(".")
-    module = q.get_submodule(owner)
-    if isinstance(old, nn.Parameter):
-        value = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=old.requires_grad)
-        module._parameters[leaf] = value
-    else:
-        module._buffers[leaf] = value
-    return value

@@ -4,9 +4,11 @@ quantized, and the checkpoint's integers in the file."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import gemma4_text_tiny
 import numpy as np
 import pytest
 import qat_tiny
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 import pyquant
 from pyquant import circle
-from pyquant.errors import ModelError, PhaseError, PolicyError
+from pyquant.errors import CheckpointError, ModelError, PhaseError, PolicyError
 from pyquant.exporter.precision import LowPrecisionWarning
 from pyquant.exporter.profile import ExportProfile, TensorSpec
 from pyquant.spec import INT4, INT8, PerAxis, PerTensor, QuantSpec
@@ -262,6 +264,17 @@ def test_saved_and_loaded_it_is_bit_identical(bits: int, tmp_path: Path) -> None
         x = model.table(ids)
         assert float((loaded.table(ids) - x).abs().max()) <= 1e-6
         assert float((loaded.fc(x) - model.fc(x)).abs().max()) <= 1e-6
+
+
+def test_a_saved_tree_needs_transformers_with_such_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.11 there are none: nothing is wrong with the folder."""
+    model = qat_tiny.stored_(gemma4_text_tiny.causal_lm(tie_word_embeddings=False))
+    q = pyquant.prepare(model, pyquant.Policy.preset("float"))
+    pyquant.convert(q)
+    pyquant.save_quantized(q, tmp_path / "q")
+    monkeypatch.setitem(sys.modules, "pyquant.wrap.hf_gemma_quant", None)
+    with pytest.raises(CheckpointError, match=r"has layers of a quantization-aware .* install 5\.11 or later"):
+        pyquant.load_quantized(tmp_path / "q")
 
 
 def test_explain_says_where_a_format_comes_from() -> None:

@@ -39,9 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "model_card": VALUES | {"block_site", "wrap"},
     "checkpoint_index": VALUES | {"wrap", "files", "companions"},
     "tensor_file": {"ops"},
+    "checkpoint_tensors": VALUES | {"ops", "tensor_file", "site", "block_site", "wrap", "checkpoint_index"},
     "checkpoint": VALUES
-    | {"models", "ops", "tensor_file", "policy", "site", "block_site", "wrap", "lifecycle", "files", "checkpoint_index"}
-    | {"companions", "model_card"},
+    | {"models", "tensor_file", "policy", "site", "block_site", "wrap", "lifecycle", "files"}
+    | {"checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
@@ -71,6 +72,7 @@ WITHOUT = {
         "interop",
         "lifecycle",
         "checkpoint",
+        "checkpoint_tensors",
         "exporter",
         "circle",
         "verify",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pyquant
-from pyquant import ObserverSpec, PerGroup, Policy, QuantSpec, Rule, checkpoint, files, ops, tensor_file, wrap
+from pyquant import ObserverSpec, PerGroup, Policy, QuantSpec, Rule, checkpoint_tensors, files, ops, tensor_file, wrap
 from pyquant.errors import CheckpointError, PhaseError
 from pyquant.spec import INT4, INT8, INT16, UINT4
 from pyquant.wrap import Phase, QModule, Role
@@ -115,8 +115,10 @@ def test_integers_that_would_not_come_back_are_not_trusted(
 ) -> None:
     q = quantized(model)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_is_fine", lambda dtype, grid: False)
-        patch.setattr(checkpoint, "_values", lambda integers, scale, zero_point, grid, dtype: integers.to(dtype) * 1.5)
+        patch.setattr(checkpoint_tensors, "_is_fine", lambda dtype, grid: False)
+        patch.setattr(
+            checkpoint_tensors, "_values", lambda integers, scale, zero_point, grid, dtype: integers.to(dtype) * 1.5
+        )
         pyquant.save_quantized(q, tmp_path / "q")
     assert {entry["kind"] for entry in index_of(tmp_path / "q")["tensors"].values()} == {"float", "alias"}
     assert torch.equal(pyquant.load_quantized(tmp_path / "q", ToyModel())(IDS), q(IDS))
@@ -131,9 +133,9 @@ def test_grids_that_need_no_check_come_back(bits: int, dtype: torch.dtype) -> No
         for scale in (1e-38, 3e-7, 0.0123, 1.0, 1 / 3, 77.7, 1e37):
             grid = ops.Grid(torch.tensor(scale), torch.tensor(0, dtype=torch.int32), None, 0, low, high, torch.int16)
             integers = torch.arange(low, high + 1, dtype=torch.int16)
-            values = checkpoint._values(integers, grid.scale, grid.zero_point, grid, dtype)
+            values = checkpoint_tensors._values(integers, grid.scale, grid.zero_point, grid, dtype)
             back = ops.quantize(values, grid.scale, grid.zero_point, None, 0, low, high, torch.int16)
-            fine = checkpoint._is_fine(dtype, grid)
+            fine = checkpoint_tensors._is_fine(dtype, grid)
             assert torch.equal(back, integers) or not fine
             found.add(fine)
     narrow = bits == 16 and dtype != torch.float32

@@ -75,6 +75,18 @@ INDEX: dict[str, tuple[Callable[[Index], Any], str]] = {
     "quantized-is-text": (site(quantized="no"), rf"'quantized' of site '{UP_SITE}' is a str, expected true or false"),
     "quantized-float": (site(spec=None), rf"site '{UP_SITE}' is quantized, but has no spec"),
     "site-is-list": (replace("sites", {UP_SITE: []}), rf"site '{UP_SITE}' is a list, expected an object"),
+    "decided-without-format": (
+        site("layers.0.up:act_in", decided="x", spec=None, quantized=False),
+        r"spec of site 'layers.0.up:act_in' cannot be \(a QuantSpec has the keys",
+    ),
+    "decided-blocks": (
+        site(decided="x", spec={"dtype": "q4_0"}),
+        r"cannot be \(a grid that was decided is none of q4_0",
+    ),
+    "axis-outside": (
+        site(decided="x", spec={"dtype": "int8", "symmetric": True, "granularity": {"per_axis": 2}}),
+        rf"spec of site '{UP_SITE}' has axis 2 of shape \(12, 8\)",
+    ),
     "sites-is-list": (replace("sites", []), r"'sites' is a list, expected an object"),
     "tensors-is-list": (replace("tensors", []), r"'tensors' is a list, expected an object"),
     "policy-nonsense": (replace("policy", {"rules": 3}), r"'policy' cannot be \("),
