@@ -112,8 +112,8 @@ def release(tensors: Iterable[Tensor]) -> int:
     """Give the pages of these tensors back that can be read again from their files; returns their bytes.
 
     Weights of a checkpoint are mapped from its files: what was read stays in memory until another process needs it, and
-    counts. A mapping with changed pages is left alone, so that no value is lost. What the allocator keeps of memory
-    that was freed goes back too.
+    counts. A mapping with changed pages, in memory or swapped out, is left alone, so that no value is lost. What the
+    allocator keeps of memory that was freed goes back too.
     """
     starts = {t.untyped_storage().data_ptr() for t in tensors if t.device.type == "cpu"}
     _trim()
@@ -125,7 +125,7 @@ def release(tensors: Iterable[Tensor]) -> int:
 
 
 def _unchanged_files() -> list[tuple[int, int]]:
-    """(start, end) of each mapping of a file of which no page was changed in memory."""
+    """(start, end) of each mapping of a file of which no page was changed, be it in memory or swapped out."""
     try:
         lines = _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -138,7 +138,8 @@ def _unchanged_files() -> list[tuple[int, int]]:
         elif current is not None and line.startswith("Anonymous:"):
             if int(line.split()[1]) == 0:
                 found.append(current)
-            current = None
+        elif line.startswith("Swap:") and int(line.split()[1]) and found[-1:] == [current]:
+            found.pop()
     return found
 
 

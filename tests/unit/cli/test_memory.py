@@ -74,6 +74,21 @@ def test_changed_pages_stay(file: Path) -> None:
     assert value[:7].tolist() == [0, 1, 2, 3, 4, -1, 6]
 
 
+def test_changed_pages_that_were_swapped_out_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are no longer among the pages in memory ("Anonymous")."""
+    mappings = (
+        ("1000-2000 rw-p 00000000 08:01 7 /w/a.safetensors", 0, 0),
+        ("2000-3000 rw-p 00001000 08:01 7 /w/a.safetensors", 0, 4),
+        ("3000-4000 rw-p 00002000 08:01 7 /w/a.safetensors", 4, 0),
+        ("4000-5000 rw-p 00000000 00:00 0 [heap]", 0, 4),
+        ("5000-6000 r--s 00000000 08:01 9 /w/b.safetensors", 0, 0),
+    )
+    lines = [f"{m}\nRss: 4 kB\nAnonymous: {kept} kB\nSwap: {swapped} kB\n" for m, kept, swapped in mappings]
+    (tmp_path / "smaps").write_text("".join(lines))
+    monkeypatch.setattr(memory, "_SMAPS", tmp_path / "smaps")
+    assert memory._unchanged_files() == [(0x1000, 0x2000), (0x5000, 0x6000)]
+
+
 def test_tensors_of_no_file_stay() -> None:
     value = torch.arange(SIZE // 8)
     assert memory.release([value]) == 0
