@@ -42,16 +42,26 @@ class Session:
         self._module = _module(runtime)
         self.manifest = _manifest(self.folder)
         self.graphs: Mapping[str, Any] = self.manifest["graphs"]
-        for name, entry in self.graphs.items():
-            _verify(self.folder / str(entry["file"]), f"graph '{name}'", str(entry["sha256"]))
-        for name, entry in self.manifest.get("files", {}).items():
-            _verify(self.folder / name, f"file '{name}'", str(entry["sha256"]))
         self.tables: Mapping[str, Any] = self.manifest.get("tables", {})
-        for name, entry in self.tables.items():
-            if str(entry["file"]) not in self.manifest.get("files", {}):
-                raise CircleError(f"'{self.folder / MANIFEST}': table '{name}' is in no file that it lists")
+        try:
+            self._verify_files()
+        except (KeyError, TypeError, AttributeError) as error:
+            seen = f"{type(error).__name__}: {error}"
+            raise CircleError(
+                f"'{self.folder / MANIFEST}' does not say which files the bundle has ({seen}); export the bundle again"
+            ) from error
         self._runtimes: dict[str, Any] = {}
         self._host: Any = None
+
+    def _verify_files(self) -> None:
+        beside = self.manifest.get("files", {})
+        for name, entry in self.graphs.items():
+            _verify(self.folder, str(entry["file"]), f"graph '{name}'", str(entry["sha256"]))
+        for file, entry in beside.items():
+            _verify(self.folder, file, f"file '{file}'", str(entry["sha256"]))
+        for name, entry in self.tables.items():
+            if str(entry["file"]) not in beside:
+                raise CircleError(f"'{self.folder / MANIFEST}': table '{name}' is in no file that it lists")
 
     @property
     def host(self) -> Any:
@@ -169,8 +179,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(path: Path, name: str, sha256: str) -> None:
-    if path.parent / path.name != path or not path.is_file():
+def _verify(folder: Path, file: str, name: str, sha256: str) -> None:
+    path = folder / file
+    if Path(file).name != file:
+        raise CircleError(f"{name} of the bundle is '{file}', which is no file of its folder; export the bundle again")
+    if not path.is_file():
         raise CircleError(f"{name} of the bundle is missing: no file '{path}'; export the bundle again")
     if why := files.absent(path):
         raise CircleError(f"'{path}' {why}")
@@ -211,8 +224,8 @@ def _check(name: str, specs: list[dict[str, Any]], inputs: Mapping[str, Tensor])
         if value.is_floating_point() and not bool(value.isfinite().all()):
             place = (~value.isfinite()).nonzero()[0].tolist()
             raise InputError(
-                f"graph '{name}': input '{spec['name']}' has {float(value[tuple(place)])} at {place}, which no integer "
-                "stands for and of which each runtime makes another one; repair the data"
+                f"graph '{name}': input '{spec['name']}' has {float(value[tuple(place)])} at {place}; a graph takes "
+                "finite numbers only (runtimes differ in what they make of others), so repair the data"
             )
         if "range" in spec and value.numel():
             low, high = spec["range"]

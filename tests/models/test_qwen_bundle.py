@@ -274,10 +274,15 @@ def test_a_file_that_is_not_the_one(bundles: dict[str, Bundle], tmp_path: Path) 
         Session(tmp_path)
     manifest = tmp_path / "manifest.json"
     written = json.loads(manifest.read_text())
-    written["graphs"]["decode"]["file"] = "../decode.circle"
-    manifest.write_text(json.dumps(written))
-    with pytest.raises(CircleError, match="missing"):
-        Session(tmp_path)
+    for outside in ("../decode.circle", str(bundles["w8a16"].folder / "decode.circle"), "x/decode.circle"):
+        written["graphs"]["decode"]["file"] = outside
+        manifest.write_text(json.dumps(written))
+        with pytest.raises(CircleError, match="which is no file of its folder"):
+            Session(tmp_path)
+    for edit in ({"files": 3}, {"tables": {"t": {}}}, {"tables": []}, {"graphs": {"decode": {}}}, {"graphs": {"a": 1}}):
+        manifest.write_text(json.dumps({**written, "graphs": {}, **edit}))
+        with pytest.raises(CircleError, match="does not say which files the bundle has"):
+            Session(tmp_path)
     manifest.write_text("{}")
     with pytest.raises(CircleError, match="no manifest"):
         Session(tmp_path)
