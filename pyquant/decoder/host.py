@@ -235,7 +235,7 @@ class Host:
             given |= {"hidden_states": hidden, **self.layer_extras(i, embedded)}
             if kind.shares is not None:
                 given |= self._shared(kind.shares, new, past)
-            elif past is not None:
+            elif past is not None and i in past.layers:  # a window of 1 keeps nothing
                 given |= dict(zip(("past_key", "past_value"), past.layers[i], strict=True))
             out = run(f"{name}_layer{i}", given)
             hidden = out["hidden_states_out"]
@@ -250,7 +250,8 @@ class Host:
     @staticmethod
     def _shared(layer: int, new: Mapping[int, KeyValue], past: CacheState | None) -> dict[str, Tensor]:
         """All keys and values of a layer that another one reads."""
-        parts = [new[layer]] if past is None else [past.layers[layer], new[layer]]
+        kept = None if past is None else past.layers.get(layer)
+        parts = [new[layer]] if kept is None else [kept, new[layer]]
         keys, values = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
         return {"shared_key": keys, "shared_value": values}
 

@@ -16,6 +16,7 @@ from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.masks import text_mask
 from pyquant.decoder.past import KeyValue
+from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
@@ -101,7 +102,11 @@ class DecoderAttention(QModule):
             if shared is not None:
                 shared[self.layer_idx] = (key, value)
         else:
-            assert shared is not None, f"layer {self.layer_idx} reads keys of layer {self.kind.shares}: pass shared"
+            if shared is None or self.kind.shares not in shared:
+                raise InputError(
+                    f"{self.path!r} has no keys of its own: it reads those of layer {self.kind.shares}, which were not "
+                    "given; call the whole model, or give the keys and values that the other layer left"
+                )
             key, value = shared[self.kind.shares]
             key, value = self.q("key", key), self.q("value", value)
         out, probs = self.core(query, key, value, mask, per_head=per_head)

@@ -19,6 +19,7 @@ from pyquant.decoder.alone import alone
 from pyquant.decoder.graphs import TextProfile
 from pyquant.decoder.host import Host
 from pyquant.decoder.kind import LayerKind, variants
+from pyquant.errors import InputError
 from pyquant.metrics import sqnr_db
 from pyquant.verify import Session
 from pyquant.wrap import Phase, set_phase
@@ -188,6 +189,14 @@ def test_the_graph_of_the_model_alone_takes_the_tensors_of_both_variants() -> No
     adapter = q.model.as_export_module(made.profile)
     out = run(adapter, made.inputs)["hidden_states"]
     assert torch.equal(q.model.norm(out), q.model(tokens).last_hidden_state)
+
+
+def test_a_layer_that_reads_keys_says_whose_are_absent() -> None:
+    _, q = tree()
+    tables = (torch.ones(1, 3, 8), torch.zeros(1, 3, 8))
+    for shared in (None, {}):
+        with pytest.raises(InputError, match=r"2.self_attn' has no keys .* those of layer 0, which were not"):
+            q.model.layer(2).self_attn(torch.zeros(1, 3, 24), tables, shared=shared)
 
 
 # --- manifest and host ---

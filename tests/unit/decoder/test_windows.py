@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import unequal_toy
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from unequal_toy import EOS, PAD, WINDOW, ToyProfile, converted, ids, model, padded
@@ -44,8 +45,8 @@ def tree() -> tuple[Any, Any]:
 class Graphs:
     """`run` of a bundle without files: each graph is its adapter, called; `seen` has the names in order."""
 
-    def __init__(self, profile: ToyProfile) -> None:
-        _, q = tree()
+    def __init__(self, profile: ToyProfile, q: Any = None) -> None:
+        q = tree()[1] if q is None else q
         self.adapters = {name: part.as_export_module(own) for name, (part, own) in profile.graphs(q).items()}
         self.host, self.seen = Host(json.loads(json.dumps(profile.manifest(q)))), list[str]()
 
@@ -144,6 +145,17 @@ def test_a_window_longer_than_the_bundle_keeps_all() -> None:
     assert LayerKind(1, 8, 4).kept(9) == 3
     assert LayerKind(1, 8, 1).kept(9) == 0
     assert LayerKind(1, 8).kept(9) == 9
+
+
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+def test_a_window_of_one_keeps_nothing(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers see the new token alone, and have no past; transformers' caches would keep all of it."""
+    monkeypatch.setattr(unequal_toy, "WINDOW", 1)
+    q = converted(model(), [{"input_ids": ids(1, 9, seed=2), "use_cache": False}])
+    run = Graphs(ToyProfile(16, prefill_lengths=(4,), append_lengths=(3,), layers=layers), q)
+    given = {"input_ids": ids(1, 6, seed=5), "max_new_tokens": 4, "eos_token_id": None}
+    expected = q.generate(**given, do_sample=False, use_cache=False)
+    assert torch.equal(run.generate(**given), expected)
 
 
 # --- transformers' caches ---
