@@ -38,10 +38,9 @@ def row_index(types: Tensor, towers: Sequence[Rows], advice: str) -> Tensor:
         here = flat == kind
         if rows != (count := int(here.sum())):
             per_row = (types == kind).sum(dim=1).tolist()
-            tokens = "visual tokens" if word != "audio" else "audio tokens"
             raise InputError(
                 f"the prompt has {count} {word} placeholder tokens ({', '.join(map(str, per_row))} in its rows), but "
-                f"{source} make {rows} {tokens}; {advice}"
+                f"{source} make {rows} {word} tokens; {advice}"
             )
         index[here] = first + torch.arange(rows, device=types.device, dtype=torch.int64)
         first += rows

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyquant import models
 from pyquant.models.family import Example
 from pyquant.wrap import registry
+from pyquant.wrap.foreign import READ_MODULES
 
 SIZE = 8  # of every required argument of a leaf's constructor
 
@@ -64,8 +65,7 @@ def cases() -> list[Case]:
 def has_case(cls: type[nn.Module]) -> bool:
     """Whether a registered class is smoked: one of torch or transformers, but not the layers of quantized checkpoints,
     which hold nothing until a checkpoint is loaded."""
-    name = cls.__module__
-    return name.startswith(("torch.", "transformers.")) and not name.startswith("transformers.integrations.")
+    return cls.__module__.startswith(("torch.", "transformers.")) and cls.__module__ not in READ_MODULES
 
 
 def family_cases(family: str) -> dict[type[nn.Module], Case]:
@@ -129,7 +129,7 @@ def _without_cache(model: nn.Module) -> None:
 def _leaf(cls: type[nn.Module]) -> Case:
     """A class built from its signature: required arguments are SIZE, and its input is random, (2, SIZE, SIZE).
 
-    One for images gets (2, SIZE, SIZE, SIZE).
+    One more axis of SIZE for each further axis of a convolution's kernel.
     """
     name = _name(cls, None)
     given: dict[str, Any] = {}
@@ -148,8 +148,8 @@ def _leaf(cls: type[nn.Module]) -> Case:
     first = next(_parameters(module), None)
     if first is None:
         return Case(name, cls, None, reason=f"{cls.__name__}.forward takes no named argument")
-    axes = cls.__name__.endswith("2d")  # an image
-    x = torch.randn(2, *[SIZE] * (2 + axes), generator=generator, dtype=torch.float32, device="cpu")
+    axes = len(getattr(module, "kernel_size", (SIZE,)))
+    x = torch.randn(2, *[SIZE] * (1 + axes), generator=generator, dtype=torch.float32, device="cpu")
     return Case(name, cls, module, {first: x}, positional=True)
 
 

@@ -52,7 +52,7 @@ WHOLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "smaller_image": (
         {"pixel_values": tiny.pixels([(2, 2)])[0], "image_position_ids": tiny.pixels([(2, 2)])[1]},
-        "4 image placeholder tokens .*, but pixel_values make 1 visual tokens",
+        "4 image placeholder tokens .*, but pixel_values make 1 image tokens",
     ),
     "audio_without_a_tower": (
         {"input_features": torch.zeros(1, 8, 16), "input_features_mask": torch.ones(1, 8).bool()},

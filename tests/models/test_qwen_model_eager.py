@@ -274,7 +274,7 @@ def test_features_placeholders_and_positions(pair: tuple[Any, Any]) -> None:
         expected_masks = fp.model.get_placeholder_mask(ids, embeds)
         for mine, theirs in zip(q.model.get_placeholder_mask(ids, embeds), expected_masks, strict=True):
             assert torch.equal(mine.expand_as(theirs), theirs)
-    with pytest.raises(InputError, match="1 visual tokens"):
+    with pytest.raises(InputError, match="1 image tokens"):
         q.model.get_placeholder_mask(given["input_ids"], embeds, image_features=torch.zeros(1, 24))
 
 

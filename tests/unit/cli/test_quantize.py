@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import pytest
@@ -21,8 +21,9 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
 
 import pyquant
 from pyquant.cli.main import main
-from pyquant.cli.quantize import _listed
+from pyquant.cli.quantize import PER_LAYER_TABLES, _listed
 from pyquant.models import gemma4
+from pyquant.models.gemma4.table import PerLayerTable
 from pyquant.verify.runtimes import tico
 from tests import checkpoints
 
@@ -157,6 +158,11 @@ def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place
     one, other = (load_file(folder / "quantized" / "quantized.safetensors") for folder in (made, out))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_command_offers_the_tables_of_a_profile() -> None:
+    """Listed twice, since the command's help needs no torch."""
+    assert get_args(PerLayerTable) == PER_LAYER_TABLES
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
