@@ -166,6 +166,17 @@ def test_embeddings_and_per_layer_inputs_instead_of_ids(form: str) -> None:
         agree(both, inputs_embeds=embeds + 0.5, per_layer_inputs=rows - 0.25)
 
 
+def test_embeddings_that_differ_in_the_last_channel_alone() -> None:
+    fp = tiny.causal_lm()
+    table = fp.get_input_embeddings().weight
+    with torch.no_grad():
+        table[:, :-1] = table[0, :-1]
+        embeds = fp.get_input_embeddings()(ids(2, 9))
+    both = fp, floating(fp)
+    got = agree(both, inputs_embeds=embeds)
+    assert torch.equal(got.logits, both[1](input_ids=ids(2, 9)).logits)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 3, torch.tensor([1, 4])], ids=["all", "last", "three", "places"])
 @pytest.mark.parametrize("form", ["e2b", "no_ple"])
 def test_places_of_logits(form: str, keep: Any) -> None:

@@ -115,14 +115,21 @@ def ids_of_embeds(table: QuantGemma4TextScaledWordEmbedding, embeds: Tensor) -> 
 
 
 _CHUNK = 1 << 22  # values of the table that are compared at once
+_COLUMNS = 8  # in which nearly all other rows differ, also of a table of two bits
 
 
 def _match(flat: Tensor, rows: Tensor, ids: Tensor, found: Tensor) -> None:
-    open_places = (found < 0).nonzero()[:, 0]
-    if not len(open_places):
-        return
-    maybe = (flat[open_places, 0, None] == rows[None, :, 0]).nonzero()
-    for place, row in maybe.tolist():
-        at = open_places[place]
-        if int(found[at]) < 0 and torch.equal(flat[at], rows[row]):
-            found[at] = ids[row]
+    """Put into `found` (N,), where it is negative, the first of `ids` (R,) whose row (R, D) the one of flat (N, D) is."""
+    places = (found < 0).nonzero()[:, 0]
+    place, row = (flat[places, 0, None] == rows[None, :, 0]).nonzero().unbind(dim=1)
+    for column in range(1, min(_COLUMNS, flat.shape[1])):
+        same = flat[places[place], column] == rows[row, column]
+        place, row = place[same], row[same]
+    while len(place):  # once, unless rows agree in those columns and differ later
+        first = torch.ones_like(place, dtype=torch.bool)
+        first[1:] = place[1:] != place[:-1]
+        at, candidate = places[place[first]], row[first]
+        same = (flat[at] == rows[candidate]).all(dim=-1)
+        found[at[same]] = ids[candidate[same]]
+        left = ~first & (found[places[place]] < 0)
+        place, row = place[left], row[left]
