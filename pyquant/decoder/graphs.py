@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from pyquant.decoder.layers import DecoderAttention
 
 
+Attention = Literal["batched", "per_head"]
 Sliding = Literal["auto", "full", "banded"]
+Dispatch = Literal["dense", "gather"]  # of experts, see TextProfile
 LEAST_BLOCKS = 3  # two blocks have as many keys a query as the whole
 
 
@@ -60,9 +62,9 @@ class TextProfile:
     seq_len: int
     past_len: int = 0
     layer: int | None = field(default=None, kw_only=True)
-    attention: Literal["batched", "per_head"] = field(default="batched", kw_only=True)
+    attention: Attention = field(default="batched", kw_only=True)
     sliding: Sliding = field(default="full", kw_only=True)
-    experts: Literal["dense", "gather"] | None = field(default=None, kw_only=True)
+    experts: Dispatch | None = field(default=None, kw_only=True)
     LEAST = {"batch_size": 1, "seq_len": 1, "past_len": 0, "layer": 0}
 
     def __post_init__(self) -> None:
@@ -72,9 +74,9 @@ class TextProfile:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ProfileError(f"TextProfile.{name} is an integer of at least {low}, got {value!r}")
-        if self.attention not in ("batched", "per_head"):
+        if self.attention not in get_args(Attention):
             raise ProfileError(f"TextProfile.attention is 'batched' or 'per_head', got {self.attention!r}")
-        if self.experts not in (None, "dense", "gather"):
+        if self.experts is not None and self.experts not in get_args(Dispatch):
             raise ProfileError(f"TextProfile.experts is 'dense', 'gather' or None, got {self.experts!r}")
         if self.sliding not in get_args(Sliding):
             raise ProfileError(f"sliding is one of {', '.join(get_args(Sliding))}, got {self.sliding!r}")
@@ -117,7 +119,7 @@ class StackInputs(NamedTuple):
     extras: Mapping[str, Tensor] = {}
     shared: dict[int, KeyValue] | None = None
     per_head: bool = False
-    experts: Literal["dense", "gather"] | None = None
+    experts: Dispatch | None = None
     keep: int = 0
 
     def of(self, kind: LayerKind) -> tuple[RotaryTables, AdditiveMask]:

@@ -14,11 +14,10 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from pyquant.decoder.bundle import BundleParts
-from pyquant.decoder.graphs import Sliding
+from pyquant.decoder.graphs import Attention, Sliding
 from pyquant.errors import ProfileError
 
 Layers = Literal["stack", "per_layer"]
-Attention = Literal["batched", "per_head"]
 Embedding = Literal["auto", "dynamic", "fixed", "both"]
 
 

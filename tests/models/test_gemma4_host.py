@@ -124,6 +124,8 @@ def test_a_model_with_experts(experts: str | None) -> None:
     """Keys that are values, no per-layer inputs, two of four experts for each token."""
     inputs = given("image_last", seed=4)
     assert torch.equal(tokens(eager("experts", experts=experts), inputs), expected(inputs, "experts"))
+    whole = profile(layers="whole", prefill_lengths=(), experts=experts).graphs(tree(form="experts")[1])
+    assert whole["model"][1].experts == experts
 
 
 def test_the_whole_model_in_one_graph() -> None:
@@ -225,6 +227,8 @@ def test_a_tower_without_ranges() -> None:
         ({"audio_lengths": 8}, "audio_lengths are"),
         ({"audio_lengths": (0,)}, "length is a positive integer"),
         ({"layers": "whole"}, "leave prefill_lengths out"),
+        ({"layers": "whole", "prefill_lengths": (), "video_frames": 2}, "leave video_frames out, or use"),
+        ({"layers": "whole", "prefill_lengths": (), "sliding": "banded"}, 'leave sliding="banded" out, or use'),
         ({"experts": "some"}, "experts is one of dense, gather or None"),
     ],
 )

@@ -85,7 +85,12 @@ class Gemma4Parts(BundleParts):
     def _whole(self) -> WholeProfile:
         profile = self.profile
         return WholeProfile(
-            profile.batch_size, profile.max_seq_len, profile.image_shapes, profile.audio_lengths, profile.attention
+            profile.batch_size,
+            profile.max_seq_len,
+            profile.image_shapes,
+            profile.audio_lengths,
+            profile.attention,
+            profile.experts,
         )
 
     def encoders(self) -> list[Part]:

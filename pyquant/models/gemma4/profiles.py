@@ -13,14 +13,13 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from pyquant.decoder.graphs import Dispatch
 from pyquant.decoder.profile import DecoderProfile
 from pyquant.errors import ProfileError
 from pyquant.models.gemma4.audio.profiles import AudioProfile
 from pyquant.models.gemma4.bundle import Gemma4Parts
 from pyquant.models.gemma4.table import PerLayerTable
 from pyquant.models.gemma4.vision.profiles import VisionProfile
-
-Experts = Literal["dense", "gather"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Profile(DecoderProfile):
     image_shapes: Any = field(default=(), kw_only=True)
     video_frames: int = field(default=0, kw_only=True)
     audio_lengths: Any = field(default=(), kw_only=True)
-    experts: Experts | None = field(default=None, kw_only=True)
+    experts: Dispatch | None = field(default=None, kw_only=True)
     per_layer_table: PerLayerTable = field(default="auto", kw_only=True)
     LAYERS = Literal["stack", "per_layer", "whole"]
     PARTS = Gemma4Parts
@@ -60,8 +59,8 @@ class Profile(DecoderProfile):
         if self.layers != "whole" and len(set(shapes)) != len(shapes):
             raise ProfileError(f"each of image_shapes makes one graph, but one is there twice: {list(shapes)}")
         object.__setattr__(self, "image_shapes", tuple(shapes))
-        if self.experts is not None and self.experts not in get_args(Experts):
-            raise ProfileError(f"experts is one of {', '.join(get_args(Experts))} or None, got {self.experts!r}")
+        if self.experts is not None and self.experts not in get_args(Dispatch):
+            raise ProfileError(f"experts is one of {', '.join(get_args(Dispatch))} or None, got {self.experts!r}")
         if self.per_layer_table not in get_args(PerLayerTable):
             known = ", ".join(get_args(PerLayerTable))
             raise ProfileError(f"per_layer_table is one of {known}, got {self.per_layer_table!r}")
@@ -69,6 +68,12 @@ class Profile(DecoderProfile):
             raise ProfileError(
                 f'layers="whole" has the model in a single graph, the per-layer table too; use layers="stack" with '
                 f"per_layer_table={self.per_layer_table!r}"
+            )
+        if self.layers == "whole" and (self.video_frames or self.sliding == "banded"):
+            name = "video_frames" if self.video_frames else 'sliding="banded"'
+            raise ProfileError(
+                f'layers="whole" has no graph for {name}: frames are images of image_shapes in turn, layers with a '
+                f'window have a mask over all places; leave {name} out, or use layers="stack"'
             )
         frames = self.video_frames
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 0:

@@ -7,14 +7,14 @@ It owns the profile, names and shapes. The host that runs it once for each token
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyquant.decoder.ends import Counts
 from pyquant.decoder.fusion import join
-from pyquant.decoder.graphs import StackInputs, float_type
+from pyquant.decoder.graphs import Attention, Dispatch, StackInputs, float_type
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.audio.profiles import AudioProfile
@@ -43,7 +43,8 @@ class WholeProfile(Counts):
     seq_len: int
     image_shapes: tuple[tuple[int, int], ...] = ()
     audio_lengths: tuple[int, ...] = ()
-    attention: Literal["batched", "per_head"] = "batched"
+    attention: Attention = "batched"
+    experts: Dispatch | None = None
     name = "model"
     COUNTS = ("batch_size", "seq_len")
 
@@ -88,7 +89,8 @@ def whole_graph(model: QuantGemma4Model, profile: WholeProfile) -> GraphAdapter:
         }
         masks = {name: AdditiveMask(given[kind.mask]) for name, kind in text.variants.items()}
         extras = {IDS: ids} if text.per_layer_width else {}
-        out: Tensor = text.stack(StackInputs(hidden, tables, masks, extras=extras, per_head=per_head))
+        stacked = StackInputs(hidden, tables, masks, extras=extras, per_head=per_head, experts=profile.experts)
+        out: Tensor = text.stack(stacked)
         return out
 
     parts: dict[str, nn.Module] = {"module": model, **towers}

@@ -8,11 +8,12 @@ router.py, the products are stacked_linear.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from pyquant.decoder.graphs import Dispatch
 from pyquant.errors import InputError, ProfileError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class
@@ -22,7 +23,6 @@ from pyquant.wrap.base import DataGap, Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
 from pyquant.wrap.registry import register
 
-Dispatch = Literal["dense", "gather"]
 FEW = 32  # rows below which an expert's values are hardly a sample
 _ADVICE = (
     "; they share the grids of the others' activations, which their values may exceed: calibrate with more data, or "

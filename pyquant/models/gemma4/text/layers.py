@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pyquant.decoder.graphs import StackInputs, TextProfile, float_type
+from pyquant.decoder.graphs import Dispatch, StackInputs, TextProfile, float_type
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.layers import DecoderAttention, DecoderLayer, Mask
 from pyquant.decoder.past import KeyValue
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class, home
-from pyquant.models.gemma4.text.experts import Dispatch
 from pyquant.models.gemma4.text.rotary import SLIDING, VARIANTS
 from pyquant.wrap import hf
 from pyquant.wrap.base import QModule, Role, WrapContext

@@ -119,7 +119,7 @@ _COLUMNS = 8  # in which nearly all other rows differ, also of a table of two bi
 
 
 def _match(flat: Tensor, rows: Tensor, ids: Tensor, found: Tensor) -> None:
-    """Put into `found` (N,), where it is negative, the first of `ids` (R,) whose row (R, D) the one of flat (N, D) is."""
+    """Put into `found` (N,), where it is negative, the first of `ids` (R,) whose row (R, D) that of flat (N, D) is."""
     places = (found < 0).nonzero()[:, 0]
     place, row = (flat[places, 0, None] == rows[None, :, 0]).nonzero().unbind(dim=1)
     for column in range(1, min(_COLUMNS, flat.shape[1])):
