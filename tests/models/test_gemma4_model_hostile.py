@@ -134,6 +134,14 @@ def test_the_text_model_refuses(text: Any, case: str) -> None:
         text(**change)
 
 
+@pytest.mark.parametrize("given", [None, {}], ids=["none", "empty"])
+def test_attention_without_the_keys_that_it_reads(text: Any, given: Any) -> None:
+    attention = text.model.layers[-1].self_attn
+    tables = torch.zeros(2, 1, 3, attention.head_dim).unbind()
+    with pytest.raises(InputError, match=r"self_attn reads keys and values of layer \d: pass shared_kv_states with"):
+        attention(torch.zeros(1, 3, EMBEDS.shape[-1]), tables, shared_kv_states=given)
+
+
 SIBLINGS = {"gemma4_unified": "Gemma4UnifiedForConditionalGeneration", "gemma4_assistant": "Gemma4AssistantForCausalLM"}
 
 

@@ -200,6 +200,12 @@ def test_an_old_table_goes_with_its_bundle(tmp_path: Path, trees: Mapping[str, A
     ]
 
 
+def test_ids_behind_the_last_row_of_a_split_table() -> None:
+    split = {"by": "rows", "parts": [[0, 3], [3, 6]]}
+    with pytest.raises(InputError, match=r"has rows 0 to 5, got ids \[2, 6\]"):
+        table.joined(lambda *_: {}, str, split, torch.tensor([[2, 6]]))
+
+
 def test_options_that_cannot_be() -> None:
     with pytest.raises(ProfileError, match="per_layer_table is one of auto, graph, layers, rows, host, got 'disk'"):
         profile(per_layer_table="disk")

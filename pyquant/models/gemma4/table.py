@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyquant.decoder import row_table
 from pyquant.decoder.ends import embedding_profile
+from pyquant.errors import InputError
 from pyquant.models.gemma4.text.embedding import QuantGemma4TextScaledWordEmbedding
 from pyquant.wrap.adapter import GraphAdapter
 
@@ -109,11 +110,16 @@ def joined(
     split: Mapping[str, Any],
     ids: Tensor,
 ) -> Tensor:
-    """Rows (B, S, L * P) for ids (B, S), from the graphs of a split table. names: of a part's graph for this length."""
+    """Rows (B, S, L * P) for ids (B, S), from the graphs of a split table. names: of a part's graph for this length.
+
+    Raises InputError for an id behind the last row.
+    """
     ranges: Sequence[Sequence[int]] = split["parts"]
     if split["by"] == "layers":
         given = {"input_ids": ids.int()}
         return torch.cat([run(names(part_name("layers", *own)), given)[OUTPUT] for own in ranges], dim=-1)
+    if not 0 <= int(ids.min()) <= int(ids.max()) < ranges[-1][1]:
+        raise InputError(f"the per-layer table has rows 0 to {ranges[-1][1] - 1}, got ids {torch.unique(ids).tolist()}")
     out: Tensor | None = None
     for start, stop in ranges:
         inside = (ids >= start) & (ids < stop)
@@ -121,5 +127,5 @@ def joined(
             local = (ids - start).clamp(0, stop - start - 1).int()
             rows = run(names(part_name("rows", start, stop)), {"input_ids": local})[OUTPUT]
             out = rows if out is None else torch.where(inside[..., None], rows, out)
-    assert out is not None, "ids are rows of the table"
+    assert out is not None, "some part has each id"
     return out

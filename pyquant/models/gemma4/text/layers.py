@@ -95,9 +95,15 @@ class QuantGemma4TextAttention(DecoderAttention):
     ) -> tuple[Tensor, Tensor]:
         """As DecoderAttention. shared_kv_states: HF's mapping of shared keys and values, which the last layer of its
         type with keys of its own fills, and those after it read."""
-        given = None if shared_kv_states is None else dict(shared_kv_states)
-        if shared is None and given is not None:
-            shared = {} if self.kind.shares is None else {self.kind.shares: given[self.shared_key]}
+        if shared is None and self.kind.shares is not None:
+            if self.shared_key not in (given := shared_kv_states or {}):
+                raise InputError(
+                    f"{self.path or 'this attention'} reads keys and values of layer {self.kind.shares}: pass "
+                    f"shared_kv_states with {self.shared_key!r}; it has {', '.join(map(repr, given)) or 'none'}"
+                )
+            shared = {self.kind.shares: given[self.shared_key]}
+        elif shared is None and shared_kv_states is not None:
+            shared = {}
         out = super().forward(
             hidden_states, position_embeddings, attention_mask, cache, shared=shared, per_head=per_head, **kwargs
         )
