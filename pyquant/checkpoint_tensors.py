@@ -27,8 +27,6 @@ from pyquant.wrap import QModule
 
 __all__ = ["Reader", "restore", "store"]
 
-_STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
-
 logger = logging.getLogger(__name__)
 
 
@@ -128,7 +126,7 @@ def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Entry] | None:
 
 def _grid_of(grid: QParams) -> ops.Grid:
     spec = grid.spec
-    storage = _STORAGE[spec.dtype.name]
+    storage = ops.STORAGE[spec.dtype.name]
     return ops.Grid(grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage)
 
 

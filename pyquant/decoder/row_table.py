@@ -20,13 +20,11 @@ from torch import Tensor
 
 from pyquant import ops, tensor_file
 from pyquant.errors import InputError, ProfileError
-from pyquant.spec import BlockSpec, PerAxis, PerGroup, PerTensor
+from pyquant.spec import BlockSpec, PerAxis, PerGroup
 from pyquant.wrap.base import Phase
 from pyquant.wrap.embedding import QuantEmbedding
 
 __all__ = ["RowTable", "bytes_of", "entry", "save"]
-
-_STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
 
 def save(path: Path, table: QuantEmbedding) -> None:
@@ -128,12 +126,15 @@ def _grid(table: QuantEmbedding) -> ops.Grid | None:
         return None
     qparams = site.qparams
     if isinstance(spec, BlockSpec) or qparams is None or isinstance(spec.granularity, PerGroup):
-        raise ProfileError(f"table {table.path!r} has {spec}, and a table beside the graphs has a scale, or one a row")
+        raise ProfileError(
+            f"table {table.path!r} has {spec}, and a table beside the graphs has one scale, or one for each row; use "
+            "PerTensor() or PerAxis(0), or keep the table in a graph"
+        )
     if isinstance(spec.granularity, PerAxis) and spec.granularity.axis % 2 == 1:
         raise ProfileError(f"table {table.path!r} has a scale for each column; use PerTensor() or PerAxis(0)")
     if spec.dtype.bits == 4 and table.embedding_dim % 2:
-        raise ProfileError(f"table {table.path!r} has an odd number of 4-bit columns, {table.embedding_dim}")
-    assert isinstance(spec.granularity, PerTensor | PerAxis)
-    low, high = spec.qmin, spec.qmax
-    storage = _STORAGE[spec.dtype.name]
-    return ops.Grid(qparams.scale, qparams.zero_point, qparams.axis, 0, low, high, storage)
+        raise ProfileError(
+            f"table {table.path!r} has an odd number of 4-bit columns, {table.embedding_dim}; use 8 bits"
+        )
+    storage = ops.STORAGE[spec.dtype.name]
+    return ops.Grid(qparams.scale, qparams.zero_point, qparams.axis, 0, spec.qmin, spec.qmax, storage)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from pyquant import ops
 from pyquant.errors import ExportError
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.tracing import location_of
@@ -35,16 +36,8 @@ _TYPE_OF_RANGE = {
     (-32768, 32767): "int16",
 }
 _FULL_RANGE = {"int4": (-8, 7), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
-#: plan type -> the torch type of one of its integers (4 bit: one per element until the constant is packed)
-STORAGE = {
-    "int4": torch.int8,
-    "uint4": torch.uint8,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
+#: plan type -> the torch type of one of its integers
+STORAGE = {**ops.STORAGE, "int32": torch.int32, "int64": torch.int64}
 
 
 def quant_of(

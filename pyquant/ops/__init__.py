@@ -15,7 +15,7 @@ from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
 from pyquant.ops.int4 import pack_int4, unpack_int4
 from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
-from pyquant.ops.pieces import PIECE, Grid, joined, quantize_pieces, row_slices, rows_of
+from pyquant.ops.pieces import PIECE, STORAGE, Grid, joined, quantize_pieces, row_slices, rows_of
 from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bias
 from pyquant.ops.quantize import dequantize, quantize
 from pyquant.ops.range_search import mse_range
@@ -24,6 +24,7 @@ from pyquant.ops.tensor_stats import tensor_stats
 __all__ = [
     "BLOCK_LENGTH",
     "PIECE",
+    "STORAGE",
     "Grid",
     "block_bytes",
     "choose_qparams",

@@ -20,6 +20,8 @@ from pyquant.ops.quantize import quantize
 
 PIECE = 1 << 24  # elements of a piece
 ALL = slice(None)
+#: integer format -> the torch type of one of its integers (4 bit: one an element, until it is packed)
+STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
 
 def row_slices(shape: Sequence[int], multiple: int = 1) -> Iterator[slice]:

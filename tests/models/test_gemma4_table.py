@@ -235,5 +235,5 @@ def test_a_format_that_the_file_has_no_form_for(axis: Any) -> None:
     q = pyquant.prepare(fp, Policy([Rule("*", role=Role.EMBEDDING, spec=spec)]))
     pyquant.calibrate(q, [torch.tensor([1])], progress=False)
     pyquant.convert(q)
-    with pytest.raises(ProfileError, match="a scale"):
+    with pytest.raises(ProfileError, match=r"use PerTensor\(\) or PerAxis\(0\)"):
         row_table.entry(q, "x", output="y", factor=1.0)
