@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which graphs a Profile makes of a Gemma4, and the manifest for a host that runs them.
 
-It owns what Gemma4 adds to a decoder's bundle: towers with their embedders, the join, and per-layer inputs. host.py
-follows the manifest.
+It owns what Gemma4 adds to a decoder's bundle: towers with their embedders, the join, and per-layer inputs. The
+manifest's sentences are words.py; host.py does what they say.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pyquant.decoder import row_table
-from pyquant.decoder.bundle import LAST_TOKEN, NUMBERS, ROTARY, TABLES, BundleParts, Part
+from pyquant.decoder.bundle import NUMBERS, BundleParts, Part
 from pyquant.decoder.ends import embedding_profile
 from pyquant.decoder.graphs import TextProfile
 from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
-from pyquant.models.gemma4 import table
+from pyquant.models.gemma4 import table, words
 from pyquant.models.gemma4.audio.profiles import FRAMES_PER_TOKEN, AudioProfile
 from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
@@ -186,29 +186,28 @@ class Gemma4Parts(BundleParts):
         return entries
 
     def steps(self) -> tuple[str, ...]:
+        blocks = (words.BLOCKS,) if self.whole is not None and self.text.bidirectional == "vision" else ()
         if self.profile.layers == "whole":
-            return (NUMBERS, _WHOLE_INPUTS, *((_BLOCKS,) if self.text.bidirectional == "vision" else ()), *_WHOLE_STEPS)
+            return (NUMBERS, words.WHOLE_INPUTS, *blocks, *words.WHOLE_STEPS)
         first, *rest = super().steps()
         found = [first]
         if self.profile.image_shapes:
-            found.append(_IMAGES)
+            found.append(words.IMAGES)
         if self.profile.audio_lengths:
-            found.append(_AUDIO)
+            found.append(words.AUDIO)
         if self.whole is not None:
-            found.append(_PLACES)
+            found.append(words.PLACES)
         if self.text.per_layer_width:
-            found += [_PER_LAYER, *([_TABLE[self.table_choice]] if self.table_choice in _TABLE else [])]
-        if self.whole is not None and self.text.bidirectional == "vision":
-            found.append(_BLOCKS)
-        return (*found, *rest)
+            found += [words.PER_LAYER, *([words.TABLE[self.table_choice]] if self.table_choice in words.TABLE else [])]
+        return (*found, *blocks, *rest)
 
     def describe(self, profile: Any) -> dict[str, Any]:
         if isinstance(profile, SoftTokensProfile) and isinstance(profile.tower, VisionProfile):
             height, width = profile.tower.grid[0]
             frames = profile.tower.batch_size
-            return {"kind": "vision", "shape": [height, width], "images": frames, "meaning": _MEANING["vision"]}
+            return {"kind": "vision", "shape": [height, width], "images": frames, "meaning": words.MEANING["vision"]}
         if isinstance(profile, SoftTokensProfile):
-            return {"kind": "audio", "frames": profile.tower.length, "meaning": _MEANING["audio"]}
+            return {"kind": "audio", "frames": profile.tower.length, "meaning": words.MEANING["audio"]}
         if isinstance(profile, FusionProfile):
             rows = profile.batch_size * profile.seq_len + profile.visual_tokens + profile.audio_tokens
             return {
@@ -216,11 +215,11 @@ class Gemma4Parts(BundleParts):
                 "seq_len": profile.seq_len,
                 "visual_tokens": profile.visual_tokens,
                 "audio_tokens": profile.audio_tokens,
-                "meaning": _MEANING["fusion"],
+                "meaning": words.MEANING["fusion"],
                 "range": {"place_index": [0, rows - 1]},
             }
         if isinstance(profile, PerLayerProfile):
-            meaning = _MEANING["per_layer_projection"]
+            meaning = words.MEANING["per_layer_projection"]
             return {"kind": "per_layer_projection", "seq_len": profile.seq_len, "meaning": meaning}
         if isinstance(profile, table.TablePart):
             part: dict[str, Any] = {profile.by: [profile.start, profile.stop]}
@@ -234,7 +233,7 @@ class Gemma4Parts(BundleParts):
             ranges = {**self.id_range()}
             if profile.towers():
                 ranges["place_index"] = [0, profile.batch_size * profile.seq_len + self._rows(profile) - 1]
-            return {"kind": "model", "seq_len": profile.seq_len, "meaning": _MEANING["model"], "range": ranges}
+            return {"kind": "model", "seq_len": profile.seq_len, "meaning": words.MEANING["model"], "range": ranges}
         return super().describe(profile)
 
     def _describe_table(self, profile: ExportProfile, rows: int | None = None) -> dict[str, Any]:
@@ -242,7 +241,7 @@ class Gemma4Parts(BundleParts):
         return {
             **super().describe(profile),
             "kind": table.NAME,
-            "meaning": _MEANING[table.NAME],
+            "meaning": words.MEANING[table.NAME],
             "range": {"input_ids": [0, rows - 1]},
         }
 
@@ -256,7 +255,7 @@ class Gemma4Parts(BundleParts):
         return clips + sum(height * width // kernel**2 for height, width in profile.image_shapes)
 
     def text_meaning(self) -> Mapping[str, str]:
-        return {**super().text_meaning(), **_PER_LAYER_MEANING}
+        return {**super().text_meaning(), **words.PER_LAYER_MEANING}
 
 
 _MARKS = ("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index")
@@ -271,94 +270,3 @@ def _pixels(vision: Any) -> dict[str, Any]:
         "row": "y, x, channel of one patch, values from 0 to 1",
         "order": "patches line by line",
     }
-
-
-_PER_LAYER_MEANING = {
-    "per_layer_inputs": "what per_layer_projection makes of the same tokens, by layer",
-    "per_layer_input": "the same, of this layer",
-}
-_MEANING: dict[str, dict[str, str]] = {
-    "vision": {
-        "pixel_values": "patches of an image, or of frames, line by line",
-        "image_embeds": "rows for the image's placeholders, frame after frame",
-    },
-    "audio": {
-        "input_features": "mel features of a clip, then anything",
-        "attention_mask": "1 for a frame of the clip, 0 behind it",
-        "audio_embeds": "rows for the clip's placeholders, one for every 4 frames begun; others mean nothing",
-    },
-    "fusion": {
-        "text_embeds": "token_embedding's output",
-        "image_embeds": "image_embeds of all images, then of all videos, in a row; unused rows may hold anything",
-        "audio_embeds": "audio_embeds of all clips in a row; unused rows may hold anything",
-        "place_index": (
-            "row of [text ; image_embeds ; audio_embeds] for each place: b * seq_len + s where place s of row b holds "
-            "text"
-        ),
-        "inputs_embeds": "what enters the first layer",
-    },
-    table.NAME: {
-        "input_ids": "token ids, the padding token at places of images, videos and audio",
-        "per_layer_tokens": "a row for each token: the first layer's values, then the next one's",
-    },
-    "model": {
-        **TABLES,
-        "input_ids": "token ids, the padding token at places of images, videos and audio",
-        "pixel_values": "patches of each image line by line, padded with anything",
-        "input_features_*": "mel features of clip *, then anything",
-        "audio_mask_*": "1 for a frame of clip *, 0 behind it",
-        "place_index": "row of [text ; images ; clips] for each place: b * seq_len + s where place s of row b is text",
-        "hidden_states": "hidden states before the final norm",
-    },
-    "per_layer_projection": {
-        "inputs_embeds": "what enters the first layer",
-        "per_layer_tokens": "per_layer_embedding's output for the same places",
-        **_PER_LAYER_MEANING,
-    },
-}
-_WHOLE_INPUTS = (
-    "inputs: images are resized to `images`.shapes in turn, pixels scaled to 0..1, cut into patches, each padded to "
-    "the largest; clips are padded to `audio`.lengths in turn, with a mask of their frames; token ids at placeholders "
-    "become pad_token_id; place_index says which row of [text ; images ; clips with their padding] a place holds"
-)
-_WHOLE_STEPS = (
-    "remove padding: each row starts at place 0 of max_seq_len places",
-    ROTARY,
-    "model: one call; mask later places and places from the end of each row on, and in layers with a window places "
-    "further back than it",
-    LAST_TOKEN,
-    "the new token stands at the next place of its row; call the model again, with the same images and clips",
-)
-_IMAGES = (
-    "images: resize an image to height * patch_size x width * patch_size of one of `images`.shapes, scale its pixels "
-    "to 0..1, cut it into patches; vision: one call for each image; frames of a video one by one, or `video_frames` at "
-    "once"
-)
-_AUDIO = "audio: mel features of a clip go, padded, into the shortest graph that holds them, with a mask of its frames"
-_PLACES = (
-    "places: an image, a video or a clip has as many placeholder tokens as it has rows; token ids there become "
-    "pad_token_id for every table; fusion by index where there are any, else token_embedding's output is what enters "
-    "the first layer"
-)
-_PER_LAYER = (
-    "per-layer inputs: per_layer_embedding of the same ids, then per_layer_projection with what enters the first "
-    "layer; layer i takes part i of them; so it is with each later token"
-)
-_TABLE = {
-    "layers": (
-        "per_layer_embedding is split by `per_layer_parts`: each graph has the values of layers `layers`[0] to "
-        "`layers`[1] - 1; join them in order"
-    ),
-    "rows": (
-        "per_layer_embedding is split by `per_layer_parts`: the graph with `rows`[0] <= id < `rows`[1] takes "
-        "id - `rows`[0]"
-    ),
-    "host": (
-        "per_layer_embedding is a table that the host reads: `tables` says which file; row id of its tensor `rows`, "
-        "minus `zero_point`, times `scale` (one, or one a row), times `factor`"
-    ),
-}
-_BLOCKS = (
-    "masks: tokens of one run of image or video places see each other in layers of `visual_blocks`.variants, later "
-    "ones too, within the window if `bounded`"
-)
