@@ -82,6 +82,12 @@ def origin(config: Any) -> str | None:
     return str(name) if name and Path(str(name), "config.json").is_file() else None
 
 
+def local_folder(source: str) -> Path | None:
+    """Where the files of `source`, a checkpoint folder or a hub name in the local cache, are; None: nowhere here."""
+    found = _find(source, "config.json")
+    return None if found is None else found.parent
+
+
 def _find(source: str, name: str) -> Path | None:
     """A file of a folder, or of the local cache of a hub model."""
     if Path(source).is_dir():

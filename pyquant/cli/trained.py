@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def folder_of(name: str, fp: nn.Module) -> Path | None:
-    """`name` as prepare's `checkpoint`: where the model has layers of a quantization-aware checkpoint and `name` is a
-    folder (of a model on the hub, transformers' cache is not looked into)."""
+    """`name`, a folder or a hub name that was loaded, as prepare's `checkpoint`; None for a model without layers of a
+    quantization-aware checkpoint."""
+    from pyquant import companions
     from pyquant.wrap.foreign import READ_MODULES
 
     if not any(type(module).__module__ in READ_MODULES for module in fp.modules()):
         return None
-    return Path(name) if Path(name).is_dir() else None
+    return companions.local_folder(name)
 
 
 def summary(q: QModule) -> str:

@@ -56,14 +56,20 @@ class GemmaFolder:
         return cls(Path(folder), frozenset(names), cache)
 
     def absent(self, fp: nn.Module) -> frozenset[str]:
-        """The activation scales of `fp`, by their names in it, that the folder does not have."""
+        """The activation scales of `fp`, by their names in it, that the folder does not have.
+
+        Raises ModelError where `fp` has layers with such scales and the folder has none of these layers.
+        """
         places = _Places(name.rpartition(".")[0] for name in self.names if name.endswith(".weight_scale"))
-        absent = []
-        for path, module in fp.named_modules():
-            place = places.find(path) if any(name in module._parameters for name in ACTIVATION) else None
-            if place is not None:
-                absent += [f"{path}.{name}" for name in ACTIVATION if f"{place}.{name}" not in self.names]
-        return frozenset(absent)
+        layers = [path for path, module in fp.named_modules() if any(name in module._parameters for name in ACTIVATION)]
+        found = {path: place for path in layers if (place := places.find(path)) is not None}
+        if layers and not found:
+            raise ModelError(
+                f"checkpoint={str(self.folder)!r} has none of the {len(layers)} quantized linear layers of this model, "
+                f"such as {layers[0]!r}; give the folder that the model was loaded from"
+            )
+        absent = [(path, f"{place}.{name}", name) for path, place in found.items() for name in ACTIVATION]
+        return frozenset(f"{path}.{name}" for path, stored, name in absent if stored not in self.names)
 
     def decide_caches(self, q: QModule) -> int:
         """Give the key and value sites of `q` their trained grids; returns how many have one.

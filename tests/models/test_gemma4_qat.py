@@ -19,6 +19,7 @@ from transformers import Gemma4ForCausalLM
 
 import pyquant
 from pyquant import circle
+from pyquant.cli import trained
 from pyquant.cli.main import main
 from pyquant.errors import ModelError
 from pyquant.exporter.profile import ExportProfile, TensorSpec
@@ -173,6 +174,17 @@ def test_a_cache_scale_of_no_layer_is_said(fp: Any, folder: Path, tmp_path: Path
         pyquant.prepare(fp, pyquant.Policy.preset("w8a8"), checkpoint=place)
     with pytest.raises(ModelError, match=r"has neither model\.safetensors nor"):
         pyquant.prepare(fp, pyquant.Policy.preset("w8a8"), checkpoint=tmp_path)
+    (tmp_path / "other").mkdir()
+    save_file({"encoder.fc.weight_scale": torch.ones(1)}, tmp_path / "other" / qat_tiny.SHARD)
+    with pytest.raises(ModelError, match=r"has none of the \d+ quantized linear layers of this model, such as"):
+        pyquant.prepare(fp, pyquant.Policy.preset("w8a8"), checkpoint=tmp_path / "other")
+
+
+def test_the_command_finds_the_folder_of_a_hub_name(fp: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has the scales of the KV cache: without it they would be calibrated, and nobody told."""
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(folder / file))
+    assert trained.folder_of("google/gemma", fp) == trained.folder_of(str(folder), fp) == folder
+    assert trained.folder_of(str(folder), torch.nn.Linear(2, 2)) is None
 
 
 def only_weights(fp: Any, folder: Path, extra: dict[str, Tensor]) -> Path:
