@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -115,6 +116,8 @@ def release(tensors: Iterable[Tensor]) -> int:
     counts. A mapping with changed pages, in memory or swapped out, is left alone, so that no value is lost. What the
     allocator keeps of memory that was freed goes back too.
     """
+    if sys.platform != "linux":
+        return 0
     starts = {t.untyped_storage().data_ptr() for t in tensors if t.device.type == "cpu"}
     _trim()
     given = 0

@@ -121,12 +121,27 @@ def checked(
             f"batch_size={batch}; got {input_ids.dtype} {tuple(input_ids.shape)}"
         )
     mask = request.inferred_mask(input_ids) if attention_mask is None else attention_mask
-    if mask.shape != input_ids.shape:
-        raise InputError(f"attention_mask is {tuple(mask.shape)}, expected that of input_ids {tuple(input_ids.shape)}")
+    _require_shape("attention_mask", mask, input_ids)
     mask = mask != 0
     if not bool(mask.any(dim=1).all()):
         raise InputError("a row of attention_mask is all padding; every row needs a token")
     return input_ids.long().cpu(), mask.cpu()
+
+
+def check_types(given: Tensor | None, types: Tensor, real: Tensor) -> None:
+    """Raise InputError where `given`, a caller's mm_token_type_ids, are not the `types` (B, S) that input_ids have,
+    where these are `real`."""
+    if given is None:
+        return
+    _require_shape("mm_token_type_ids", given, types)
+    if not torch.equal(given.long().cpu()[real], types[real]):
+        raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
+
+
+def _require_shape(name: str, given: object, ids: Tensor) -> None:
+    if not isinstance(given, Tensor) or given.shape != ids.shape:
+        seen = f"{tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise InputError(f"{name} is {seen}, expected a tensor {tuple(ids.shape)} as input_ids")
 
 
 def require_whole(mask: Tensor) -> None:

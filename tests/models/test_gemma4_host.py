@@ -165,7 +165,7 @@ def test_what_the_bundle_cannot_do_is_said() -> None:
         tokens(run, {name: inputs[name] for name in ("input_ids", "attention_mask")})
     with pytest.raises(InputError, match="mm_token_type_ids contradict"):
         tokens(run, inputs | {"mm_token_type_ids": torch.zeros_like(inputs["input_ids"])})
-    with pytest.raises(InputError, match=r"mm_token_type_ids are \(1, 3\), expected \(1, "):
+    with pytest.raises(InputError, match=r"mm_token_type_ids is \(1, 3\), expected a tensor \(1, "):
         tokens(run, inputs | {"mm_token_type_ids": torch.zeros(1, 3, dtype=torch.int64)})
 
 

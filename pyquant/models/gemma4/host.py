@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyquant.decoder.host import Embedded, Host, Run
 from pyquant.decoder.kind import LayerKind
-from pyquant.decoder.turn import Past, Prompt, Turn, cut
+from pyquant.decoder.turn import Past, Prompt, Turn, check_types, cut
 from pyquant.errors import InputError
 from pyquant.models.gemma4 import table
 from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs, tokens_of
@@ -76,7 +76,8 @@ class Gemma4Host(Host):
             frames,
             _clips(input_features, input_features_mask),
         )
-        self._check_types(turn, mm_token_type_ids, input_ids)
+        own = types_of(input_ids.long().cpu(), self.placeholders)
+        check_types(mm_token_type_ids, own, turn.all_real[:, turn.before :])
         prompt = self.seen(run, turn.prompt(), types, given)
         self._check_parts(turn, prompt.blocks)
         return self.answer(run, turn, prompt, past)
@@ -101,15 +102,6 @@ class Gemma4Host(Host):
             visual=torch.cat(rows) if rows else None,
             audio=clips,
         )
-
-    def _check_types(self, turn: Turn, given: Tensor | None, ids: Tensor) -> None:
-        if given is None:
-            return
-        if given.shape != ids.shape:
-            raise InputError(f"mm_token_type_ids are {tuple(given.shape)}, expected {tuple(ids.shape)} as input_ids")
-        real = turn.all_real[:, turn.before :]
-        if not torch.equal(given.long().cpu()[real], types_of(ids.long().cpu(), self.placeholders)[real]):
-            raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
 
     def _check_parts(self, turn: Turn, blocks: Tensor) -> None:
         """Raise InputError where a prompt that goes through several graphs is cut within an image whose tokens see each

@@ -18,7 +18,7 @@ from pyquant.decoder import whole
 from pyquant.decoder.generation import NextLogits
 from pyquant.decoder.host import Embedded, Host, Run
 from pyquant.decoder.kind import LayerKind
-from pyquant.decoder.turn import Past, Prompt, Turn, cut
+from pyquant.decoder.turn import Past, Prompt, Turn, check_types, cut
 from pyquant.errors import InputError
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
@@ -60,7 +60,7 @@ class Qwen3VLHost(Host):
         """
         turn = self.turn(input_ids, attention_mask, past, options)
         types = self._types(turn.ids) * turn.real
-        self._check_types(input_ids, turn.all_real[:, turn.before :], mm_token_type_ids)
+        check_types(mm_token_type_ids, self._types(input_ids.long().cpu()), turn.all_real[:, turn.before :])
         images = self._visuals(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
         videos = self._visuals(pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw")
         start = turn.state.lengths + turn.state.deltas[:, 0]
@@ -78,14 +78,6 @@ class Qwen3VLHost(Host):
     def _types(self, ids: Tensor) -> Tensor:
         places = self.manifest["positions"]
         return token_types(ids, places["image_token_id"], places["video_token_id"])
-
-    def _check_types(self, ids: Tensor, mask: Tensor, given: Tensor | None) -> None:
-        if given is None:
-            return
-        if given.shape != ids.shape:
-            raise InputError(f"mm_token_type_ids are {tuple(given.shape)}, expected {tuple(ids.shape)} as input_ids")
-        if not torch.equal(given.long().cpu()[mask], self._types(ids.long().cpu())[mask]):
-            raise InputError("mm_token_type_ids contradict the placeholder tokens in input_ids; leave them out")
 
     # --- visual rows ---
 
