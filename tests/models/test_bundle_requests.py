@@ -141,6 +141,8 @@ def test_gemma_takes_grids_from_positions_and_leaves_shared_padding_out() -> Non
         gemma4_request.sizes({"pixel_values": torch.ones(1, 2, 3)})
     first = {"pixel_values": torch.ones(2, 9, 12), "image_position_ids": positions.flip(1)}
     assert gemma4_request.inputs(first)["pixel_position_ids"].equal(positions.flip(1)), "padding before the patches"
+    none = {"input_ids": torch.ones(1, 3), "pixel_values": torch.ones(0, 9, 12), "image_position_ids": positions[:0]}
+    assert gemma4_request.sizes(gemma4_request.inputs(none)) == Sizes(3)
 
 
 def test_gemma_makes_a_graph_for_each_grid() -> None:

@@ -96,6 +96,23 @@ def test_frames_that_do_not_add_up(whole: Any) -> None:
         whole(**given | {"num_frames_per_video": None})
 
 
+def test_a_tensor_without_an_image_frame_or_clip_is_none() -> None:
+    q = pyquant.prepare(tiny.conditional(audio=True), pyquant.Policy.preset("w8a8"))
+    given = {"input_ids": torch.tensor([[5, 6, 7]])}
+    pixels, places = torch.zeros(0, 16, 12), torch.zeros(0, 16, 2).long()
+    empty = {
+        "pixel_values": pixels,
+        "image_position_ids": places,
+        "pixel_values_videos": pixels,
+        "video_position_ids": places,
+        "input_features": torch.zeros(0, 16, tiny.MEL),
+        "input_features_mask": torch.zeros(0, 16, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        assert torch.equal(q(**given, **empty).logits, q(**given).logits)
+    pyquant.calibrate(q, [given | empty], progress=False)
+
+
 def test_placeholders_without_images_are_no_calibration_data() -> None:
     q = pyquant.prepare(tiny.conditional(), pyquant.Policy.preset("w8a8"))
     given = {"input_ids": torch.tensor([[5, IMAGE, IMAGE, 7]])}

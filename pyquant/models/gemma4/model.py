@@ -192,10 +192,11 @@ class QuantGemma4Model(MultimodalModel):
         videos: tuple[Tensor | None, Tensor | None, Tensor | None],
         clips: tuple[Tensor | None, Tensor | None],
     ) -> tuple[list[Tensor], Counts, Tensor | None]:
-        """Rows (n, D) of each kind that is there, how many there are, and those of audio."""
-        if images[0] is not None:
+        """Rows (n, D) of each kind that is there, how many there are, and those of audio. No image, frame or clip in a
+        tensor is as no tensor."""
+        if images[0] is not None and len(images[0]):
             outputs["image"] = self.get_image_features(images[0], images[1])
-        if videos[0] is not None:
+        if videos[0] is not None and len(videos[0]):
             outputs["video"] = self.get_video_features(videos[0], videos[1], videos[2])
         made = {
             name: whole_rows(outputs[name].pooler_output)
@@ -203,7 +204,7 @@ class QuantGemma4Model(MultimodalModel):
             if outputs.get(name) is not None
         }
         audio = None
-        if clips[0] is not None and clips[1] is not None:  # as HF, which needs both
+        if clips[0] is not None and clips[1] is not None and len(clips[0]):  # as HF, which needs both
             tower, embedder = self._audio()
             out = tower(clips[0], clips[1], return_dict=True)
             soft = out.last_hidden_state  # without padding, which is not to be learned from

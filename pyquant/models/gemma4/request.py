@@ -40,7 +40,7 @@ def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     for pixels, positions in (("pixel_values", POSITIONS), *_IMAGES):
         if pixels in batch and positions in batch:
             real = (batch[positions] >= 0).all(dim=-1)
-            longest = int(real.sum(dim=-1).max())
+            longest = int(real.sum(dim=-1).max()) if real.numel() else real.shape[-1]
             if bool(real[..., longest:].any()):
                 continue  # padding stands between patches, as transformers allows
             for name in (positions, pixels):
