@@ -79,9 +79,9 @@ class StoredModule(QModule):
         return {"form": self.FORM, "bits": self.packing.bits}
 
     def give(self, name: str, qparams: QParams) -> None:
-        """Decide the grid of a site, unless the policy wants it float or in blocks."""
+        """Decide the grid of a site, unless the policy wants it float or in blocks, or somebody else decided it."""
         site = self.site(name)
-        if site.takes_grid and not self.state.converted:
+        if site.takes_grid and site.decided in ("", self.HOW) and not self.state.converted:
             site.decide(qparams, self.HOW)
 
 
@@ -134,7 +134,7 @@ class StoredLinear(StoredModule):
         for name, scale in (("act_in", self.input_scale), ("act_out", self.output_scale)):
             if float(scale.detach()) != 0:
                 self.give(name, activation_grid(scale, f"{self.path}:{name}"))
-            elif self.site(name).decided:
+            elif self.site(name).decided == self.HOW:
                 raise ModelError(f"the activation scale of {self.path}:{name} was set to 0 after prepare; prepare anew")
 
     def value(self) -> Tensor:

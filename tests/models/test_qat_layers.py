@@ -22,6 +22,7 @@ from pyquant import circle
 from pyquant.errors import CheckpointError, ModelError, PhaseError, PolicyError
 from pyquant.exporter.precision import LowPrecisionWarning
 from pyquant.exporter.profile import ExportProfile, TensorSpec
+from pyquant.qparams import QParams
 from pyquant.spec import INT4, INT8, PerAxis, PerTensor, QuantSpec
 from pyquant.verify import compare
 from pyquant.wrap import Phase, QModule, phase, register
@@ -295,6 +296,20 @@ def test_scales_edited_before_convert_count() -> None:
     assert float((q(x) - model(x)).abs().max()) <= 1e-6
     with pytest.raises(PhaseError, match="its grids are final"):
         q.site("weight").decide(q.site("weight").qparams, "late")
+
+
+@torch.no_grad()
+def test_a_grid_that_was_decided_by_hand_stays() -> None:
+    """Also when the checkpoint's own scales change before convert."""
+    model = linear(4, scales=False)
+    q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
+    grid = QParams(QuantSpec(INT8, symmetric=True), torch.tensor(0.05), torch.tensor(0, dtype=torch.int32))
+    q.site("act_in").decide(grid, "by hand")
+    model.weight_scale.mul_(2)
+    pyquant.calibrate(q, [(data(),)], progress=False)
+    pyquant.convert(q)
+    assert (q.site("act_in").decided, float(q.site("act_in").scale)) == ("by hand", pytest.approx(0.05))
+    assert torch.equal(q.site("weight").scale, model.weight_scale[:, 0])
 
 
 @pytest.mark.parametrize(
