@@ -11,14 +11,17 @@ folder is `pyquant quantize`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyquant import tensor_file
+from pyquant.tensor_file import Entry
 
 BLOCK = 1 << 24  # elements that exist at once
 SHARD = 4 * 10**9  # bytes of a file, unless one tensor has more
@@ -89,11 +92,8 @@ def write(out: Path, cfg: Any) -> int:
 
     with torch.device("meta"):
         model = Gemma4ForConditionalGeneration(cfg)
-    head = {id(model.lm_head.weight)}
-    tensors = {
-        name: value for name, value in model.state_dict(keep_vars=True).items()
-        if not (id(value) in head and name.startswith("lm_head"))
-    }  # fmt: skip
+    tensors = model.state_dict()
+    del tensors["lm_head.weight"]  # tied to the table
     out.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors)
     where: dict[str, str] = {}
@@ -125,37 +125,33 @@ def _shards(tensors: dict[str, Tensor]) -> list[list[str]]:
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, value in tensors.items():
-        start, end = end, end + value.numel() * SIZE
-        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, value in tensors.items():
-            for block in _blocks(name, value, generator):
-                file.write(block.to(torch.bfloat16).view(torch.int16).numpy().data)
+    entries = {
+        name: Entry(torch.bfloat16, tuple(value.shape), functools.partial(_blocks, name, value, generator))
+        for name, value in tensors.items()
+    }
+    tensor_file.save(path, entries, {"format": "pt"})
 
 
 def _blocks(name: str, value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Flat pieces of random values of a size that lets a signal through: like a trained model's, nothing more."""
+    """Flat pieces in bfloat16 of random values of a size that lets a signal through: like a trained model's, nothing
+    more."""
     leaf = name.rpartition(".")[2]
     left = value.numel()
     while left:
         count = min(left, BLOCK)
         left -= count
-        if leaf in ("input_min", "output_min", "input_max", "output_max"):
-            yield torch.full((count,), -8.0 if leaf.endswith("min") else 8.0)
-        elif leaf == "layer_scalar":
-            yield torch.rand(count, generator=generator) * 0.5 + 0.5
-        elif value.dim() < 2:  # gains of norms
-            yield torch.rand(count, generator=generator) + 0.5
-        else:
-            width = value.shape[-1]
-            noise = torch.empty(count).uniform_(-1, 1, generator=generator)
-            yield noise.mul_(1.7 * width**-0.5 if "table" not in leaf else 0.02)
+        yield _values(leaf, value, count, generator).to(torch.bfloat16)
+
+
+def _values(leaf: str, value: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    if leaf in ("input_min", "output_min", "input_max", "output_max"):
+        return torch.full((count,), -8.0 if leaf.endswith("min") else 8.0)
+    if leaf == "layer_scalar":
+        return torch.rand(count, generator=generator) * 0.5 + 0.5
+    if value.dim() < 2:  # gains of norms
+        return torch.rand(count, generator=generator) + 0.5
+    noise = torch.empty(count).uniform_(-1, 1, generator=generator)
+    return noise.mul_(1.7 * value.shape[-1] ** -0.5 if "table" not in leaf else 0.02)
 
 
 def write_data(folder: Path, cfg: Any, samples: int, tokens: int) -> None:
