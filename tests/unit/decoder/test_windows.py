@@ -33,6 +33,7 @@ from pyquant.verify.runtimes import onert
 from pyquant.verify.tolerance import op_faults
 from pyquant.wrap import Phase, phase
 from pyquant.wrap.bands import block_length
+from tests.models.eager_bundle import Eager
 
 
 @cache
@@ -42,23 +43,12 @@ def tree() -> tuple[Any, Any]:
     return fp, converted(fp, [padded((11, 6, 8)), {"input_ids": ids(1, 30, seed=9)}])
 
 
-class Graphs:
-    """`run` of a bundle without files: each graph is its adapter, called; `seen` has the names in order."""
+class Graphs(Eager):
+    """The graphs of a profile, and a host made of its manifest as a file has it."""
 
     def __init__(self, profile: ToyProfile, q: Any = None) -> None:
-        q = tree()[1] if q is None else q
-        self.adapters = {name: part.as_export_module(own) for name, (part, own) in profile.graphs(q).items()}
-        self.host, self.seen = Host(json.loads(json.dumps(profile.manifest(q)))), list[str]()
-
-    @torch.no_grad()
-    def __call__(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        adapter = self.adapters[name]
-        assert set(inputs) == set(adapter.input_specs)
-        for key, spec in adapter.input_specs.items():
-            assert spec.fits(tuple(inputs[key].shape)), (name, key, spec, inputs[key].shape)
-        self.seen.append(name)
-        out = adapter(*(inputs[key] for key in adapter.input_specs))
-        return dict(zip(adapter.output_names, out if isinstance(out, tuple) else (out,), strict=True))
+        super().__init__(tree()[1] if q is None else q, profile)
+        self.host = Host(json.loads(json.dumps(self.manifest)))
 
     def generate(self, **given: Any) -> Tensor:
         return self.host.generate(self, **given)
@@ -191,9 +181,9 @@ def test_a_long_prompt_goes_in_parts(layout: str) -> None:
     run = graphs(layout)
     for length, appended in ((13, [2]), (14, [2]), (15, [5]), (17, [5]), (18, [5, 2]), (23, [5, 5, 2])):
         given = {"input_ids": ids(1, length, seed=length), "max_new_tokens": 5, "eos_token_id": None}
-        run.seen.clear()
+        run.calls.clear()
         assert torch.equal(run.generate(**given), tree()[1].generate(**given, do_sample=False))
-        whole = [name.partition("_layer")[0] for name in run.seen if "_s" in name and "embedding" not in name]
+        whole = [name.partition("_layer")[0] for name in run.calls if "_s" in name and "embedding" not in name]
         assert list(dict.fromkeys(whole)) == list(dict.fromkeys(["prefill_s12", *(f"append_s{n}" for n in appended)]))
 
 
@@ -210,7 +200,7 @@ def test_long_prompts_of_unequal_length(layout: str) -> None:
 def test_turns_of_a_chat_are_one_conversation(layout: str) -> None:
     """Each answer is what the tree says to the whole text so far; nothing is computed twice."""
     run, past, text = graphs(layout), Past(), torch.empty(1, 0, dtype=torch.int64)
-    run.seen.clear()
+    run.calls.clear()
     for turn, length in enumerate((3, 1, 6, 4)):
         new = ids(1, length, seed=turn)
         text = torch.cat([text, new], dim=1)
@@ -219,7 +209,7 @@ def test_turns_of_a_chat_are_one_conversation(layout: str) -> None:
         assert torch.equal(got, expected[:, -length - 3 :])
         text = expected
     assert torch.equal(past.ids, text)
-    assert sum("prefill" in name for name in run.seen) in (1, 6)
+    assert sum("prefill" in name for name in run.calls) in (1, 6)
 
 
 def left(past: Past, new: Tensor) -> dict[str, Tensor]:
