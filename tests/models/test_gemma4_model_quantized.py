@@ -46,7 +46,7 @@ def tree() -> tuple[Any, QModule]:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("form", ["e2b", "vision"])
+@pytest.mark.parametrize("form", ["e2b", "vision", "experts"])
 def test_a_padded_calibration_batch_is_its_rows(form: str, side: str) -> None:
     """No site observes padding: not the embedding, not per-layer inputs, not keys that other layers read."""
     fp = tiny.conditional(form)
