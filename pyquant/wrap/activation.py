@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyquant.errors import InputError
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.registry import register
 
@@ -94,5 +95,8 @@ class QuantGLU(QModule):
         self.dim = -1 if fp is None else int(fp.dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Raises InputError for a dimension that has no two equal halves."""
+        if x.shape[self.dim] % 2:
+            raise InputError(f"{self.path or 'the GLU'} halves dimension {self.dim} of {tuple(x.shape)}: it is odd")
         value, gate = self.q("act_in", x).chunk(2, dim=self.dim)
         return self.q("act_out", value * self.q("sigmoid", torch.sigmoid(gate)))

@@ -181,6 +181,13 @@ def test_a_convolution_wants_a_batch(build, shape):
         q(torch.randn(shape))
 
 
+def test_a_glu_wants_two_equal_halves():
+    """Of three columns, two and one would be multiplied."""
+    q = pyquant.prepare(torch.nn.GLU(), pyquant.Policy.preset("w8a8"))
+    with pytest.raises(pyquant.errors.InputError, match=r"halves dimension -1 of \(2, 3\): it is odd"):
+        q(torch.randn(2, 3))
+
+
 @pytest.mark.parametrize("name", ["conv2d", "conv1d_depthwise"])
 def test_channels_last_is_the_same_convolution_without_transposes(name):
     fp, batches = seeded(CASES[name])
