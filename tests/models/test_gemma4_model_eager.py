@@ -285,9 +285,10 @@ def test_prompt_with_an_image_then_tokens(form: str, kind: str, steps: str) -> N
     assert cache_of(out) is cache
 
 
+@pytest.mark.parametrize("form", ["e2b", "vision"])
 @torch.no_grad()
-def test_an_image_after_a_cached_prompt() -> None:
-    fp, q = pair()
+def test_an_image_after_a_cached_prompt(form: str) -> None:
+    fp, q = pair(form)
     whole = inputs((2, A, 3, B, 2), mask=False)
     expected = fp(**whole).logits
     cut, patches = 2 + 4 + 3, whole["pixel_values"]
