@@ -76,6 +76,11 @@ def test_qwen_guesses_stay_within_what_is_given_and_what_the_model_can() -> None
     made = qwen_request.choose(QWEN, Request(max_seq_len=40), SEEN)
     assert (made.profiles.max_seq_len, made.profiles.prefill_lengths) == (40, (40,))
     assert made.guesses[-1].endswith("70 tokens, in steps of 64, but no more than max_seq_len")
+    assert made.guesses[-2] == (
+        "max sequence length 40: 1 of 3 calibration prompts are longer (up to 70 tokens), and the bundle will refuse "
+        "such prompts"
+    )
+    assert not any("sequence" in guess for guess in qwen_request.choose(QWEN, Request(max_seq_len=70), SEEN).guesses)
     made = qwen_request.choose(QWEN, Request(), [Sizes(500)])
     assert (made.profiles.max_seq_len, made.profiles.prefill_lengths) == (512, (512,))
     assert made.profiles.image_grids == ()
