@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a part of Gemma4 is exported alone, from what it was called with in a run of the whole.
 
-It owns naming the profile and the graph's inputs of the vision tower's parts; those of the audio tower are
-audio/alone.py. What a profile means is profiles.py.
+It owns naming the profile and the graph's inputs of the vision tower's parts, the experts, the join, and what per-layer
+inputs add to layers; the audio tower's parts are audio/alone.py, all others pyquant.decoder.alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FIRST: dict[type[QModule], str] = {
 
 
 def alone(q: QModule, arguments: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Alone | None:
-    """The profile and inputs of the graph of `q`, called with `arguments` while the tower ran on `batch`.
+    """The profile and inputs of the graph of `q`, called with `arguments` while the model ran on `batch`.
 
     None where nothing depends on positions: such a part is exported by the shapes of its arguments.
     """
