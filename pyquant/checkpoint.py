@@ -200,12 +200,15 @@ def _build(folder: Path, index: Mapping[str, Any]) -> nn.Module:
             config.__dict__.pop("quantization_config", None)
             if isinstance(index.get("base"), str) and hasattr(config, "_name_or_path"):
                 config._name_or_path = index["base"]
-            model = cls(config)
-            if rebuild_ is not None:
-                rebuild_(model, forms)
-            return model
+            model: nn.Module = cls(config)
         except Exception as error:  # whatever transformers makes of such a file
             raise fault(folder, CONFIG, f"makes no {root} ({type(error).__name__}: {error})") from error
+        try:
+            if rebuild_ is not None:
+                rebuild_(model, forms)
+        except Exception as error:  # as above
+            raise fault(folder, f"{INDEX}: 'stored'", f"does not fit {root} ({error})") from error
+    return model
 
 
 def _rebuilder(folder: Path) -> Callable[[nn.Module, Mapping[str, Any]], None]:

@@ -157,13 +157,14 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
     """Give each site its scale and zero point, and put the tree in QUANTIZED phase: all sites, or an error and none.
 
-    A grid that is decided already (Site.decide) stays as it is.
-    `unused` are globs over paths of sites that no graph will use; they stay float. The scale of a weight
-    is raised where the bias beside it would not fit its integers (wrap/bias.py). Raises CalibrationError that lists
-    every site without data, with NaN or Inf, or with a degenerate range, and every weight whose bias no scale suits,
-    and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is converted already, was never
-    prepared, or is being calibrated or converted. Warns with CalibrationWarning of a part that has grids and that no
-    calibration data reached (an expert), and logs what fewer than some tens of rows reached.
+    A grid that is decided already (Site.decide) stays as it is. `unused` are globs over paths of sites that no graph
+    will use; of these, the ones without a decided grid stay float. The scale of a weight is raised where the bias
+    beside it would not fit its integers (wrap/bias.py).
+
+    Raises CalibrationError that lists every site without data, with NaN or Inf, or with a degenerate range, and every
+    weight whose bias no scale suits, and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is
+    converted already, was never prepared, or is being calibrated or converted. Warns with CalibrationWarning of a part
+    that has grids and that no calibration data reached (an expert), and logs what fewer than some tens of rows reached.
     """
     tree = _tree(q, "convert")
     with tree.state.exclusive("convert"):

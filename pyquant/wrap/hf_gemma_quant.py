@@ -84,6 +84,8 @@ def _built(plain: Any, form: Mapping[str, Any]) -> nn.Module:
         return gemma_quant.QuantizedLinear(
             plain.in_features, plain.out_features, bias=plain.bias is not None, num_bits=bits
         ).requires_grad_(False)
+    if form["form"] != QuantQuantizedEmbedding.FORM:
+        raise ValueError(f"a layer is stored as {form['form']!r}, which this pyquant does not know")
     new = gemma_quant.QuantizedEmbedding(
         plain.num_embeddings,
         plain.embedding_dim,

@@ -4,6 +4,7 @@ quantized, and the checkpoint's integers in the file."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -267,12 +268,33 @@ def test_saved_and_loaded_it_is_bit_identical(bits: int, tmp_path: Path) -> None
         assert float((loaded.fc(x) - model.fc(x)).abs().max()) <= 1e-6
 
 
-def test_a_saved_tree_needs_transformers_with_such_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 5.11 there are none: nothing is wrong with the folder."""
+def saved_model(folder: Path) -> Path:
     model = qat_tiny.stored_(gemma4_text_tiny.causal_lm(tie_word_embeddings=False))
     q = pyquant.prepare(model, pyquant.Policy.preset("float"))
     pyquant.convert(q)
-    pyquant.save_quantized(q, tmp_path / "q")
+    pyquant.save_quantized(q, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "words"),
+    [
+        ("model.layers.99.mlp", {"form": "gemma_linear", "bits": 4}, "has no attribute|no attribute `99`"),
+        ("lm_head", {"form": "nope", "bits": 4}, "a layer is stored as 'nope', which this pyquant does not know"),
+    ],
+)
+def test_stored_forms_that_cannot_be(tmp_path: Path, path: str, form: Any, words: str) -> None:
+    index = saved_model(tmp_path / "q") / "quantization.json"
+    data = json.loads(index.read_text())
+    data["stored"][path] = form
+    index.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=rf"quantization.json: 'stored' does not fit .*({words})"):
+        pyquant.load_quantized(tmp_path / "q")
+
+
+def test_a_saved_tree_needs_transformers_with_such_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.11 there are none: nothing is wrong with the folder."""
+    saved_model(tmp_path / "q")
     monkeypatch.setitem(sys.modules, "pyquant.wrap.hf_gemma_quant", None)
     with pytest.raises(CheckpointError, match=r"has layers of a quantization-aware .* install 5\.11 or later"):
         pyquant.load_quantized(tmp_path / "q")
