@@ -29,6 +29,7 @@ class CausalLM(QModel):
     """The model and the head, whose weight may be the token table (then they share it, each on its own grid)."""
 
     CHILDREN = ("model", "lm_head")
+    FEEDS = {"model.norm": ("lm_head",), "model.language_model.norm": ("lm_head",)}
 
     model: QModule
     lm_head: QModule

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
@@ -37,6 +38,8 @@ class DecoderAttention(QModule):
     CHILDREN: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "q_norm", "k_norm")
     SITES = {"act_in": Role.ACTIVATION, "key": Role.ACTIVATION, "value": Role.ACTIVATION}
+    SHARED = (("q_proj", "k_proj", "v_proj"),)
+    PAIRS: ClassVar[tuple[tuple[str, str], ...]] = (("v_proj", "o_proj"),)
     ROTARY: ClassVar[type[Any]]  # HF's rotary embedding of the family, built from the config
 
     q_proj: QModule
@@ -69,6 +72,13 @@ class DecoderAttention(QModule):
     @property
     def head_dim(self) -> int:
         return self.kind.head_dim
+
+    def pair_rows(self, producer: str, consumer: str) -> tuple[Tensor | None, int | None]:
+        """A head of values serves a group of queries' heads, whose outputs are side by side in what o_proj reads."""
+        size, width = self.kind.head_dim, int(self.o_proj.get_parameter("weight").shape[1])
+        column = torch.arange(width, dtype=torch.int64, device="cpu")
+        group = width // size // self.kind.kv_heads
+        return column // size // group * size + column % size, size
 
     def forward(
         self,
@@ -160,6 +170,12 @@ class DecoderLayer(QModule):
 
     CHILDREN: ClassVar[tuple[str, ...]] = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
     SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
+    FEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+    READS: ClassVar[tuple[str, ...]] = ("input_layernorm", "post_attention_layernorm")
+    WRITES: ClassVar[tuple[str, ...]] = ("self_attn.o_proj", "mlp.down_proj")
 
     self_attn: DecoderAttention
     mlp: QModule

@@ -106,6 +106,9 @@ class DecoderModel(QModel):
 
     CHILDREN: ClassVar[tuple[str, ...]] = ("embed_tokens", "layers", "norm", "rotary_emb")
     SITES = {"inputs_embeds": Role.ACTIVATION}
+    BLOCKS = "layers"
+    READS: ClassVar[tuple[str, ...]] = ("norm",)
+    WRITES: ClassVar[tuple[str, ...]] = ("embed_tokens",)
 
     embed_tokens: QModule
     layers: nn.ModuleList

@@ -105,6 +105,15 @@ class QModule(Phased):
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
     INFINITE: ClassVar[tuple[str, ...]] = ()
     ACCEPTED: ClassVar[tuple[str, ...]] = ()
+    # What algorithms must know, by dotted names of descendants (`*`: every entry of a list); names of optional modules
+    # that are absent count for nothing. structure.py resolves them.
+    SHARED: ClassVar[tuple[tuple[str, ...], ...]] = ()  # linears that multiply the same input
+    FEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # norm -> all modules that read its output
+    PAIRS: ClassVar[tuple[tuple[str, str], ...]] = ()  # (producer, consumer) linears, see pair_rows
+    BLOCKS: ClassVar[str | None] = None  # the list of modules that run one after the other
+    READS: ClassVar[tuple[str, ...]] = ()  # modules that read the residual stream
+    WRITES: ClassVar[tuple[str, ...]] = ()  # modules whose output is added to it, or starts it
+    WRITES_TO: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # owner of another stream -> modules that write to that
 
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__(ctx.state)
@@ -238,6 +247,11 @@ class QModule(Phased):
         """What calibration reached too little for its grids to be trusted; convert names it. For a wrapper whose parts
         see different data (experts)."""
         return []
+
+    def pair_rows(self, producer: str, consumer: str) -> tuple[Tensor | None, int | None]:
+        """For a pair of PAIRS: the producer's row whose output each column of the consumer multiplies (in_features,)
+        int64, None where they are in the same order; and the size of a head for values of attention, else None."""
+        return None, None
 
     # --- what follows the float model ---
 

@@ -16,6 +16,8 @@ class QuantGatedMLP(QModule):
 
     CHILDREN = ("gate_proj", "up_proj", "down_proj", "act_fn")
     SITES = {"act_in": Role.ACTIVATION, "gated": Role.ACTIVATION}
+    SHARED = (("gate_proj", "up_proj"),)
+    PAIRS = (("up_proj", "down_proj"),)
 
     gate_proj: QModule
     up_proj: QModule

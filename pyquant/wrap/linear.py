@@ -6,9 +6,12 @@ It owns the sites of one matrix product, and the clamps that a model puts around
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyquant.site import Site, TapHandle
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.registry import register
 
@@ -37,3 +40,11 @@ class QuantLinear(QModule):
         x = self.q("act_in", x, clip=clip_in)
         x = F.linear(x, self.const("weight", self.weight), self.qbias("bias", self.bias))
         return self.q("act_out", x, clip=clip_out)
+
+    def watch_rows(self, see: Callable[[int, Tensor], None]) -> TapHandle:
+        """Let `see(0, rows)` have the rows (N, in_features) that the weight multiplies, until the handle is removed."""
+
+        def tap(site: Site, x: Tensor, out: Tensor, **_: object) -> None:
+            see(0, out.reshape(-1, out.shape[-1]))
+
+        return self.site("act_in").tap(tap)

@@ -18,6 +18,7 @@ class QuantGemma4MultimodalEmbedder(QModule):
     """Soft tokens (n, V) of a tower -> rows (n, D) for the text model."""
 
     CHILDREN = ("embedding_pre_projection_norm", "embedding_projection")
+    FEEDS = {"embedding_pre_projection_norm": ("embedding_projection",)}
 
     embedding_pre_projection_norm: QModule
     embedding_projection: QModule

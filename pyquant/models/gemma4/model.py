@@ -36,6 +36,9 @@ class QuantGemma4Model(MultimodalModel):
 
     CHILDREN = ("vision_tower", "language_model", "audio_tower", "embed_vision", "embed_audio")
     OPTIONAL = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+    WRITES_TO = {
+        "language_model": ("embed_vision.embedding_projection", "embed_audio.embedding_projection"),
+    }
     vision_tower: QuantGemma4VisionModel | None
     language_model: QuantGemma4TextModel
     audio_tower: QModule | None

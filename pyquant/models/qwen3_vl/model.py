@@ -47,6 +47,7 @@ class QuantQwen3VLModel(MultimodalModel):
     """Vision tower and text model; visual tokens replace the placeholders of the prompt."""
 
     CHILDREN = ("visual", "language_model")
+    WRITES_TO = {"language_model": ("visual.merger.linear_fc2", "visual.deepstack_merger_list.*.linear_fc2")}
     visual: QuantQwen3VLVisionModel
     language_model: QuantQwen3VLTextModel
 

@@ -51,6 +51,9 @@ class QuantQwen3VLVisionModel(QModel):
 
     CHILDREN = ("patch_embed", "rotary_pos_emb", "blocks", "merger", "deepstack_merger_list")
     SITES = {"pos_embed": Role.ACTIVATION, "pos_add": Role.ACTIVATION}
+    BLOCKS = "blocks"
+    READS = ("merger.norm", "deepstack_merger_list.*.norm")
+    WRITES = ("patch_embed.proj", "pos_embed")
 
     patch_embed: QuantQwen3VLVisionPatchEmbed
     rotary_pos_emb: QuantQwen3VLVisionRotaryEmbedding

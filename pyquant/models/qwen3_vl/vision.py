@@ -141,6 +141,7 @@ class QuantQwen3VLVisionAttention(QModule):
     ACCEPTED = ("max_seqlen", "rotary_pos_emb")  # for flash attention; of old releases, which do not read it
     CHILDREN = ("qkv", "proj")
     SITES = {"act_in": Role.ACTIVATION}
+    PAIRS = (("qkv", "proj"),)
 
     qkv: QModule
     proj: QModule
@@ -151,6 +152,11 @@ class QuantQwen3VLVisionAttention(QModule):
         self.q_rotary = Rotary(ctx.child("q_rotary"), parts=1)
         self.k_rotary = Rotary(ctx.child("k_rotary"), parts=1)
         self.core = AttentionCore(ctx.child("core"), scaling=float(fp.scaling))
+
+    def pair_rows(self, producer: str, consumer: str) -> tuple[Tensor | None, int | None]:
+        """The values are the last third of what `qkv` makes."""
+        width = self.num_heads * self.head_dim
+        return torch.arange(2 * width, 3 * width, dtype=torch.int64, device="cpu"), self.head_dim
 
     def forward(
         self,
@@ -215,6 +221,9 @@ class QuantQwen3VLVisionBlock(QModule):
     ACCEPTED = ("rotary_pos_emb",)
     CHILDREN = ("norm1", "norm2", "attn", "mlp")
     SITES = {"act_in": Role.ACTIVATION, "attn_residual": Role.ACTIVATION, "act_out": Role.ACTIVATION}
+    FEEDS = {"norm1": ("attn.qkv",), "norm2": ("mlp.linear_fc1",)}
+    READS = ("norm1", "norm2")
+    WRITES = ("attn.proj", "mlp.linear_fc2")
 
     norm1: QModule
     norm2: QModule
@@ -249,6 +258,7 @@ class QuantQwen3VLVisionPatchMerger(QModule):
     """
 
     CHILDREN = ("norm", "linear_fc1", "act_fn", "linear_fc2")
+    FEEDS = {"norm": ("linear_fc1",)}
 
     norm: QModule
     linear_fc1: QModule

@@ -38,6 +38,7 @@ class QuantGemma4AudioModel(QModel):
     """
 
     CHILDREN = ("subsample_conv_projection", "rel_pos_enc", "layers", "output_proj")
+    BLOCKS = "layers"
 
     subsample_conv_projection: QuantGemma4AudioSubSampleConvProjection
     rel_pos_enc: QuantGemma4AudioRelPositionalEncoding

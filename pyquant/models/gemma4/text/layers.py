@@ -44,6 +44,7 @@ class QuantGemma4TextAttention(DecoderAttention):
     CHILDREN: ClassVar[tuple[str, ...]] = (*DecoderAttention.CHILDREN, "v_norm")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "k_norm", "v_norm")
     ROTARY = hf_class("Gemma4TextRotaryEmbedding")
+    PAIRS: ClassVar[tuple[tuple[str, str], ...]] = ()  # values are normalized
 
     v_norm: QModule | None
 
@@ -152,6 +153,17 @@ class QuantGemma4TextDecoderLayer(DecoderLayer):
         "per_layer_residual": Role.ACTIVATION,
         "layer_scalar": Role.CONSTANT,
     }
+    FEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input_layernorm": DecoderLayer.FEEDS["input_layernorm"],
+        "pre_feedforward_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+        "pre_feedforward_layernorm_2": ("experts.gate_up_proj",),
+    }
+    READS: ClassVar[tuple[str, ...]] = (*FEEDS, "router.norm", "per_layer_input_gate")
+    WRITES: ClassVar[tuple[str, ...]] = (
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "post_per_layer_input_norm",
+    )
 
     self_attn: QuantGemma4TextAttention
     pre_feedforward_layernorm: QModule

@@ -45,6 +45,7 @@ class QuantGemma4TextModel(DecoderModel):
     CHILDREN: ClassVar[tuple[str, ...]] = (*DecoderModel.CHILDREN, *per_layer.CHILDREN)
     OPTIONAL = per_layer.CHILDREN
     SITES = {**DecoderModel.SITES, **per_layer.SITES}
+    READS = (*DecoderModel.READS, "per_layer_model_projection")
 
     embed_tokens: QuantGemma4TextScaledWordEmbedding
     embed_tokens_per_layer: QuantGemma4TextScaledWordEmbedding

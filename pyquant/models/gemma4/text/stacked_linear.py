@@ -7,11 +7,12 @@ gets is router.py, what experts compute is experts.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pyquant import ops
 from pyquant.qparams import QParams
@@ -58,6 +59,17 @@ class StackedLinear(QModule):
             return self.q("act_out", out)
         product = self.q("product", self._times(x, weight, scale, index))
         return self.q("act_out", as_dtype(product * self._steps(scale, index), x.dtype))
+
+    def watch_rows(self, see: Callable[[int, Tensor], None]) -> RemovableHandle:
+        """Let `see(expert, rows)` have the rows (N, in) that are given to each expert, until the handle is removed."""
+
+        def watch(_: nn.Module, given: tuple[Tensor, Tensor | None]) -> None:
+            x, index = given
+            for expert in range(self.experts) if index is None else torch.unique(index).tolist():
+                own = x[expert if len(x) > 1 else 0][None] if index is None else x[index == expert]
+                see(expert, own.reshape(-1, self.in_features))
+
+        return self.register_forward_pre_hook(watch)
 
     def constants(self) -> Mapping[str, Tensor]:
         """The weight, and the scales of its rows where they are constants too (not of a weight without values)."""

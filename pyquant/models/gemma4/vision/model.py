@@ -37,6 +37,7 @@ class QuantGemma4VisionEncoder(QModule):
     """The stack of layers. Has no site of its own."""
 
     CHILDREN = ("layers",)
+    BLOCKS = "layers"
 
     layers: nn.ModuleList
 

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Algorithms that choose weights, ranges and formats well: each a function of a prepared tree and batches.
+
+It owns the public names. They decide weights of a tree in the CALIBRATE phase (pyquant.weight), before
+pyquant.calibrate; none knows a model family.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

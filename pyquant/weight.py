@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight: one weight of a tree, its float value, and once it is decided its grid and integers.
+
+It owns the only two ways in which a tree's weight changes: another float value (folding), and a decision (an algorithm,
+a checkpoint). The float model is never changed. Which weights a wrapper has is wrap/, algorithms are algorithms/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyquant import ops
+from pyquant.errors import InputError, PhaseError, PolicyError
+from pyquant.qparams import QParams
+from pyquant.site import Site
+from pyquant.spec import BlockSpec, QuantSpec
+from pyquant.wrap import QModule
+
+__all__ = ["Weight", "weights"]
+
+
+class _Watched(Protocol):
+    def remove(self) -> None: ...
+
+
+class See(Protocol):
+    """What `Weight.watch` calls: `rows` (N, in) are inputs of the matrix `index` (0, or the number of an expert)."""
+
+    def __call__(self, index: int, rows: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight at `site` of the wrapper `module`: a kernel or a lookup table that is the parameter `name` there.
+
+    The value is (out, in) for a linear layer; (experts * out, in) for `matrices` linears in one tensor, which see
+    different inputs; (rows, width) for a table. It is cheap to make, and holds nothing of its own.
+    """
+
+    module: QModule
+    name: str
+
+    @property
+    def site(self) -> Site:
+        """The quantization point."""
+        return self.module.site(self.name)
+
+    @property
+    def path(self) -> str:
+        """The path of the site."""
+        return self.site.path
+
+    @property
+    def spec(self) -> QuantSpec | None:
+        """Its format: of the policy, or of the decided grid. None: it stays float."""
+        return self.site.spec
+
+    @property
+    def how(self) -> str:
+        """Who decided it, in words; "" for nobody."""
+        return self.site.decided
+
+    @property
+    def value(self) -> Tensor:
+        """The values that the tree computes with: on the grid once it is decided."""
+        return self.module.get_parameter(self.name).detach()
+
+    @property
+    def matrices(self) -> int:
+        """How many linears are in it: 1, or the number of experts."""
+        return int(getattr(self.module, "experts", 1))
+
+    @property
+    def open(self) -> bool:
+        """Whether an algorithm may decide it: the policy gives it integers, and nobody decided it."""
+        return self.spec is not None and not isinstance(self.spec, BlockSpec) and not self.how
+
+    @property
+    def qparams(self) -> QParams | None:
+        """The grid, once decided or converted."""
+        return self.site.qparams
+
+    @property
+    def integers(self) -> Tensor:
+        """The integers that the file gets, in the type that stores them. Raises PhaseError before there is a grid."""
+        grid = self.qparams
+        if grid is None:
+            raise PhaseError(f"weight {self.path!r} has no grid yet; decide it, or run pyquant.convert")
+        spec = grid.spec
+        return ops.quantize(
+            self.value, grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax,
+            ops.STORAGE[spec.dtype.name],
+        )  # fmt: skip
+
+    def watch(self, see: See) -> _Watched:
+        """Let `see` have the rows that this matrix multiplies, until the handle that is returned is removed.
+
+        They are (N, in), in whatever phase the tree is. Raises InputError for a weight that is no matrix of rows
+        (a table, a convolution).
+        """
+        watch = getattr(self.module, "watch_rows", None)
+        if watch is None:
+            raise InputError(f"weight {self.path!r} of {type(self.module).__name__} multiplies no rows to watch")
+        handle: _Watched = watch(see)
+        return handle
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies rows of inputs, which `watch` shows."""
+        return hasattr(self.module, "watch_rows")
+
+    def replace(self, value: Tensor) -> None:
+        """Give the tree another float value, such as one with a scale folded in; a tied tensor is untied here.
+
+        value: of the same shape; it is stored in the type of the old one. Raises InputError for another shape,
+        PhaseError for a weight that is decided or converted.
+        """
+        if self.module.state.converted or self.how:
+            why = f"decided ({self.how})" if self.how else "converted"
+            raise PhaseError(f"weight {self.path!r} is {why}, and stays as it is; fold before weights are decided")
+        self._store(value)
+
+    def decide(self, qparams: QParams, how: str, integers: Tensor | None = None) -> None:
+        """Give it its grid, and with `integers` (of the value's shape) what each value becomes; else the nearest.
+
+        The tree computes with the values on the grid from now on, so activations are calibrated with them. calibrate,
+        convert, save and load leave the decision as it is. how: in words for a user ("gptq").
+
+        Raises PhaseError for a weight that is decided already or a converted tree, PolicyError for one that the policy
+        leaves float, SpecError for integers that are not on the grid.
+        """
+        if self.how:
+            raise PhaseError(f"weight {self.path!r} is decided already ({self.how}); decide a weight once")
+        if self.module.state.converted:
+            raise PhaseError(f"weight {self.path!r}: the tree is converted, and its grids are final; prepare it again")
+        spec = qparams.spec
+        if integers is None:
+            value = ops.fake_quantize(
+                self.value, qparams.scale, qparams.zero_point, qparams.axis, qparams.group, spec.qmin, spec.qmax
+            )
+        else:
+            self._check(integers, spec)
+            stored = integers.to(ops.STORAGE[spec.dtype.name])
+            value = ops.dequantize(stored, qparams.scale, qparams.zero_point, qparams.axis, qparams.group)
+        self.site.decide(qparams, how)
+        self._store(value)
+
+    def _check(self, integers: Tensor, spec: QuantSpec) -> None:
+        if integers.shape != self.value.shape:
+            raise InputError(
+                f"weight {self.path!r} of shape {tuple(self.value.shape)} got integers of {tuple(integers.shape)}"
+            )
+        low, high = int(integers.min()), int(integers.max())
+        if low < spec.qmin or high > spec.qmax:
+            raise PolicyError(
+                f"weight {self.path!r}: integers in [{low}, {high}] are not on the grid of {spec}, which has "
+                f"[{spec.qmin}, {spec.qmax}]"
+            )
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _store(self, value: Tensor) -> None:
+        old = self.module.get_parameter(self.name)
+        if value.shape != old.shape:
+            raise InputError(f"weight {self.path!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
+        new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
+        self.module.register_parameter(self.name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def weights(q: QModule) -> Iterator[Weight]:
+    """Every weight of the tree `q` that is a parameter with a site of its own: kernels and tables, in tree order.
+
+    Layers that a checkpoint has as integers only (wrap/stored.py) are not among them: they are decided.
+    """
+    for module in q.all_qmodules():
+        for name, site in module.own_sites():
+            if site.role.is_kernel and isinstance(module._parameters.get(name), nn.Parameter):
+                yield Weight(module, name)
