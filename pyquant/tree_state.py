@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from pyquant.decision import Decision
 from pyquant.errors import CalibrationError, PhaseError
 from pyquant.role import Phase
 
@@ -24,7 +25,8 @@ class TreeState:
     """What all sites and wrappers of one tree share. A copy or a pickle of it is not locked.
 
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
-    way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`.
+    way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`. log: what
+    algorithms decided, in their order.
     """
 
     def __init__(self, *, converted: bool = False) -> None:
@@ -32,6 +34,7 @@ class TreeState:
         self.broken: str | None = None
         self.explicit = False
         self.warned_of_autocast = False
+        self.log: list[Decision] = []
         self._lock = threading.Lock()
         self._owner: int | None = None
 

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantization log of a tree: who decided what, and what was lost by it.
+
+It owns adding to the log. The record and its file form are decision.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyquant.decision import Decision
+from pyquant.wrap import QModule
+
+__all__ = ["Decision", "record"]
+
+
+def record(q: QModule, decisions: Decision | Iterable[Decision]) -> None:
+    """Add to the log of the tree that `q` belongs to: `q.state.log`, which save_quantized writes with the tree."""
+    q.state.log += [decisions] if isinstance(decisions, Decision) else list(decisions)
