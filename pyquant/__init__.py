@@ -37,11 +37,12 @@ _HOME = {
     "register": "pyquant.wrap",
     "report": "pyquant.reporter",
 }
-_ROOMS = ("calibration", "verify", "circle", "trace", "ops", "wrap")
+_ROOMS = ("algorithms", "calibration", "verify", "circle", "trace", "ops", "wrap")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
+    from pyquant import algorithms as algorithms
     from pyquant import calibration as calibration
     from pyquant import circle as circle
     from pyquant import ops as ops

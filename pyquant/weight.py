@@ -21,7 +21,7 @@ from pyquant.site import Site
 from pyquant.spec import BlockSpec, QuantSpec
 from pyquant.wrap import QModule
 
-__all__ = ["Weight", "weights"]
+__all__ = ["Weight", "replace_parameter", "weights"]
 
 
 class _Watched(Protocol):
@@ -162,14 +162,29 @@ class Weight:
                 f"[{spec.qmin}, {spec.qmax}]"
             )
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _store(self, value: Tensor) -> None:
-        old = self.module.get_parameter(self.name)
-        if value.shape != old.shape:
-            raise InputError(f"weight {self.path!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
-        new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
-        self.module.register_parameter(self.name, nn.Parameter(new, requires_grad=old.requires_grad))
+        _store(self.module, self.name, value)
+
+
+def replace_parameter(module: QModule, name: str, value: Tensor) -> None:
+    """As Weight.replace, for a parameter that may have no site: a bias, a table of positions, a norm's gain."""
+    if name in module.sites:
+        Weight(module, name).replace(value)
+    elif module.state.converted:
+        raise PhaseError(f"parameter {name!r} of {module.path!r}: the tree is converted; prepare it again")
+    else:
+        _store(module, name, value)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _store(module: QModule, name: str, value: Tensor) -> None:
+    old = module.get_parameter(name)
+    if value.shape != old.shape:
+        where = f"{module.path}.{name}" if module.path else name
+        raise InputError(f"parameter {where!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
+    new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
+    module.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
 
 
 def weights(q: QModule) -> Iterator[Weight]:

@@ -7,4 +7,6 @@ pyquant.calibrate; none knows a model family.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from pyquant.algorithms.rotate import rotate
+
+__all__ = ["rotate"]

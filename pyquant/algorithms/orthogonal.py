@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orthogonal matrices that spread a vector over all of its channels: Hadamard where one is known, else random.
+
+It owns the matrices, in float64. What they are folded into is rotate.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyquant.errors import InputError
+
+__all__ = ["hadamard", "rotation"]
+
+
+def hadamard(n: int) -> Tensor | None:
+    """(n, n) float64 of 1 and -1 with rows at right angles, or None where no construction below gives one.
+
+    A power of two times the order of one of Paley's (1933): q + 1 for a prime q = 3 mod 4, 2 (q + 1) for a prime
+    q = 1 mod 4; so 12, 20, 28, 36 and most multiples of 4.
+    """
+    twos = (n & -n).bit_length() - 1 if n > 0 else -1
+    for doublings in range(twos, -1, -1):
+        core = n >> doublings
+        found = torch.ones(1, 1, dtype=torch.float64, device="cpu") if core == 1 else _paley(core)
+        if found is not None:
+            return _doubled(found, doublings)
+    return None
+
+
+def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Tensor:
+    """(n, n) float64, orthogonal, the same for the same arguments: R R^T = 1.
+
+    A Hadamard matrix over sqrt(n) with rows of random sign, where one of that order is known, else a random one.
+    keep_mean: R also leaves the vector of ones, and with it every mean over channels, as it is: R 1 = 1 and
+    1^T R = 1^T. Raises InputError for n < 1.
+    """
+    if n < 1:
+        raise InputError(f"a rotation has at least one channel, got {n}")
+    generator = torch.Generator().manual_seed(seed)
+    if keep_mean:
+        return _keeping_ones(n, generator)
+    signs = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.int64, device="cpu").double() * 2 - 1
+    known = hadamard(n)
+    return _random(n, generator) if known is None else signs * known / math.sqrt(n)
+
+
+def _keeping_ones(n: int, generator: torch.Generator) -> Tensor:
+    """Any rotation of the space at right angles to the ones: in a basis whose first vector is the ones, (1, random).
+
+    The basis is the reflection (Householder) that swaps the first unit vector and the ones over sqrt(n).
+    """
+    if n == 1:
+        return torch.ones(1, 1, dtype=torch.float64, device="cpu")
+    v = torch.full((n,), -1 / math.sqrt(n), dtype=torch.float64, device="cpu")
+    v[0] += 1
+    reflection = torch.eye(n, dtype=torch.float64, device="cpu") - 2 * torch.outer(v, v) / v.dot(v)
+    inner = torch.eye(n, dtype=torch.float64, device="cpu")
+    inner[1:, 1:] = _random(n - 1, generator)
+    return reflection @ inner @ reflection
+
+
+def _random(n: int, generator: torch.Generator) -> Tensor:
+    """Uniform over all orthogonal matrices: Q of a Gaussian matrix, with the signs that make R's diagonal positive
+    (Mezzadri, arXiv math-ph/0609050)."""
+    gaussian = torch.randn(n, n, generator=generator, dtype=torch.float64, device="cpu")
+    q, r = torch.linalg.qr(gaussian)
+    signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return signs * torch.as_tensor(q)
+
+
+def _doubled(matrix: Tensor, times: int) -> Tensor:
+    """Sylvester's step, `times` times: [[H, H], [H, -H]]."""
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device="cpu")
+    for _ in range(times):
+        matrix = torch.kron(two, matrix)
+    return matrix
+
+
+def _paley(n: int) -> Tensor | None:
+    """The Hadamard matrix of order `n` of Paley's constructions I and II over a prime, or None."""
+    if n % 4 == 0 and _is_prime(n - 1):  # n - 1 = 3 mod 4
+        return torch.eye(n, dtype=torch.float64, device="cpu") + _jacobsthal(n - 1, -1.0)
+    q = n // 2 - 1
+    if n % 4 == 0 and q % 4 == 1 and _is_prime(q):
+        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device="cpu")
+        other = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64, device="cpu")
+        unit = torch.eye(q + 1, dtype=torch.float64, device="cpu")
+        return torch.kron(_jacobsthal(q, 1.0), one) + torch.kron(unit, other)
+    return None
+
+
+def _jacobsthal(q: int, corner: float) -> Tensor:
+    """(q + 1, q + 1): 1 if i - j is a square modulo q, -1 if not, 0 for i = j, with a border of 1 and `corner`."""
+    character = torch.full((q,), -1.0, dtype=torch.float64, device="cpu")
+    numbers = torch.arange(q, dtype=torch.int64, device="cpu")
+    character[numbers * numbers % q] = 1.0
+    character[0] = 0.0
+    out = torch.zeros(q + 1, q + 1, dtype=torch.float64, device="cpu")
+    out[1:, 1:] = character[(numbers[:, None] - numbers[None, :]) % q]
+    out[0, 1:], out[1:, 0] = 1.0, corner
+    return out
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))
