@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "quantize": "pyquant.oneshot",
     "prepare": "pyquant.lifecycle",
     "calibrate": "pyquant.lifecycle",
     "convert": "pyquant.lifecycle",
@@ -25,6 +26,8 @@ _HOME = {
     "LowPrecisionWarning": "pyquant.exporter",
     "Policy": "pyquant.policy",
     "Rule": "pyquant.policy",
+    "Recipe": "pyquant.recipe",
+    "Step": "pyquant.recipe",
     "ObserverSpec": "pyquant.policy",
     "QuantSpec": "pyquant.spec",
     "BlockSpec": "pyquant.spec",
@@ -61,10 +64,13 @@ if TYPE_CHECKING:
     from pyquant.lifecycle import calibrate as calibrate
     from pyquant.lifecycle import convert as convert
     from pyquant.lifecycle import prepare as prepare
+    from pyquant.oneshot import quantize as quantize
     from pyquant.policy import ObserverSpec as ObserverSpec
     from pyquant.policy import Policy as Policy
     from pyquant.policy import Rule as Rule
     from pyquant.qparams import QParams as QParams
+    from pyquant.recipe import Recipe as Recipe
+    from pyquant.recipe import Step as Step
     from pyquant.reporter import report as report
     from pyquant.spec import BlockSpec as BlockSpec
     from pyquant.spec import IntType as IntType

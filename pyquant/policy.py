@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,9 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import yaml
-
-from pyquant import files, recipes
+from pyquant import recipe_file, recipes
 from pyquant.errors import PolicyError, SpecError
 from pyquant.role import Role
 from pyquant.spec import BlockSpec, QuantSpec
@@ -237,7 +234,11 @@ class Policy:
 
     @classmethod
     def preset(cls, name: str) -> Policy:
-        """A policy that comes with pyquant. Raises PolicyError that lists the names."""
+        """The policy of a recipe that comes with pyquant: which site gets which format, for prepare.
+
+        The steps of the recipe are no part of it; `pyquant.quantize` runs them (recipe.py). Raises PolicyError that
+        lists the names.
+        """
         if name not in recipes.names():
             raise PolicyError(f"preset {name!r} does not exist; choose one of {', '.join(recipes.names())}")
         return cls.from_dict(recipes.read(name))
@@ -287,7 +288,11 @@ class Policy:
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
-        """Inverse of `to_dict`. `extends: PRESET` puts the preset's rules first. Raises SpecError or PolicyError."""
+        """Inverse of `to_dict`. `extends: PRESET` puts the preset's rules first. Of a recipe it takes the policy.
+
+        Raises SpecError or PolicyError.
+        """
+        data = recipes.policy_part(data)
         _check_keys(
             data, {"format", "version", "name", "description", "extends", "rules"}, {"format", "version"}, "a policy"
         )
@@ -304,25 +309,14 @@ class Policy:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, or YAML when the name ends in .yaml or .yml; the file is whole or as it was. Raises OSError."""
-        path = Path(path)
-        data = self.to_dict()
-        text = yaml.safe_dump(data, sort_keys=False) if _is_yaml(path) else json.dumps(data, indent=2) + "\n"
-        files.whole_text(path, text)
+        recipe_file.write(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read what `save` wrote, or a file written by hand. Errors name the file."""
+        """Read what `save` wrote, a file written by hand, or the policy in a recipe file, whose steps are no part of it
+        (Recipe.load reads these). Errors name the file."""
         path = Path(path)
-        if why := files.absent(path):
-            raise PolicyError(f"policy file {str(path)!r} {why}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise PolicyError(f"policy file {str(path)!r} cannot be read: {error.strerror}") from error
-        try:
-            data = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
-        except (yaml.YAMLError, json.JSONDecodeError) as error:
-            raise PolicyError(f"policy file {str(path)!r} is not valid {path.suffix[1:] or 'JSON'}: {error}") from error
+        data, _ = recipe_file.read(path, "policy")
         try:
             return cls.from_dict(data)
         except SpecError as error:
@@ -330,10 +324,6 @@ class Policy:
 
     def __str__(self) -> str:
         return "\n".join([f"policy {self.name}", *(f"  #{i} {rule}" for i, rule in enumerate(self.rules))])
-
-
-def _is_yaml(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml")
 
 
 def _check_keys(data: Any, known: set[str], required: set[str], what: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from pyquant.decision import Decision
 from pyquant.errors import CalibrationError, PhaseError
+from pyquant.recipe import Recipe
 from pyquant.role import Phase
 
 __all__ = ["Phased", "TreeState", "phase", "set_phase"]
@@ -26,7 +27,7 @@ class TreeState:
 
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
     way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`. log: what
-    algorithms decided, in their order.
+    algorithms decided, in their order. recipe: what pyquant.quantize ran, and what it had to say meanwhile (notes).
     """
 
     def __init__(self, *, converted: bool = False) -> None:
@@ -35,6 +36,8 @@ class TreeState:
         self.explicit = False
         self.warned_of_autocast = False
         self.log: list[Decision] = []
+        self.recipe: Recipe | None = None
+        self.notes: list[str] = []
         self._lock = threading.Lock()
         self._owner: int | None = None
 

@@ -23,11 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "qparams": BASE,
     "decision": {"errors"},
     "recipes": set(),
-    "policy": VALUES | {"recipes", "files"},
+    "recipe_file": {"errors", "files", "recipes"},
+    "policy": VALUES | {"recipes", "recipe_file"},
+    "recipe": VALUES | {"recipes", "recipe_file", "policy"},
     "ops": {"errors"},
     "observe": VALUES | {"ops"},
     "autocast": {"tree_state"},  # for its type only
-    "tree_state": {"errors", "role", "decision"},
+    "tree_state": {"errors", "role", "decision", "recipe"},
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
     "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
@@ -36,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "autocast", "decision"},
     "interop": VALUES | {"wrap", "decoder", "weight"},
     "lifecycle": VALUES | {"interop", "models", "policy", "site", "wrap", "batch", "autocast"},
+    "oneshot": VALUES | {"recipe", "policy", "algorithms", "wrap", "lifecycle"},
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
@@ -67,7 +70,19 @@ NATIVE = {"_C", "_circle"}  # the binaries: each has one door, ops/_native.py an
 
 # rooms that must not need a heavy package
 WITHOUT = {
-    "torch": {"errors", "spec", "role", "recipes", "policy", "files", "circle", "cli", "_launch"},
+    "torch": {
+        "errors",
+        "spec",
+        "role",
+        "recipes",
+        "recipe_file",
+        "recipe",
+        "policy",
+        "files",
+        "circle",
+        "cli",
+        "_launch",
+    },
     "transformers": {
         "ops",
         "observe",
