@@ -167,9 +167,9 @@ def _calibrated(
     args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: memory.Timer
 ) -> tuple[nn.Module, QModule]:
     import pyquant
-    from pyquant.cli import checkpoints, trained, weights
+    from pyquant.cli import checkpoints, trained
 
-    if note := memory.note(weights.elements(Path(args.model)), args.dtype):
+    if note := memory.note(weight_files.elements(Path(args.model)), args.dtype):
         console.print(f"note: {note}")
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype)

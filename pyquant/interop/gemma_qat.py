@@ -7,7 +7,6 @@ scales that are there come with the float model.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from pyquant.decoder.layers import DecoderAttention
 from pyquant.errors import ModelError
+from pyquant.interop.places import Places
+from pyquant.interop.tensor_folder import safetensors_files
 from pyquant.wrap.base import QModule
 from pyquant.wrap.stored import activation_grid
 
@@ -27,7 +28,6 @@ __all__ = ["GemmaFolder"]
 CACHE = {"k_cache_scale": "key", "v_cache_scale": "value"}
 ACTIVATION = ("input_activation_scale", "output_activation_scale")
 HOW = "trained KV cache, in the gemma checkpoint"
-_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GemmaFolder:
         """Raises ModelError for a folder without .safetensors files, or with one that cannot be read."""
         names: set[str] = set()
         cache: dict[str, Tensor] = {}
-        for file in _files(Path(folder)):
+        for file in safetensors_files(Path(folder)):
             try:
                 with safe_open(file, framework="pt") as content:
                     keys = list(content.keys())
@@ -60,7 +60,7 @@ class GemmaFolder:
 
         Raises ModelError where `fp` has layers with such scales and the folder has none of these layers.
         """
-        places = _Places(name.rpartition(".")[0] for name in self.names if name.endswith(".weight_scale"))
+        places = Places(name.rpartition(".")[0] for name in self.names if name.endswith(".weight_scale"))
         layers = [path for path, module in fp.named_modules() if any(name in module._parameters for name in ACTIVATION)]
         found = {path: place for path in layers if (place := places.find(path)) is not None}
         if layers and not found:
@@ -77,7 +77,7 @@ class GemmaFolder:
         0 is no scale, as for activations. Warns of scales that fit no module of the tree.
         """
         modules = {module.path: module for module in q.all_qmodules() if {*CACHE.values()} & {*module.sites}}
-        places, found, strange = _Places(modules), 0, []
+        places, found, strange = Places(modules), 0, []
         for name, scale in sorted(self.cache.items()):
             path, _, kind = name.rpartition(".")
             place = places.find(path)
@@ -93,7 +93,7 @@ class GemmaFolder:
                     )
                 site.decide(activation_grid(scale, name), HOW)
                 found += 1
-        found += sum(_follow_owner(module, modules) for module in modules.values())
+        found += sum(follow_owner(module, modules) for module in modules.values())
         if strange:
             warnings.warn(
                 f"{len(strange)} cache scales of {str(self.folder)!r} belong to no attention of this model and are not "
@@ -116,7 +116,7 @@ def zero_absent_(model: nn.Module, missing: Iterable[str]) -> list[str]:
     return others
 
 
-def _follow_owner(module: QModule, modules: Mapping[str, QModule]) -> int:
+def follow_owner(module: QModule, modules: Mapping[str, QModule]) -> int:
     """Where a layer reads keys and values of another one, its sites get their grids. Returns how many."""
     if not isinstance(module, DecoderAttention) or module.kind.shares is None:
         return 0
@@ -131,35 +131,3 @@ def _follow_owner(module: QModule, modules: Mapping[str, QModule]) -> int:
             own.decide(theirs.qparams, theirs.decided)
             found += 1
     return found
-
-
-class _Places:
-    """Module paths of one side, found by those of the other: the same, or one is the end of the other (a part of a
-    model has no prefix)."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = sorted(set(paths))
-        self._known = set(self._paths)
-
-    def find(self, path: str) -> str | None:
-        """The path that fits; None where none or several do."""
-        if path in self._known:
-            return path
-        fits = [other for other in self._paths if f".{other}".endswith(f".{path}") or f".{path}".endswith(f".{other}")]
-        return fits[0] if len(fits) == 1 else None
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
-    if not index.is_file():
-        raise ModelError(
-            f"checkpoint={str(folder)!r} has neither {_WHOLE} nor {_INDEX}; give the folder that the model was "
-            "loaded from"
-        )
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{str(index)!r} is no index of weights ({error}); download it again") from error
-    return [folder / name for name in names]

@@ -7,6 +7,8 @@ It owns those words. Classes are known by the package that defines them, so that
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,28 +91,20 @@ def stored_quantized(model: nn.Module) -> str | None:
     return None
 
 
-def checkpoint(config: object) -> str | None:
-    """The format that a configuration's `quantization_config` names, such as `GPTQ, 4 bits`; None without one, and for
-    one whose layers pyquant reads."""
-    found = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
-    for part in () if found else ("text_config", "vision_config"):
-        found = found or getattr(getattr(config, part, None), "quantization_config", None)
-    if not found:
-        return None
-    data = found if isinstance(found, dict) else vars(found)
-    method = data.get("quant_method") or (
-        "bitsandbytes" if data.get("load_in_4bit") or data.get("load_in_8bit") else ""
-    )
-    method = str(getattr(method, "value", method) or "an unnamed format")
-    if method in READ_METHODS:
-        return None
+def method(config: Mapping[str, Any]) -> str:
+    """The `quant_method` of a quantization_config, such as `gptq`; where it is not named, what its other keys mean."""
+    loads = config.get("load_in_4bit") or config.get("load_in_8bit")
+    found = config.get("quant_method") or ("bitsandbytes" if loads else "")
+    return str(getattr(found, "value", found) or "an unnamed format")
+
+
+def named(config: Mapping[str, Any]) -> str:
+    """The format of a quantization_config in words: `AWQ, 4 bits`."""
     known = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "hqq": "HQQ", "eetq": "EETQ", "aqlm": "AQLM"}
-    bits = (
-        data.get("bits")
-        or data.get("w_bit")
-        or (4 if data.get("load_in_4bit") else 8 if data.get("load_in_8bit") else 0)
-    )
-    return known.get(method, method) + (f", {bits} bits" if isinstance(bits, int) and bits else "")
+    loads = 4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else 0
+    bits = config.get("bits") or config.get("w_bit") or loads
+    name = known.get(method(config), method(config))
+    return name + (f", {bits} bits" if isinstance(bits, int) and bits else "")
 
 
 def _step(kind: str) -> str:
