@@ -40,7 +40,7 @@ _HOME = {
     "register": "pyquant.wrap",
     "report": "pyquant.reporter",
 }
-_ROOMS = ("algorithms", "calibration", "verify", "circle", "trace", "ops", "wrap")
+_ROOMS = ("algorithms", "calibration", "verify", "circle", "interop", "trace", "ops", "wrap")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pyquant import algorithms as algorithms
     from pyquant import calibration as calibration
     from pyquant import circle as circle
+    from pyquant import interop as interop
     from pyquant import ops as ops
     from pyquant import trace as trace
     from pyquant import verify as verify

@@ -37,14 +37,21 @@ class CalibrationWarning(UserWarning):
     """Calibration data that gave every site a grid, and never reached a part of the model."""
 
 
-def prepare(fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = None) -> QModule:
+def prepare(
+    fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = None, requantize: bool = False
+) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
     `fp` still runs and is not changed. Every weight and constant is scanned once, here. Layers of a quantization-aware
     checkpoint (transformers' `QuantizedLinear`, `QuantizedEmbedding`) keep the grids that they were trained with.
 
-    checkpoint: the folder that such a model was loaded from. From its files come the scales of the KV cache, which
-        transformers ignores, and which activation scales it lacks: transformers leaves these uninitialized.
+    checkpoint: the folder that the model was loaded from, where another tool quantized it. Of a quantization-aware
+        Gemma: the scales of the KV cache, which transformers ignores, and which activation scales it lacks
+        (transformers leaves these uninitialized). Of compressed-tensors, GPTQ and AutoRound (pyquant.interop.load): the
+        integers and scales of each weight, and static scales of activations, of whatever width they are; a site that
+        the policy leaves float stays float.
+    requantize: quantize anew, as the policy says, those weights of `checkpoint` whose grid no file can hold (scales per
+        group, columns in act-order) instead of raising.
 
     Raises PolicyError for a rule
     that matches nothing and for weights that are computed on each call (wrap/computed.py); UnknownModuleError for a
@@ -65,18 +72,27 @@ def prepare(fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = No
     if reason := foreign.stored_quantized(fp):
         raise ModelError(reason)
     _warn_of_hooks(fp)
-    folder = None
-    if checkpoint is not None:
-        from pyquant.interop.gemma_qat import GemmaFolder  # it imports transformers
-
-        folder = GemmaFolder.read(checkpoint)
-    q = build(fp, policy, frozenset() if folder is None else folder.absent(fp))
-    if folder is not None:
-        folder.decide_caches(q)
+    q = _with_grids(fp, policy, checkpoint, requantize)
     policy.check_used(list(q.all_sites()))
     _scan(q)
     _check_finite(q, "prepare")
     return q.eval()
+
+
+def _with_grids(fp: nn.Module, policy: Policy, checkpoint: str | Path | None, requantize: bool) -> QModule:
+    """The tree, its grids decided where the checkpoint has some."""
+    if checkpoint is None:
+        return build(fp, policy)
+    from pyquant.interop import decide, gemma_qat, reader  # they import transformers
+
+    if (read := reader.reader_of(checkpoint)) is not None:
+        q = build(fp, policy)
+        decide.decide(q, read, requantize=requantize)
+        return q
+    folder = gemma_qat.GemmaFolder.read(checkpoint)
+    q = build(fp, policy, folder.absent(fp))
+    folder.decide_caches(q)
+    return q
 
 
 def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset()) -> QModule:

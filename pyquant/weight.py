@@ -148,7 +148,8 @@ class Weight:
             stored = integers.to(ops.STORAGE[spec.dtype.name])
             value = ops.dequantize(stored, qparams.scale, qparams.zero_point, qparams.axis, qparams.group)
         self.site.decide(qparams, how)
-        self._store(value)
+        if not torch.equal(value.to(self.value.dtype), self.value):  # a checkpoint's is there already: no second copy
+            self._store(value)
 
     def _check(self, integers: Tensor, spec: QuantSpec) -> None:
         if integers.shape != self.value.shape:

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the result; a former result is replaced")
     add("--samples", type=count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
     add("--seed", type=int, default=0, help="which samples --samples picks (%(default)s)")
+    add("--requantize", action="store_true", help=_REQUANTIZE)
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
     add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
     add("--image-grid", type=_grid, nargs="+", action="extend", default=[], metavar="HxW", help=_GRID)
@@ -66,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
+_REQUANTIZE = (
+    "quantize those weights of a checkpoint of another tool anew whose grid no file can hold (scales per group)"
+)
 _GRID = "image sizes in patches, a graph for each; TxHxW for videos of a Qwen3-VL (default: those of the data)"
 _LENGTHS = "a prefill graph for each length in tokens (default: one, from the data)"
 _APPEND = (
@@ -168,6 +172,7 @@ def _calibrated(
 ) -> tuple[nn.Module, QModule]:
     import pyquant
     from pyquant.cli import checkpoints, trained
+    from pyquant.interop import weight_files
 
     if note := memory.note(weight_files.elements(Path(args.model)), args.dtype):
         console.print(f"note: {note}")
@@ -175,7 +180,7 @@ def _calibrated(
         fp = checkpoints.load(args.model, args.dtype)
     step = _released(timer, fp)
     with step("prepare"), _rows_first():
-        q = pyquant.prepare(fp, policy, checkpoint=trained.folder_of(args.model, fp))
+        q = pyquant.prepare(fp, policy, checkpoint=trained.folder_of(args.model, fp), requantize=args.requantize)
     console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
     if line := trained.summary(q):
         console.print(line)

@@ -17,28 +17,33 @@ if TYPE_CHECKING:
 
 
 def folder_of(name: str, fp: nn.Module) -> Path | None:
-    """`name`, a folder or a hub name that was loaded, as prepare's `checkpoint`; None for a model without layers of a
-    quantization-aware checkpoint."""
+    """`name`, a folder or a hub name that was loaded, as prepare's `checkpoint`; None where its
+    checkpoint has no grids."""
     from pyquant import companions
+    from pyquant.interop.reader import METHODS, require_read
     from pyquant.wrap.foreign import READ_MODULES
 
-    if not any(type(module).__module__ in READ_MODULES for module in fp.modules()):
-        return None
-    return companions.local_folder(name)
+    folder = companions.local_folder(name)
+    layers = any(type(module).__module__ in READ_MODULES for module in fp.modules())
+    return folder if layers or (folder is not None and require_read(folder) in METHODS) else None
 
 
 def summary(q: QModule) -> str:
     """`trained grids: 12 weights, 2 tables, 20 activations, 4 cached keys and values; the rest is calibrated`; empty
-    where no grid was decided."""
+    where no grid came with the checkpoint."""
     counts: Counter[str] = Counter()
     for site in q.all_sites():
-        if site.decided:
+        if site.decided.endswith(" checkpoint"):
             counts[_kind(site.path.rpartition(":")[2], site.role.value)] += 1
     if not counts:
         return ""
     kinds = ("weights", "tables", "activations", "cached keys and values")
     listed = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
-    return f"trained grids: {listed}; the rest is calibrated"
+    tools = {
+        site.decided.removeprefix("stored, in the ") for site in q.all_sites() if site.decided.startswith("stored")
+    }
+    what = f"grids of the {min(tools)}" if tools else "trained grids"
+    return f"{what}: {listed}; the rest is calibrated"
 
 
 def _kind(name: str, role: str) -> str:

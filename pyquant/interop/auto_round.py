@@ -54,8 +54,8 @@ class AutoRoundReader:
             )
         if rotations := config.get("rotation_config"):
             raise ModelError(
-                f"{str(folder.path)!r} has rotations that the model computes as it runs ({rotations}), which no wrapper "
-                "does; quantize it without them"
+                f"{str(folder.path)!r} has rotations that the model computes as it runs ({rotations}), which no "
+                "wrapper does; quantize it without them"
             )
         return cls(folder, modules_of(folder, "AutoRound"), owned_by(folder), packing in _LESS_ONE)
 

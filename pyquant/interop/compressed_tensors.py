@@ -28,8 +28,8 @@ __all__ = ["CompressedReader"]
 ADVICE = Advice(
     per_channel=(
         'llm-compressor with a scheme of one scale per channel: QuantizationArgs(num_bits=4, strategy="channel", '
-        "symmetric=True) in config_groups of GPTQModifier or QuantizationModifier, or the preset W8A8 (W4A16 has groups of "
-        "128)"
+        "symmetric=True) in config_groups of GPTQModifier or QuantizationModifier, or the preset W8A8 (W4A16 has "
+        "groups of 128)"
     ),
     symmetric="symmetric=True in its QuantizationArgs",
 )
@@ -80,7 +80,9 @@ class CompressedReader:
         integers = {path for path in whole if folder.dtype(f"{path}.weight") in ("I8", "I32", "U8")}
         _require_pairs(folder, packed | integers, scaled, whole)
         modules = packed | integers
-        owned = {name for name in folder if name.rpartition(".")[2] in _ENDINGS} | {f"{path}.weight" for path in integers}
+        owned = {name for name in folder if name.rpartition(".")[2] in _ENDINGS} | {
+            f"{path}.weight" for path in integers
+        }
         groups = config.get("config_groups") or {}
         schemes = tuple(_scheme(folder, name, group) for name, group in groups.items())
         return cls(folder, frozenset(modules), frozenset(owned), schemes, config.get("kv_cache_scheme") or {})
@@ -90,13 +92,13 @@ class CompressedReader:
         bits = int(args.get("num_bits", 8))
         if args.get("type", "int") != "int" or bits not in BITS:
             raise ModelError(
-                f"the weight of {path!r} has {args.get('type', 'int')} of {bits} bits; pyquant reads integers of 2, 4 and "
-                f"8 bits: {self.advice.per_channel}"
+                f"the weight of {path!r} has {args.get('type', 'int')} of {bits} bits; pyquant reads integers of 2, 4 "
+                f"and 8 bits: {self.advice.per_channel}"
             )
         if f"{path}.weight_g_idx" in self.folder:
             raise ModelError(
-                f"the weight of {path!r} has columns in the order of their groups (actorder=group), which no file format "
-                f'has; quantize it with actorder="weight"'
+                f"the weight of {path!r} has columns in the order of their groups (actorder=group), which no file "
+                f'format has; quantize it with actorder="weight"'
             )
         integers = self._integers(path, bits)
         scale = self.folder.require(f"{path}.weight_scale", f"has the scales of {path!r}").to(torch.float32)
@@ -117,14 +119,16 @@ class CompressedReader:
         if name not in self.folder:
             whole = self.folder[f"{path}.weight"]
             if whole.dtype != torch.int8 or whole.dim() != 2:
-                raise ModelError(f"{path}.weight is {whole.dtype} of shape {tuple(whole.shape)}, expected int8 of rank 2")
+                raise ModelError(
+                    f"{path}.weight is {whole.dtype} of shape {tuple(whole.shape)}, expected int8 of rank 2"
+                )
             return whole
         packed, shape = self.folder[name], self.folder.require(f"{path}.weight_shape", f"has the shape of {name!r}")
         sizes = [int(size) for size in shape.reshape(-1).tolist()]
         if len(sizes) != 2 or packed.dtype != torch.int32 or tuple(packed.shape) != (sizes[0], words(sizes[1], bits)):
             raise ModelError(
-                f"{name!r} is {packed.dtype} of shape {tuple(packed.shape)}, expected int32 words of {bits}-bit integers "
-                f"for a weight of shape {tuple(sizes)}; its format is another one, or the files are damaged"
+                f"{name!r} is {packed.dtype} of shape {tuple(packed.shape)}, expected int32 words of {bits}-bit "
+                f"integers for a weight of shape {tuple(sizes)}; its format is another one, or the files are damaged"
             )
         return unpack(packed, bits, sizes[1])
 
@@ -139,7 +143,9 @@ class CompressedReader:
         if stored.dtype == torch.int32 and f"{path}.weight_packed" in self.folder and not symmetric:
             stored = unpack(stored.t(), bits, int(scale.shape[0])).t() if stored.dim() == 2 else stored
         if stored.shape != scale.shape:
-            raise ModelError(f"{name!r} has shape {tuple(stored.shape)}, expected that of the scales, {tuple(scale.shape)}")
+            raise ModelError(
+                f"{name!r} has shape {tuple(stored.shape)}, expected that of the scales, {tuple(scale.shape)}"
+            )
         return stored.to(torch.int32).contiguous()
 
     def activations(self) -> Mapping[str, QParams]:
@@ -193,8 +199,8 @@ def _is_path(target: str) -> bool:
 def _scheme(folder: TensorFolder, name: str, group: Any) -> _Scheme:
     if not isinstance(group, Mapping):
         raise ModelError(
-            f"{str(folder.path / 'config.json')!r}: config_groups[{name!r}] is {group!r}, expected its arguments; save the "
-            "model with a current compressed-tensors"
+            f"{str(folder.path / 'config.json')!r}: config_groups[{name!r}] is {group!r}, expected its arguments; "
+            "save the model with a current compressed-tensors"
         )
     kinds = ("weights", "input_activations", "output_activations")
     return _Scheme(tuple(group.get("targets") or ()), {kind: group.get(kind) or {} for kind in kinds})
@@ -219,8 +225,8 @@ def _require_format(folder: TensorFolder, config: Mapping[str, Any]) -> None:
             )
     if (config.get("transform_config") or {}).get("config_groups"):
         raise ModelError(
-            f"{str(folder.path)!r} has transforms that the model computes as it runs (transform_config), which no wrapper "
-            "does; quantize it without SpinQuantModifier's R3 and R4, and without QuIPModifier"
+            f"{str(folder.path)!r} has transforms that the model computes as it runs (transform_config), which no "
+            "wrapper does; quantize it without SpinQuantModifier's R3 and R4, and without QuIPModifier"
         )
 
 

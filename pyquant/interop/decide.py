@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -43,24 +43,22 @@ def decide(q: QModule, reader: Reader, *, requantize: bool = False) -> None:
     Raises ModelError for these, for a tensor of the folder that is missing or does not fit, and for a weight that is
     not the folder's. Warns of what belongs to no layer of the tree, and of grids that are not taken.
     """
-    places, used, reasons = Places(reader.weights), set[str](), Counter[str]()
+    places, used, reasons = Places(reader.weights), dict[str, str](), Counter[str]()
     for weight in weights(q):
-        place = places.find(weight.path.partition(":")[0])
-        if place is None:
+        path = weight.path.partition(":")[0]
+        stored = _stored(weight, places.fits(path), reader)
+        if stored is None:
             continue
-        used.add(place)
+        used[path] = stored.name
         if weight.site.spec is None:
             continue
-        stored = reader.weight(place)
-        _require_same(weight, stored, reader)
-        if (why := _unfit(weight, stored, reader)) is None:
-            stored = stored.positive()
-            weight.decide(stored.qparams(), how(reader.tool), stored.integers)
+        if (why := _unfit(weight, stored)) is None:
+            _give(weight, stored.positive(), reader)
         elif requantize:
             reasons[why] += 1
         else:
             raise ModelError(
-                f"the weight of {place!r} in {str(reader.folder.path)!r} {why}. Write the checkpoint with "
+                f"the weight of {stored.name!r} in {str(reader.folder.path)!r} {why}. Write the checkpoint with "
                 f"{reader.advice.per_channel}; or let pyquant quantize such weights anew from their values: "
                 "prepare(..., requantize=True), or --requantize"
             )
@@ -69,17 +67,41 @@ def decide(q: QModule, reader: Reader, *, requantize: bool = False) -> None:
             f"checkpoint={str(reader.folder.path)!r} has none of the weights of this model (the first of its "
             f"{len(reader.weights)} is {min(reader.weights)!r}); give the folder that the model was loaded from"
         )
-    _decide_activations(q, reader)
-    _warn(q, reader, used, reasons)
+    _decide_activations(q, reader, used)
+    _warn(q, reader, set(used.values()), reasons)
 
 
-def _unfit(weight: Weight, stored: StoredWeight, reader: Reader) -> str | None:
+def _stored(weight: Weight, names: Sequence[str], reader: Reader) -> StoredWeight | None:
+    """What the folder has for a weight: of several that could be meant (the layers, where the tree is a part of one),
+    the one with its values. None where the folder has none."""
+    stored = None
+    for name in names:
+        stored = reader.weight(name)
+        same = stored.integers.shape == weight.value.shape
+        if same and torch.equal(weight.value.cpu(), stored.value().to(weight.value.dtype)):
+            return stored
+    if stored is None:
+        return None
+    raise ModelError(
+        f"the weight of {weight.path!r} is not that of {stored.name!r} in {str(reader.folder.path)!r}: it was changed "
+        "after pyquant.interop.load, or is of another checkpoint; prepare it without checkpoint=, to quantize it anew"
+    )
+
+
+def _give(weight: Weight, stored: StoredWeight, reader: Reader) -> None:
+    weight.decide(stored.qparams(), how(reader.tool), stored.integers)
+    if not torch.equal(weight.integers.cpu(), stored.integers):
+        form = str(weight.value.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"a model in {form} cannot hold the {stored.bits}-bit integers of {stored.name!r} with their zero points; "
+            "load it in float32: pyquant.interop.load(folder), or --dtype float32"
+        )
+
+
+def _unfit(weight: Weight, stored: StoredWeight) -> str | None:
     """Why the site cannot have this grid; None where it can."""
     if stored.order is not None:
-        return (
-            f"has {stored.groups} groups of columns in another order (act-order: desc_act=True), and no file format has "
-            "them"
-        )
+        return "has groups of columns in another order (act-order: desc_act=True), which no file format has"
     if isinstance(weight.site.spec, BlockSpec):
         return f"has a grid of its own, and the policy gives it {weight.site.spec}"
     if stored.groups > 1:
@@ -92,21 +114,7 @@ def _unfit(weight: Weight, stored: StoredWeight, reader: Reader) -> str | None:
     return None
 
 
-def _require_same(weight: Weight, stored: StoredWeight, reader: Reader) -> None:
-    value = weight.value
-    if value.shape != stored.integers.shape:
-        raise ModelError(
-            f"the weight of {weight.path!r} has shape {tuple(value.shape)}, and that of {stored.name!r} in "
-            f"{str(reader.folder.path)!r} {tuple(stored.integers.shape)}; give the folder that the model was loaded from"
-        )
-    if not torch.equal(value.detach().cpu(), stored.value().to(value.dtype)):
-        raise ModelError(
-            f"the weight of {weight.path!r} is not that of {stored.name!r} in {str(reader.folder.path)!r}: it was changed "
-            "after pyquant.interop.load, or is of another checkpoint; prepare it without checkpoint=, to quantize it anew"
-        )
-
-
-def _decide_activations(q: QModule, reader: Reader) -> None:
+def _decide_activations(q: QModule, reader: Reader, used: Mapping[str, str]) -> None:
     grids = reader.activations()
     by_path: dict[str, dict[str, QParams]] = {}
     for name, qparams in grids.items():
@@ -115,7 +123,7 @@ def _decide_activations(q: QModule, reader: Reader) -> None:
     places = Places(by_path)
     modules = {module.path: module for module in q.all_qmodules()}
     for path, module in modules.items():
-        place = places.find(path)
+        place = used[path] if used.get(path) in by_path else places.find(path)
         for name, qparams in {} if place is None else by_path[place].items():
             if name in module.sites and module.site(name).takes_grid and not module.site(name).decided:
                 module.site(name).decide(qparams, how(reader.tool))

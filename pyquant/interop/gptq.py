@@ -2,7 +2,8 @@
 """Checkpoints of GPTQModel and AutoGPTQ (`quant_method: gptq`): words of integers, packed along the inputs.
 
 It owns the meaning of their tensors and of their quantization_config: qweight (in * bits / 32, out), scales (groups,
-out), qzeros (groups, out * bits / 32), g_idx (in,). Source: GPTQModel 7, gptqmodel/nn_modules/qlinear and utils/model.py.
+out), qzeros (groups, out * bits / 32), g_idx (in,). Source: GPTQModel 7, gptqmodel/nn_modules/qlinear and
+utils/model.py.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class GPTQReader:
         form = str(config.get("checkpoint_format") or config.get("format") or "gptq")
         if form not in ("gptq", "gptq_v2"):
             raise ModelError(
-                f"{str(folder.path)!r} is of the format {form!r} of GPTQModel; pyquant reads gptq and gptq_v2: save it with "
-                'QuantizeConfig(..., format="gptq")'
+                f"{str(folder.path)!r} is of the format {form!r} of GPTQModel; pyquant reads gptq and gptq_v2: save "
+                'it with QuantizeConfig(..., format="gptq")'
             )
         return cls(folder, modules_of(folder, "GPTQ"), owned_by(folder), form == "gptq")
 
@@ -95,17 +96,16 @@ def read_weight(folder: TensorFolder, path: str, zero_points: Any) -> StoredWeig
     rows, groups = int(packed.shape[1]), int(scale.shape[0])
     bits = next((bits for bits in (2, 3, 4, 5, 6, 7, 8) if words(rows, bits) == zeros.shape[1]), 0)
     if bits and bits not in BITS:
-        raise ModelError(
-            f"the weight of {path!r} has {bits} bits; pyquant reads 2, 4 and 8: quantize it with bits=4"
-        )
+        raise ModelError(f"the weight of {path!r} has {bits} bits; pyquant reads 2, 4 and 8: quantize it with bits=4")
     if not bits or tuple(scale.shape) != (groups, rows) or zeros.shape[0] != groups:
         raise ModelError(
-            f"the tensors of {path!r} do not fit each other: qweight {tuple(packed.shape)}, scales {tuple(scale.shape)}, "
+            f"the tensors of {path!r} do not fit each other: qweight {tuple(packed.shape)}, scales "
+            f"{tuple(scale.shape)}, "
             f"qzeros {tuple(zeros.shape)}; expected (in * bits / 32, out), (groups, out), (groups, out * bits / 32)"
         )
     index = folder.get(f"{path}.g_idx")
     columns = int(packed.shape[0]) * 32 // bits if index is None else int(index.numel())
-    if words(columns, bits) != packed.shape[0] or columns % groups and index is None:
+    if words(columns, bits) != packed.shape[0] or (columns % groups and index is None):
         raise ModelError(
             f"the tensors of {path!r} do not fit each other: qweight {tuple(packed.shape)} of {bits} bits, {columns} "
             f"inputs in {groups} groups; download the checkpoint again"

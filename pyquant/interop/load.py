@@ -44,8 +44,8 @@ def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
 
     Of a checkpoint that compressed-tensors (llm-compressor), GPTQ (GPTQModel, AutoGPTQ) or AutoRound wrote, the weights
     are what its integers mean, `(q - zero_point) * scale` in float32, then in `dtype` ("float32", "bfloat16",
-    "float16"); none of these packages is needed. `pyquant.prepare(model, policy, checkpoint=folder)` then gives the tree
-    the integers themselves. Tensors are read one by one.
+    "float16"); none of these packages is needed. `pyquant.prepare(model, policy, checkpoint=folder)` then gives the
+    tree the integers themselves. Tensors are read one by one.
 
     Raises ModelError for what cannot be loaded or lacks weights, and for a quantized format that is not read (AWQ,
     bitsandbytes, fp8, ...); UnknownModuleError for a class without a wrapper.
@@ -66,6 +66,7 @@ def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
             model, said = cls.from_pretrained(name, **options)
         else:
             model, said = cls.from_pretrained(None, config=_plain(name), state_dict=_values(reader), **options)
+            model.name_or_path = model.config.name_or_path = name
             _generation_config(model, name)
     except ModelError:
         raise
@@ -143,6 +144,8 @@ def _generation_config(model: Any, name: str) -> None:
     place = companions.local_folder(name)
     if place is not None and (place / companions.GENERATION).is_file() and hasattr(model, "generation_config"):
         model.generation_config = GenerationConfig.from_pretrained(place)
+
+
 def _require_files(name: str) -> None:
     path = Path(name)
     looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1

@@ -21,7 +21,11 @@ class Places:
 
     def find(self, path: str) -> str | None:
         """The path that fits; None where none or several do."""
-        if path in self._known:
-            return path
-        fits = [other for other in self._paths if f".{other}".endswith(f".{path}") or f".{path}".endswith(f".{other}")]
+        fits = self.fits(path)
         return fits[0] if len(fits) == 1 else None
+
+    def fits(self, path: str) -> list[str]:
+        """The same path, else all of which one is the end of the other."""
+        if path in self._known:
+            return [path]
+        return [other for other in self._paths if f".{other}".endswith(f".{path}") or f".{path}".endswith(f".{other}")]

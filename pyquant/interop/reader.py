@@ -98,10 +98,15 @@ def reader_of(folder: str | Path) -> Reader | None:
 
     place = Path(folder)
     method = require_read(place)
-    if method not in METHODS:
-        return None
-    readers = {"compressed-tensors": CompressedReader, "gptq": GPTQReader, "auto-round": AutoRoundReader}
-    return readers[method].read(TensorFolder(place), quantization_config(place))
+    config = quantization_config(place)
+    match method:
+        case "compressed-tensors":
+            return CompressedReader.read(TensorFolder(place), config)
+        case "gptq":
+            return GPTQReader.read(TensorFolder(place), config)
+        case "auto-round":
+            return AutoRoundReader.read(TensorFolder(place), config)
+    return None
 
 
 def require_read(folder: Path) -> str:

@@ -24,7 +24,7 @@ class StoredWeight:
 
     name: of its module in the checkpoint. bits: 2, 4 or 8. integers: int8 (rows, columns), signed ones of `bits`.
     scale: float32, zero_point: int32, both () for one scale, or (rows, groups), each group of which has equally many
-    columns. order: the group of each column, (columns,), where they do not lie in a row (GPTQ with desc_act); else None.
+    columns. order: the group of each column, (columns,), where they do not lie in a row (desc_act); else None.
     """
 
     name: str
@@ -33,6 +33,10 @@ class StoredWeight:
     scale: Tensor
     zero_point: Tensor
     order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not bool(self.scale.isfinite().all()):
+            raise ModelError(f"the stored scales of {self.name!r} have NaN or Inf; repair the checkpoint")
 
     @property
     def groups(self) -> int:
@@ -50,8 +54,9 @@ class StoredWeight:
             return (self.integers.to(torch.float32) - self.zero_point) * self.scale
         if self.order is not None:
             return (self.integers.to(torch.float32) - self.zero_point[:, self.order]) * self.scale[:, self.order]
-        parts = self.integers.to(torch.float32).unflatten(-1, (self.groups, self.size))
-        return ((parts - self.zero_point.unsqueeze(-1)) * self.scale.unsqueeze(-1)).flatten(-2)
+        parts = self.integers.to(torch.float32).reshape(-1, self.groups, self.size)
+        parts = (parts - self.zero_point.unsqueeze(-1)) * self.scale.unsqueeze(-1)
+        return parts.reshape(self.integers.shape)
 
     def positive(self) -> StoredWeight:
         """The same values with positive scales, as every grid here has.
@@ -62,9 +67,11 @@ class StoredWeight:
         if bool((self.scale > 0).all()):
             return self
         scale, zero_point, integers = self.scale, self.zero_point, self.integers
-        parts = integers.reshape(-1) if scale.dim() == 0 else integers.unflatten(-1, (self.groups, self.size))
+        parts = integers.reshape(-1) if scale.dim() == 0 else integers.reshape(-1, self.groups, self.size)
         if self.order is not None:
-            raise ModelError(f"the weight of {self.name!r} has scales that are not positive, and columns in another order")
+            raise ModelError(
+                f"the weight of {self.name!r} has scales that are not positive, and columns in another order"
+            )
         lowest = -(1 << (self.bits - 1))
         fits = (zero_point == 0) & (parts.amin(-1) > lowest)
         turned, none = (scale < 0).unsqueeze(-1), (scale == 0).unsqueeze(-1)

@@ -33,8 +33,8 @@ class TensorFolder(Mapping[str, Tensor]):
         self._file_of: dict[str, Any] = {}
         for file in safetensors_files(self.path):
             try:
-                content = safe_open(file, framework="pt")
-                self._file_of |= dict.fromkeys(content.keys(), content)
+                content: Any = safe_open(file, framework="pt")
+                self._file_of |= dict.fromkeys(list(content.keys()), content)
             except (OSError, SafetensorError) as error:
                 raise ModelError(
                     f"the weights file {str(file)!r} cannot be read ({error}); download it again"
@@ -72,8 +72,8 @@ class TensorFolder(Mapping[str, Tensor]):
         value = self[name]
         if value.numel() != 1:
             raise ModelError(
-                f"{name!r} in {str(self.path)!r} has shape {tuple(value.shape)}, expected one number: an activation has "
-                "one scale and zero point in a Circle file; quantize it with the strategy `tensor`"
+                f"{name!r} in {str(self.path)!r} has shape {tuple(value.shape)}, expected one number: an activation "
+                "has one scale and zero point in a Circle file; quantize it with the strategy `tensor`"
             )
         return value.reshape(()).to(torch.float32 if value.is_floating_point() else torch.int32)
 

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "weight": VALUES | {"ops", "site", "wrap"},
     "algorithms": VALUES
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "autocast", "decision"},
-    "interop": VALUES | {"wrap", "decoder", "weight"},
+    "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions"},
     "lifecycle": VALUES | {"interop", "models", "policy", "site", "wrap", "batch", "autocast"},
     "oneshot": VALUES | {"recipe", "policy", "algorithms", "wrap", "lifecycle"},
     "files": set(),

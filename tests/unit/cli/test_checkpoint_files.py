@@ -136,12 +136,11 @@ def test_calibration_data_that_was_not_fetched(name: str, whole: Path, tmp_path:
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ, 4 bits"),
         ({"quant_method": "awq", "bits": 4}, "AWQ, 4 bits"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
         ({"quant_method": "torchao", "quant_type": "int4wo"}, "torchao"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

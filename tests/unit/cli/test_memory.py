@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyquant.cli import memory, weights
+from pyquant.cli import memory
+from pyquant.interop import weight_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -96,9 +97,9 @@ def test_tensors_of_no_file_stay() -> None:
 
 
 def test_a_note_for_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    assert weights.elements(file.parent) == 0  # no name that transformers looks for
+    assert weight_files.elements(file.parent) == 0  # no name that transformers looks for
     file.rename(file.with_name("model.safetensors"))
-    assert weights.elements(file.parent) == SIZE // 8 + 15
+    assert weight_files.elements(file.parent) == SIZE // 8 + 15
     assert memory.note(1000, "float32") is None
     assert memory.note(10**15, "bfloat16") is None
     note = memory.note(10**15, "float32")
