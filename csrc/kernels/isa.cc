@@ -26,6 +26,7 @@ bool has_f16c() {
 bool cpu_has(std::string_view feature) {
   if (feature == "avx2") return __builtin_cpu_supports("avx2");
   if (feature == "f16c") return has_f16c();
+  if (feature == "fma") return __builtin_cpu_supports("fma");
   if (feature == "avx512f") return __builtin_cpu_supports("avx512f");
   if (feature == "avx512bw") return __builtin_cpu_supports("avx512bw");
   if (feature == "avx512dq") return __builtin_cpu_supports("avx512dq");

@@ -18,7 +18,7 @@
 #if defined(__x86_64__)
 #define PYQUANT_X86 1
 // What the compiler may use in a version, and what isa_runs_on() asks the CPU for: the same list.
-#define PYQUANT_AVX2_FEATURES "avx2,f16c"
+#define PYQUANT_AVX2_FEATURES "avx2,f16c,fma"
 #define PYQUANT_AVX512_FEATURES PYQUANT_AVX2_FEATURES ",avx512f,avx512bw,avx512dq,avx512vl"
 #define PYQUANT_TARGET_AVX2 __attribute__((noinline, target(PYQUANT_AVX2_FEATURES)))
 #if defined(__clang__)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from pyquant.ops import reference, reference_blocks, reference_search, reference_stats
+from pyquant.ops import reference, reference_blocks, reference_gptq, reference_search, reference_stats
 
 BACKENDS = ("CUDA", "XPU", "MPS", "HPU", "MTIA", "PrivateUse1")
 OPERATORS = {
@@ -27,6 +27,7 @@ OPERATORS = {
         ),
         (reference_blocks, "quantize_blocks dequantize_blocks fake_quantize_blocks"),
         (reference_stats, "tensor_stats"),
+        (reference_gptq, "gram_accumulate_ gptq_solve"),
     )
     for name in names.split()
 }

@@ -154,6 +154,57 @@ Range candidate_range(float lo, float hi, int candidate);
 template <class T>
 void candidate_errors(const T* x, int64_t n, float lo, float hi, Grid grid, bool symmetric, double* errors);
 
+// --- matrix products, for weights that are chosen by the second moments of their inputs. Every element is a
+// chain of fused multiply-adds in the order that is said here, whatever the blocks, threads and instruction
+// set. A panel is kPanel neighbouring columns (or rows), side by side in memory: element (n, l) at
+// [n * kPanel + l], zeros past the end.
+
+constexpr int64_t kPanel = 24;
+constexpr int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+/// Rows that a Gram matrix sums before it adds the sum to what it has.
+constexpr int64_t kGramRows = 256;
+/// Panel number `panel` of x, [rows, columns], in float32: rows * kPanel values.
+template <class T>
+void pack_panel(const T* x, int64_t rows, int64_t columns, int64_t panel, float* packed);
+/// gram[i][j] += sum over n of a[n][i] * b[n][j], for i of panel number `a_panel` and j of `b_panel` with
+/// a_panel <= b_panel and i <= j: kGramRows rows at a time, from 0, row after row. gram is [columns,
+/// columns].
+void gram_add(const float* a, int64_t a_panel, const float* b, int64_t b_panel, int64_t rows, int64_t columns,
+              float* gram);
+/// gram[j][i] = gram[i][j] for the elements of gram_add.
+void gram_mirror(int64_t a_panel, int64_t b_panel, int64_t columns, float* gram);
+
+/// Integers of a weight, column by column; what a column loses is moved to the columns after it (GPTQ,
+/// Frantar et al. 2022, arXiv 2210.17323). For j = 0, 1, ...: q = quantize(w[j]); e = (w[j] - dequantize(q))
+/// / factor[j][j]; w[k] = fma(-e, factor[j][k], w[k]) for all k > j. The factor is [columns, columns]; below
+/// its diagonal it is not read. Row r has the scales [r * scale_step + j / group]. `loss` is the sum of e *
+/// e, in double.
+struct Gptq {
+  int64_t rows, columns;
+  const float* factor;
+  const float* scale;
+  const int32_t* zero_point;
+  int64_t scale_step, group;
+  Grid grid;
+  int32_t* integers;  // [rows, columns]
+  double* loss;       // [rows], starts at 0
+};
+/// Columns that are solved before the others hear of their errors.
+constexpr int64_t kGptqBlock = 128;
+/// Columns of a strip of the packed factor.
+constexpr int64_t kStrip = 4;
+constexpr int64_t strips_of(int64_t n) { return (n + kStrip - 1) / kStrip; }
+/// Panel number `panel` of the rows of w, [rows, columns]: strips_of(columns) * kStrip * kPanel values.
+void gptq_pack_rows(const float* w, int64_t rows, int64_t columns, int64_t panel, float* packed);
+/// Strips [begin, end) of the factor's rows of the block that starts at column `first`: kGptqBlock * kStrip
+/// values each, strip 0 at packed[0].
+void gptq_pack_factor(const Gptq& problem, int64_t first, int64_t begin, int64_t end, float* packed);
+/// Solves the block of one panel of rows and moves its errors to the columns after it. factor: all strips
+/// from first / kStrip on, packed. errors: kGptqBlock * kPanel values, of any content.
+void gptq_solve_block(const Gptq& problem, int64_t first, int64_t panel, const float* factor, float* packed,
+                      float* errors);
+
 // --- two 4-bit integers in a byte: element 2i in the low half, 2i + 1 in the high half, 0 after an odd end.
 
 /// packed: (n + 1) / 2 bytes. Returns false when a value needs more than 4 bits (the low 4 are packed all the

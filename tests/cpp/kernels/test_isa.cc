@@ -26,6 +26,7 @@ TEST(each_feature_is_asked_for) {
   CHECK(isa_runs_on(Isa::avx512, everything));
   CHECK(!isa_runs_on(Isa::avx2, [](std::string_view feature) { return feature != "avx2"; }));
   CHECK(!isa_runs_on(Isa::avx2, [](std::string_view feature) { return feature != "f16c"; }));
+  CHECK(!isa_runs_on(Isa::avx2, [](std::string_view feature) { return feature != "fma"; }));
   CHECK(isa_runs_on(Isa::avx2, [](std::string_view feature) { return feature.substr(0, 6) != "avx512"; }));
   CHECK(!isa_runs_on(Isa::avx512, [](std::string_view feature) { return feature != "f16c"; }));
   CHECK(!isa_runs_on(Isa::avx512, [](std::string_view feature) { return feature != "avx512f"; }));
@@ -35,7 +36,8 @@ TEST(each_feature_is_asked_for) {
 }
 
 TEST(this_cpu_is_asked_as_the_compiler_asks) {
-  CHECK_EQ(set_isa(Isa::avx2), __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("f16c") != 0);
+  CHECK_EQ(set_isa(Isa::avx2), __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("f16c") != 0 &&
+                                   __builtin_cpu_supports("fma") != 0);
   CHECK(set_isa(best_isa()));
 }
 #endif

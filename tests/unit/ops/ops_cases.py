@@ -161,6 +161,9 @@ def other_calls() -> list[Call]:
         *[Call("dequantize_blocks", (ops.quantize_blocks(ordinary((3, 64)), bits), bits)) for bits in (4, 8)],
         Call("pack_int4", (torch.tensor([1, -2, 3], dtype=torch.int8),)),
         *[Call("tensor_stats", (ordinary((7, 11), d),)) for d in DTYPES],
+        *[Call("gram_accumulate_", (torch.zeros(5, 5), ordinary((2, 3, 5), d))) for d in DTYPES],
+        Call("gptq_solve", (ordinary((3, 4)), torch.eye(4) + 0.1, torch.ones(3), torch.zeros(3).int(), 0, -7, 7)),
+        Call("gptq_solve", (ordinary((3, 4)), torch.eye(4), torch.ones(3, 2), torch.zeros(3, 2).int(), 2, -7, 7)),
         Call("unpack_int4", (torch.tensor([225, 3], dtype=torch.uint8), 3, True)),
     ]
 

@@ -241,6 +241,69 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
         True,
     ),
     "block with NaN": ("fake_quantize_blocks", (torch.full((32,), torch.nan), 4), "x has NaN, Inf, or", False),
+    "gram of another size": (
+        "gram_accumulate_",
+        (torch.zeros(5, 5), X),
+        "gram has shape (5, 5); x of shape (4, 6) needs (6, 6)",
+        True,
+    ),
+    "gram in bfloat16": ("gram_accumulate_", (torch.zeros(6, 6).bfloat16(), X), "gram is bfloat16; expected", True),
+    "gram of a number": ("gram_accumulate_", (torch.zeros(1, 1), S), "x has shape (); expected (..., columns)", True),
+    "gram of integers": ("gram_accumulate_", (torch.zeros(6, 6), X.int()), "x is int32; expected float32", True),
+    "solve float16": (
+        "gptq_solve",
+        (X.half(), torch.eye(6), torch.ones(4), z((4,)), 0, -7, 7),
+        "weight is float16; expected float32",
+        True,
+    ),
+    "solve a vector": (
+        "gptq_solve",
+        (X[0], torch.eye(6), torch.ones(6), z((6,)), 0, -7, 7),
+        "weight has shape (6,); expected (rows, columns)",
+        True,
+    ),
+    "factor of another size": (
+        "gptq_solve",
+        (X, torch.eye(4), torch.ones(4), z((4,)), 0, -7, 7),
+        "hinv has shape (4, 4); weight of shape (4, 6) needs (6, 6)",
+        True,
+    ),
+    "float64 factor": (
+        "gptq_solve",
+        (X, torch.eye(6).double(), torch.ones(4), z((4,)), 0, -7, 7),
+        "hinv is float64; expected float32",
+        True,
+    ),
+    "factor of no positive matrix": (
+        "gptq_solve",
+        (X, torch.eye(6) - torch.eye(6)[3].diag(), torch.ones(4), z((4,)), 0, -7, 7),
+        "hinv[3, 3] is 0; expected the upper Cholesky factor of an inverse Hessian",
+        False,
+    ),
+    "factor with NaN": (
+        "gptq_solve",
+        (X, torch.eye(6) * torch.nan, torch.ones(4), z((4,)), 0, -7, 7),
+        "hinv[0, 0] is nan; expected",
+        False,
+    ),
+    "solve with a negative scale": (
+        "gptq_solve",
+        (X, torch.eye(6), -torch.ones(4), z((4,)), 0, -7, 7),
+        "scale number 0 is -1; every scale must be finite and positive",
+        False,
+    ),
+    "solve groups that do not divide": (
+        "gptq_solve",
+        (X, torch.eye(6), torch.ones(4, 1), z((4, 1)), 4, -7, 7),
+        "group 4 does not divide dimension 1 of x of shape (4, 6)",
+        True,
+    ),
+    "solve with scales of other groups": (
+        "gptq_solve",
+        (X, torch.eye(6), torch.ones(4, 3), z((4, 3)), 3, -7, 7),
+        "scale has shape (4, 3), which does not fit x of shape (4, 6) with axis 1 and group 3",
+        True,
+    ),
     "unpack int8": ("unpack_int4", (torch.zeros(2, dtype=torch.int8), 4, True), "packed is int8; expected uint8", True),
 }
 
@@ -285,6 +348,16 @@ def test_state_that_is_not_contiguous() -> None:
     _, hi, count = observer_state((4,))
     with pytest.raises(OpArgumentError, match="lo is updated in place and must be contiguous"):
         ops.observe_minmax_(torch.full((8,), torch.inf)[::2], hi, count, X, 0)
+
+
+def test_a_gram_that_is_not_contiguous() -> None:
+    with pytest.raises(OpArgumentError, match="gram is updated in place and must be contiguous"):
+        ops.gram_accumulate_(torch.zeros(12, 12)[::2, ::2], X)
+
+
+def test_a_correction_of_another_size() -> None:
+    with pytest.raises(OpArgumentError, match=r"correction has shape \(4, 4\); weight of shape \(4, 6\) needs"):
+        ops.gptq_solve(X, torch.eye(6), torch.ones(4), z((4,)), 0, -7, 7, torch.eye(4))
 
 
 def test_a_failed_observation_changes_nothing() -> None:
