@@ -39,8 +39,9 @@ _HOME = {
     "PyquantError": "pyquant.errors",
     "register": "pyquant.wrap",
     "report": "pyquant.reporter",
+    "evaluate": "pyquant.evaluation",
 }
-_ROOMS = ("algorithms", "calibration", "verify", "circle", "interop", "trace", "ops", "wrap")
+_ROOMS = ("algorithms", "calibration", "evaluation", "verify", "circle", "interop", "trace", "ops", "wrap")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pyquant import algorithms as algorithms
     from pyquant import calibration as calibration
     from pyquant import circle as circle
+    from pyquant import evaluation as evaluation
     from pyquant import interop as interop
     from pyquant import ops as ops
     from pyquant import trace as trace
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from pyquant.checkpoint import load_quantized as load_quantized
     from pyquant.checkpoint import save_quantized as save_quantized
     from pyquant.errors import PyquantError as PyquantError
+    from pyquant.evaluation import evaluate as evaluate
     from pyquant.exporter import CircleProgram as CircleProgram
     from pyquant.exporter import ExportProfile as ExportProfile
     from pyquant.exporter import LowPrecisionWarning as LowPrecisionWarning

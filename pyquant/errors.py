@@ -67,6 +67,11 @@ class CheckpointError(PyquantError, ValueError):
     """A quantized checkpoint that is incomplete, corrupt, or of another model."""
 
 
+class EvaluationError(PyquantError, ValueError):
+    """An evaluation that cannot be done: a text or question that cannot be read, a task that is not there, models that
+    cannot be compared."""
+
+
 class OpArgumentError(PyquantError, ValueError):
     """An argument of a native operator: dtype, rank, scale, axis or group."""
 

@@ -28,6 +28,7 @@ VERBS = {
     "compare": "compare two saved traces, or two .circle files",
     "inspect": "show the tensors, operators and sizes of a .circle file",
     "verify": "list every fault of a .circle file",
+    "evaluate": "measure perplexity, answers and speed of models and files, side by side",
     "smoke": "run every registered wrapper from prepare to a .circle file and check each",
     "sensitivity": "rank the sites by what quantizing each does to the output",
     "report": "write one HTML page about a quantized model",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from pyquant.calibration import CalibrationData
+    from pyquant.calibration import CalibrationData, Fingerprint
     from pyquant.models.family import Requests
     from pyquant.models.request import BundleChoice, Sizes
     from pyquant.policy import Policy
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             step = _released(graphs, fp)
             programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target, step=step)
         with timer.step("save"):
-            result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q))
+            result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q), job.calibrated)
     result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), graphs, timer)
     return FINE
 
@@ -117,6 +117,7 @@ class Job:
     of: int  # samples in the file
     rows: int  # a sample of a file of batches may have several
     choice: BundleChoice
+    calibrated: Fingerprint
 
 
 def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Job:
@@ -146,25 +147,29 @@ def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Jo
         data = everything if args.samples is None else everything.sample(args.samples, args.seed)
         if args.samples is not None and args.samples > len(everything):
             console.print(f"note: --samples {args.samples}, but the data has {len(everything)}: all are used")
-        seen = _sizes(data, requests)
+        seen, calibrated = _sizes(data, requests)
     choice = requests.choose(AutoConfig.from_pretrained(args.model, trust_remote_code=False), request, seen)
     for guess in choice.guesses:
         console.print(f"guessed: {guess}")
-    return Job(cls, data, len(everything), sum(sizes.rows for sizes in seen), choice)
+    return Job(cls, data, len(everything), sum(sizes.rows for sizes in seen), choice, calibrated)
 
 
-def _sizes(data: CalibrationData, requests: Requests) -> list[Sizes]:
-    """Reads each sample once, so that an error in one is found before hours of calibrating."""
+def _sizes(data: CalibrationData, requests: Requests) -> tuple[list[Sizes], Fingerprint]:
+    """Reads each sample once, so that an error in one is found before hours of calibrating; with their checksums."""
     from tqdm import tqdm
 
-    seen = []
+    from pyquant.calibration.fingerprint import Fingerprint, Print, prints
+
+    seen: list[Sizes] = []
+    found: list[Print] = []
     for index in tqdm(range(len(data)), desc="read", unit="sample", disable=None):
         batch = data[index]
         try:
             seen.append(requests.sizes(batch))
         except PyquantError as error:
             raise CalibrationError(f"{data.where(index)}: {error}") from error
-    return seen
+        found += prints(batch)
+    return seen, Fingerprint.of(found)
 
 
 def _calibrated(

@@ -4,6 +4,7 @@
     OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle), with the files that its manifest lists
     OUT/quantized/                    the quantized model (pyquant.load_quantized)
     OUT/recipe.yaml                   the policy rule by rule, and every setting in effect
+    OUT/calibration.json              checksums of the calibration samples, also in OUT/quantized (pyquant evaluate)
 
 It owns this layout. The contents of the bundle are pyquant.exporter's.
 """
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from pyquant.calibration import Fingerprint
     from pyquant.cli.memory import Timer
     from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
-QUANTIZED, RECIPE, MANIFEST = "quantized", "recipe.yaml", "manifest.json"
+QUANTIZED, RECIPE, MANIFEST, CALIBRATION = "quantized", "recipe.yaml", "manifest.json", "calibration.json"
 FORMAT, VERSION = "pyquant-recipe", 1
 
 
@@ -44,7 +46,7 @@ def require_place(out: Path) -> None:
     if not out.is_dir():
         raise CircleError(f"cannot write to {str(out)!r}: it is a file, and the result is a folder; name another")
     there = sorted(entry.name for entry in out.iterdir())
-    known = {QUANTIZED, RECIPE, MANIFEST, *_files_of(out / MANIFEST)}
+    known = {QUANTIZED, RECIPE, MANIFEST, CALIBRATION, *_files_of(out / MANIFEST)}
     strange = [name for name in there if name not in known and not name.endswith(".circle")]
     if there and (strange or not _is_bundle(out / MANIFEST)):
         raise CircleError(
@@ -83,10 +85,18 @@ def read_policy(path: Path) -> Policy:
     return Policy.from_dict(data["policy"])
 
 
-def write_rest(folder: Path, q: QModule, source: str, settings: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """Write quantized/ and recipe.yaml into the folder of the bundle.
+def write_rest(
+    folder: Path,
+    q: QModule,
+    source: str,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, str],
+    calibrated: Fingerprint,
+) -> None:
+    """Write quantized/, recipe.yaml and calibration.json into the folder of the bundle.
 
-    source: the checkpoint, whose tokenizer and processor files are copied. facts: rows for the model card.
+    source: the checkpoint, whose tokenizer and processor files are copied. facts: rows for the model card. calibrated:
+    checksums of the calibration samples.
     """
     import torch
     import transformers
@@ -94,6 +104,8 @@ def write_rest(folder: Path, q: QModule, source: str, settings: Mapping[str, Any
     import pyquant
 
     pyquant.save_quantized(q, folder / QUANTIZED, source=source, facts=facts)
+    calibrated.save(folder)
+    calibrated.save(folder / QUANTIZED)
     versions = {"pyquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     recipe = {
         "format": FORMAT,

@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
     "reporter": VALUES | RUNS | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors", "files"},
+    "evaluation": {"errors", "files", "calibration", "decoder", "verify", "wrap"},
     "_launch": set(),
 }
 ANY = {"cli", "__init__"}  # the command line knows all; the front door knows names and loads rooms on first use
@@ -99,6 +100,7 @@ WITHOUT = {
         "sensitivity",
         "reporter",
         "calibration",
+        "evaluation",
     },
 }
 

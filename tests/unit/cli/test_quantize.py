@@ -74,7 +74,8 @@ def unpadded(process: Any, picture: Path) -> dict[str, torch.Tensor]:
 
 def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
     graphs = ["vision_h12_w20.circle", "vision_h16_w16.circle"]
-    assert sorted(p.name for p in made.iterdir()) == sorted([*graphs, "manifest.json", "quantized", "recipe.yaml"])
+    others = ["calibration.json", "manifest.json", "quantized", "recipe.yaml"]
+    assert sorted(p.name for p in made.iterdir()) == sorted([*graphs, *others])
     manifest = json.loads((made / "manifest.json").read_text())
     assert sorted(entry["file"] for entry in manifest["graphs"].values()) == graphs
     for graph in graphs:
@@ -153,7 +154,8 @@ def test_tensors_are_taken_for_lines_and_a_former_result_is_replaced_whole(place
     flat = {f"{number}.{name}": value for number, batch in enumerate(batches) for name, value in batch.items()}
     save_file({name: value.contiguous() for name, value in flat.items()}, place / "b.safetensors")
     assert quantize(place, out, "--image-grid", "4x4", data="b.safetensors") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "quantized", "recipe.yaml", "vision_h4_w4.circle"]
+    names = ["calibration.json", "manifest.json", "quantized", "recipe.yaml", "vision_h4_w4.circle"]
+    assert sorted(p.name for p in out.iterdir()) == names
     assert [p.name for p in place.iterdir() if p.name.startswith(".")] == []
     one, other = (load_file(folder / "quantized" / "quantized.safetensors") for folder in (made, out))
     assert one.keys() == other.keys()
