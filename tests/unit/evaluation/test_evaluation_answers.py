@@ -26,7 +26,7 @@ from pyquant.evaluation import exact_match, normalized, vqa_accuracy
         ("2:50pm!", "2:50pm"),
         ("john's", "john's"),
         ("black/white-ish", "black white ish"),
-        ("Caf\u00e9_1", "caf\u00e9 1"),
+        ("\u00dcber_1", "\u00fcber 1"),
         ("the", ""),
     ],
 )

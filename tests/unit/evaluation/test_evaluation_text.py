@@ -189,7 +189,7 @@ def broken(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     yield tmp_path / "none.txt", "does not exist"
     (tmp_path / "zero.txt").write_text("")
     yield tmp_path / "zero.txt", "is empty"
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "latin.txt").write_bytes(b"cat\xe9")
     yield tmp_path / "latin.txt", r"no UTF-8 text \(byte 3\)"
     (tmp_path / "one.txt").write_text("w")
     yield tmp_path / "one.txt", "has 1 tokens, and two are needed"
