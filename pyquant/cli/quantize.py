@@ -281,14 +281,14 @@ def _facts(args: argparse.Namespace, job: Job, q: QModule) -> dict[str, str]:
     for name, value in vars(args).items():
         if name in ("verb", "run", "out") or value in (None, []) or value == parser.get_default(name):
             continue
-        values = value if isinstance(value, list) else [value]
+        values = value if isinstance(value, list) else [] if value is True else [value]
         given = ["x".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in values]
         repeated = [word for each in given for word in ("--unused", each)]
         words += repeated if name == "unused" else [f"--{name.replace('_', '-')}", *given]
     return {
         "command": f"`{shlex.join(words)} --out OUT`",
         "calibration": f"{len(job.data)} of {job.of} samples of {args.data.name}",
-        **({"trained grids": line.partition(": ")[2]} if (line := trained.summary(q)) else {}),
+        **dict([line.split(": ", 1)] if (line := trained.summary(q)) else []),
     }
 
 
