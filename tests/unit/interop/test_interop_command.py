@@ -36,7 +36,7 @@ def run(place: Path, data: str, *more: str) -> int:
 def test_a_qwen3_vl_of_llm_compressor(place: Path, tmp_path: Path, capsys: Any) -> None:
     """4-bit weights of the text model with static inputs; the policy's 8 bits hold for the rest."""
     fp = checkpoints.qwen3_vl_model()
-    inputs = {path: (0.05, -3) for path in cases.linears(fp)}
+    inputs = dict.fromkeys(cases.linears(fp), (0.05, -3))
     truths = cases.compressed(fp, place / "model", inputs=inputs)
     checkpoints.processor_files(place / "model")
     assert run(place, "vl.jsonl", "--recipe", "w8a16") == 0, capsys.readouterr().err
