@@ -80,6 +80,24 @@ def whole_text(target: Path, text: str) -> None:
 
 
 @contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write one file to; it takes the place of `target` when the block ends without an error.
+
+    Raises OSError, with `target` as it was.
+    """
+    target = target.absolute()
+    _require_parent(target)
+    new = _beside(target)
+    try:
+        yield new
+        _sync(new)
+        new.replace(target)
+        _sync(target.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new empty folder to fill, with folders in it; it takes the place of `target`, old contents and all, at the end.
 

@@ -28,12 +28,14 @@ class TreeState:
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
     way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`. log: what
     algorithms decided, in their order. recipe: what pyquant.quantize ran, and what it had to say meanwhile (notes).
+    collects: an algorithm takes statistics, see `collecting`.
     """
 
     def __init__(self, *, converted: bool = False) -> None:
         self.converted = converted
         self.broken: str | None = None
         self.explicit = False
+        self.collects = False
         self.warned_of_autocast = False
         self.log: list[Decision] = []
         self.recipe: Recipe | None = None
@@ -96,8 +98,21 @@ class TreeState:
         finally:
             self.explicit = before
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """What runs while the block does is for statistics of an algorithm: padding is left out, as while calibrating.
+
+        The numbers at places that are no padding are those of the FLOAT phase.
+        """
+        before, self.collects = self.collects, True
+        try:
+            yield
+        finally:
+            self.collects = before
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_owner")} | {"explicit": False}
+        kept = {k: v for k, v in vars(self).items() if k not in ("_lock", "_owner")}
+        return kept | {"explicit": False, "collects": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]

@@ -28,7 +28,7 @@ from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.attention import AdditiveMask
-from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.rotary import RotaryTables
 
@@ -193,7 +193,7 @@ class DecoderModel(QModel):
         positions, text_positions = positions_of(position_ids, tokens, past, self.axes)
         dtype = tokens.dtype if tokens.is_floating_point() else float_type(self.norm)
         added = {} if extras is None else extras(tokens, dtype)
-        observing = self.phase is Phase.CALIBRATE
+        observing = self.observes
         valid = padded_keys(attention_mask, tokens, cache) if observing else None
         if valid is None:
             embeds = self._embed(tokens)

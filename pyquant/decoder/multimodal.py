@@ -45,7 +45,7 @@ class MultimodalModel(QModel):
         """What enters the text model: given, ids (B, S) or embeddings (B, S, D), joined with rows (n, D) by index (see
         fusion.join; None: no rows). Padding has zeros there while calibrating, and no part in any statistics."""
         valid = None
-        if self.phase is Phase.CALIBRATE:
+        if self.observes:
             past, length = length_of(cache), given.shape[1]
             padding = key_padding(mask if isinstance(mask, Tensor) else None, past, length)
             valid = None if padding is None else padding[:, past:].expand(given.shape[0], -1)
@@ -60,7 +60,7 @@ class MultimodalModel(QModel):
                 text[valid] = seen
         if index is not None:
             text = join(text, [each.to(text.device, text.dtype) for each in rows], index)
-        elif self.phase is not Phase.CALIBRATE:
+        elif not self.observes:
             return text
         return self.q("fused", text, observed=text if valid is None else text[valid])
 

@@ -327,6 +327,12 @@ class QModule(Phased):
         """The policy that the tree was prepared with."""
         return self._context.policy
 
+    @property
+    def observes(self) -> bool:
+        """Whether what passes is for statistics, so that padding must not be seen: in the CALIBRATE phase, and while an
+        algorithm collects (TreeState.collecting)."""
+        return self.phase is Phase.CALIBRATE or self.state.collects
+
     def require(self, phase: Phase, verb: str) -> None:
         """Raise PhaseError unless this module and all below it are in `phase`; `verb` is what the caller is about to
         do."""

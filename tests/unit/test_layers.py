@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
     "weight": VALUES | {"ops", "site", "wrap"},
     "algorithms": VALUES
-    | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "autocast", "decision"},
+    | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "tensor_file", "autocast", "decision"},
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions"},
     "lifecycle": VALUES | {"interop", "models", "policy", "site", "wrap", "batch", "autocast"},
     "oneshot": VALUES | {"recipe", "policy", "algorithms", "wrap", "lifecycle"},

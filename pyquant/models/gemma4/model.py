@@ -26,7 +26,7 @@ from pyquant.models.gemma4.vision.model import QuantGemma4VisionModel
 from pyquant.models.gemma4.whole import WholeProfile, whole_graph
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, QModule, WrapContext
+from pyquant.wrap.base import QModule, WrapContext
 from pyquant.wrap.registry import register
 
 
@@ -97,7 +97,7 @@ class QuantGemma4Model(MultimodalModel):
             (pixel_values_videos, video_position_ids, num_frames_per_video),
             (input_features, input_features_mask),
         )
-        if self.phase is Phase.CALIBRATE and not rows:
+        if self.observes and not rows:
             self._require_rows(types)
         index = place_index(_only(types, counts), counts) if rows else None
         ids = None if given.is_floating_point() else given.masked_fill(types != TEXT, self.pad)

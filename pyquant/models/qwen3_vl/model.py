@@ -29,7 +29,7 @@ from pyquant.models.qwen3_vl.text import QuantQwen3VLTextModel
 from pyquant.models.qwen3_vl.tower import QuantQwen3VLVisionModel
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, WrapContext
+from pyquant.wrap.base import WrapContext
 from pyquant.wrap.registry import register
 
 
@@ -92,7 +92,7 @@ class QuantQwen3VLModel(MultimodalModel):
         pixel_values_videos, video_grid_thw = present(pixel_values_videos, video_grid_thw)
         towers = dict(mm_encoder_outputs or {})
         encoded = self._encoded(towers, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        if self.phase is Phase.CALIBRATE and not length_of(cache):
+        if self.observes and not length_of(cache):
             self._require_visual(given, encoded)
         index = None if encoded is None else visual_index(self._places(given), encoded.images, encoded.videos)
         if position_ids is None:

@@ -23,7 +23,7 @@ from pyquant.models.gemma4.audio.subsample import QuantGemma4AudioSubSampleConvP
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, QModule, WrapContext
+from pyquant.wrap.base import QModule, WrapContext
 from pyquant.wrap.dtype import as_float32
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
@@ -66,7 +66,7 @@ class QuantGemma4AudioModel(QModel):
         return hf.as_called(out, kwargs, self.config)
 
     def _in_phase(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.phase is not Phase.CALIBRATE or mask is None or bool((mask != 0).all()):
+        if not self.observes or mask is None or bool((mask != 0).all()):
             return self.tokens(features, mask)
         tokens = clip_by_clip(lambda clip, own: self.tokens(clip, own)[0], features, mask)
         if tokens is None:

@@ -18,6 +18,7 @@ from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.models.gemma4.vision.adapter import static_graph
+from pyquant.models.gemma4.vision.images import image_by_image
 from pyquant.models.gemma4.vision.layers import Mask
 from pyquant.models.gemma4.vision.patches import QuantGemma4VisionPatchEmbedder, QuantGemma4VisionPooler
 from pyquant.models.gemma4.vision.profiles import VisionProfile, require_vision_profile
@@ -68,10 +69,16 @@ class QuantGemma4VisionEncoder(QModule):
                 raise InputError("the vision encoder needs pixel_position_ids (batch, patches, 2)")
             position_embeddings = self.rotary(inputs_embeds, pixel_position_ids)
         mask = AdditiveMask.of(attention_mask, inputs_embeds.dtype, keep=self.state.explicit)
-        hidden = inputs_embeds
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden = layer(hidden, position_embeddings, mask)
+        if self.state.collects and mask is not None and mask.values.shape[1:3] == (1, 1):
+            hidden = image_by_image(self._through, inputs_embeds, position_embeddings, mask)
+        else:
+            hidden = self._through(inputs_embeds, position_embeddings, mask)
         return hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden)
+
+    def _through(self, hidden: Tensor, tables: RotaryTables, mask: AdditiveMask | None) -> Tensor:
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden = layer(hidden, tables, mask)
+        return hidden
 
     def static_tables(self, profile: VisionProfile) -> tuple[RotaryTables, AdditiveMask | None]:
         """Rotary tables and mask of a profile."""

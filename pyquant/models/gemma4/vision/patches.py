@@ -19,7 +19,7 @@ from pyquant.models.gemma4.vision.adapter import static_graph
 from pyquant.models.gemma4.vision.profiles import VisionProfile, require_vision_profile
 from pyquant.models.gemma4.vision.tables import Pooling, StaticTables, padding_of, position_embeddings
 from pyquant.wrap.adapter import GraphAdapter
-from pyquant.wrap.base import Phase, QModule, Role, WrapContext
+from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
 from pyquant.wrap.sources import Sources
@@ -64,7 +64,7 @@ class QuantGemma4VisionPatchEmbedder(QModule):
 
     def worth_observing(self, pixel_values: Tensor, pixel_position_ids: Tensor | None) -> Tensor:
         """While calibrating, the pixels with zeros at padding: what a caller left there is no data."""
-        if self.phase is not Phase.CALIBRATE or pixel_position_ids is None:
+        if not self.observes or pixel_position_ids is None:
             return pixel_values
         return pixel_values.masked_fill(padding_of(pixel_position_ids).unsqueeze(-1), 0)
 
