@@ -86,6 +86,7 @@ class Site(Phased):
         self.path, self.role, self.spec = path, role, spec
         self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
         self.decided = ""  # who decided the grid before convert, if somebody did; see decide()
+        self.final = True  # a decided grid that not even a bias may widen
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
@@ -283,11 +284,13 @@ class Site(Phased):
             f"here too); for a mask, the wrapper must observe the unmasked values alone (q(..., observed=...))"
         )
 
-    def decide(self, qparams: QParams, how: str) -> None:
+    def decide(self, qparams: QParams, how: str, *, final: bool = True) -> None:
         """Give the site its grid now: `qparams`, of whatever format, instead of what the policy and calibration would.
 
         `how` says where it comes from, in words for a user ("trained, in a gemma checkpoint"). Calibration and convert
-        leave it as it is; it applies once the tree is quantized. Raises PhaseError for a converted tree, PolicyError
+        leave it as it is; it applies once the tree is quantized. Unless it is `final`, convert may still raise the
+        scale of a row whose bias would not fit its integers (wrap/bias.py), and then the row is rounded to that.
+        Raises PhaseError for a converted tree, PolicyError
         for a site that the policy leaves float or gives blocks.
         """
         if self.state.converted:
@@ -295,6 +298,7 @@ class Site(Phased):
         if not self.takes_grid:
             raise PolicyError(f"site {self.path!r} cannot take a grid: the policy gives it {self.spec or 'no format'}")
         self.adopt(qparams.spec, how)
+        self.final = final
         self.set_qparams(qparams)
 
     @property

@@ -125,11 +125,12 @@ class Weight:
             raise PhaseError(f"weight {self.path!r} is {why}, and stays as it is; fold before weights are decided")
         self._store(value)
 
-    def decide(self, qparams: QParams, how: str, integers: Tensor | None = None) -> None:
+    def decide(self, qparams: QParams, how: str, integers: Tensor | None = None, *, final: bool = True) -> None:
         """Give it its grid, and with `integers` (of the value's shape) what each value becomes; else the nearest.
 
         The tree computes with the values on the grid from now on, so activations are calibrated with them. calibrate,
-        convert, save and load leave the decision as it is. how: in words for a user ("gptq").
+        convert, save and load leave the decision as it is. how: in words for a user ("gptq"). final: see Site.decide;
+        an algorithm's choice is not, a checkpoint's integers are.
 
         Raises PhaseError for a weight that is decided already or a converted tree, PolicyError for one that the policy
         leaves float, SpecError for integers that are not on the grid.
@@ -147,7 +148,7 @@ class Weight:
             self._check(integers, spec)
             stored = integers.to(ops.STORAGE[spec.dtype.name])
             value = ops.dequantize(stored, qparams.scale, qparams.zero_point, qparams.axis, qparams.group)
-        self.site.decide(qparams, how)
+        self.site.decide(qparams, how, final=final)
         if not torch.equal(value.to(self.value.dtype), self.value):  # a checkpoint's is there already: no second copy
             self._store(value)
 

@@ -7,6 +7,8 @@ pyquant.calibrate; none knows a model family.
 
 from __future__ import annotations
 
+from pyquant.algorithms.gptq import gptq
+from pyquant.algorithms.range_search import range_search
 from pyquant.algorithms.rotate import rotate
 
-__all__ = ["rotate"]
+__all__ = ["gptq", "range_search", "rotate"]

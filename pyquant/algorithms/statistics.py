@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyquant import ops
 from pyquant.weight import See, Weight
 from pyquant.wrap import QModule, structure
 
@@ -107,15 +108,15 @@ class _Accumulate:
     @torch.no_grad()
     def __call__(self, index: int, rows: Tensor) -> None:
         key = (self._module, index)
-        x = rows.detach().float()
+        x = rows.detach()
         if key not in self._found:
             self._found[key] = Moment(_zeros(x), cross=None if self._beside is None else _zeros(x))
         moment = self._found[key]
-        moment.gram.addmm_(x.T, x)
+        ops.gram_accumulate_(moment.gram, x)
         moment.rows += len(x)
         if moment.cross is not None:
             assert self._beside is not None, "some rows have no float rows beside them"
-            moment.cross.addmm_(next(self._beside).float().T, x)
+            moment.cross.addmm_(next(self._beside).float().T, x.float())
 
 
 def _zeros(rows: Tensor) -> Tensor:

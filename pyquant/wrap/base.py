@@ -196,7 +196,7 @@ class QModule(Phased):
         """Raise the weight scales in `grids` (site -> what convert is about to store) where a bias needs it.
 
         See wrap/bias.py. Returns a line for each bias that fits no scale, with the path of its weight's site. A weight
-        scale that is decided (Site.decide) is not raised: a bias that needs it is such a line.
+        scale that is decided for good (Site.decide) is not raised: a bias that needs it is such a line.
         """
         problems = []
         for name, (input_site, weight_site, *output_site) in self.BIASES.items():
@@ -212,7 +212,7 @@ class QModule(Phased):
             out = grids.get(self.site(output_site[0])) if output_site else None
             empty = torch.zeros_like(scale, dtype=torch.bool) if site.observer is None else site.observer.empty()
             fitted = BiasGrid(bias, x, weight, empty, out).fit()
-            if site.decided and isinstance(fitted, QParams) and fitted is not weight:
+            if site.decided and site.final and isinstance(fitted, QParams) and fitted is not weight:
                 fitted = (
                     f"the bias beside it does not fit 32 (64) bits with this grid, which is decided ({site.decided}): "
                     "leave its input or its weight float by a rule"

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing weights one by one from the second moments of their inputs, and deciding a tree so.
+
+It owns how the moments come by: one pass of the float model where memory allows, else block by block (blocks.py). What
+is chosen is the algorithm's (gptq.py, range_search.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyquant import autocast
+from pyquant.algorithms.blocks import Block, Propagate, Statistics, run_blocks
+from pyquant.algorithms.log import record
+from pyquant.algorithms.statistics import Moment, Moments
+from pyquant.batch import call, describe, is_batch
+from pyquant.decision import Decision
+from pyquant.errors import CalibrationError
+from pyquant.qparams import QParams
+from pyquant.weight import Weight
+from pyquant.wrap import Phase, QModule, phase, structure
+
+__all__ = ["Choice", "Choose", "Way", "decide"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an algorithm chose for a weight: its grid, the integers (None: the nearest ones), and the record of it."""
+
+    qparams: QParams
+    integers: Tensor | None
+    decision: Decision
+
+    def apply(self, weight: Weight) -> None:
+        """Decide the weight so."""
+        weight.decide(self.qparams, self.decision.how, self.integers, final=False)
+
+
+Choose = Callable[[Weight, Sequence[Moment | None]], Choice]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How data reaches an algorithm.
+
+    memory: bytes that second moments may take; where those of all weights take more, the model runs block by block.
+    propagate: what a block gets then, see run_blocks; "quantized" always runs block by block. statistics: as of
+    run_blocks. resume: a folder for a run that may be ended and go on. progress: as of calibrate.
+    """
+
+    memory: int = 1 << 28
+    propagate: Propagate = "float"
+    statistics: Statistics = "gram"
+    resume: Path | None = None
+    progress: bool | None = None
+
+
+def decide(
+    q: QModule, batches: Iterable[Any], weights: Sequence[Weight], choose: Choose, way: Way, what: str, **settings: Any
+) -> list[Decision]:
+    """Decide `weights` as `choose` does from the moments of each weight's matrices, and add the records to the log.
+
+    With float propagation all moments are those of the float model, whichever way the data takes. settings: what else
+    the result depends on, for `resume`.
+    """
+    whole = sum(Moments.bytes_of([weight]) for weight in _leaders(q, weights))
+    if way.propagate == "float" and way.resume is None and whole <= way.memory:
+        decisions = _in_one_pass(q, batches, weights, choose, way.progress, what)
+    else:
+        paths = {weight.path for weight in weights}
+
+        def solve(block: Block) -> list[Decision]:
+            done = []
+            for weight in block.weights:
+                choice = _timed(choose, weight, block.moments.of(weight))
+                choice.apply(weight)
+                done.append(choice.decision)
+            return done
+
+        decisions = run_blocks(
+            q, batches, solve, propagate=way.propagate, statistics=way.statistics, resume=way.resume,
+            choose=lambda weight: weight.path in paths, settings=settings, progress=way.progress, verb=what,
+        )  # fmt: skip
+    record(q, decisions)
+    return decisions
+
+
+def _in_one_pass(
+    q: QModule, batches: Iterable[Any], weights: Sequence[Weight], choose: Choose, progress: bool | None, what: str
+) -> list[Decision]:
+    moments = Moments(q, weights)
+    with phase(q, Phase.FLOAT), moments.watching():
+        _run(q, batches, progress, what)
+    decisions = []
+    for weight in tqdm(weights, desc=what, unit="weight", disable=None if progress is None else not progress):
+        choice = _timed(choose, weight, moments.of(weight))
+        choice.apply(weight)
+        decisions.append(choice.decision)
+    return decisions
+
+
+def _timed(choose: Choose, weight: Weight, moments: Sequence[Moment | None]) -> Choice:
+    for moment in moments:
+        if moment is not None and not bool(moment.gram.isfinite().all()):
+            raise CalibrationError(
+                f"the inputs of {weight.path!r} have NaN or infinite values, or squares beyond float32; repair the "
+                "model or the data"
+            )
+    began = time.perf_counter()
+    choice = choose(weight, moments)
+    return replace(choice, decision=replace(choice.decision, seconds=time.perf_counter() - began))
+
+
+def _run(q: QModule, batches: Iterable[Any], progress: bool | None, what: str) -> None:
+    """Call `q` on every batch, as calibrate does. Raises CalibrationError for none, and for one that it fails on."""
+    number, hide = -1, None if progress is None else not progress
+    with autocast.off(), torch.no_grad():
+        for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):
+            if not is_batch(batch):
+                raise CalibrationError(
+                    f"{what}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a "
+                    "tuple or list of positional arguments, or a tensor"
+                )
+            try:
+                call(q, batch)
+            except Exception as error:
+                raise CalibrationError(
+                    f"{what}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "
+                    f"{describe(batch)}; repair or leave it out"
+                ) from error
+    if number < 0:
+        raise CalibrationError(
+            f"{what} got no batches: the iterable is empty, or a generator that was used up; pass a list"
+        )
+
+
+def _leaders(q: QModule, weights: Sequence[Weight]) -> list[Weight]:
+    """Of linears that share an input, the first."""
+    leaders = structure.shared_inputs(q)
+    first: dict[QModule, Weight] = {}
+    for weight in weights:
+        first.setdefault(leaders.get(weight.module, weight.module), weight)
+    return list(first.values())

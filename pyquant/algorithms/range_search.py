@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The range of a weight by what its inputs are: the least square error of the layer's output, inputs taken as
+independent.
+
+It owns the choice of a grid from a weight and the second moments of its inputs, and the algorithm that decides weights
+by it with the nearest integers. The search over candidates is native (ops.weighted_mse_range).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyquant import ops
+from pyquant.algorithms.decide import Choice, Way, decide
+from pyquant.algorithms.statistics import Moment
+from pyquant.algorithms.targets import chosen_weights
+from pyquant.decision import Decision
+from pyquant.qparams import QParams
+from pyquant.spec import PerTensor, QuantSpec
+from pyquant.weight import Weight
+from pyquant.wrap import QModule
+
+__all__ = ["Ranges", "decision", "grid_of", "range_search", "stacked"]
+
+HOW = "range search"
+Ranges = Literal["search", "minmax"]
+
+
+def range_search(
+    q: QModule,
+    batches: Iterable[Any],
+    *,
+    match: str | Sequence[str] = "*",
+    max_bits: int = 8,
+    memory: int = 1 << 28,
+    resume: Path | None = None,
+    progress: bool | None = None,
+) -> list[Decision]:
+    """Decide weights by the nearest integers on the grid whose output error is least: sum_c E[x_c^2] (w_c - w'_c)^2.
+
+    The importance of a column is the second moment of its input over `batches` (the diagonal of H in GPTQ), where the
+    `mse` observer takes all columns alike. Arguments and errors as of `gptq`.
+    """
+    chosen = chosen_weights(q, match, max_bits)
+    way = Way(memory, resume=resume, progress=progress)
+    return decide(q, batches, chosen, _choose, way, HOW, paths=[weight.path for weight in chosen])
+
+
+def _choose(weight: Weight, found: Sequence[Moment | None]) -> Choice:
+    spec = weight.spec
+    assert spec is not None
+    matrices = weight.value.float().chunk(weight.matrices)
+    grids = [
+        grid_of(matrix, None if moment is None else moment.diagonal, spec, "search")
+        for matrix, moment in zip(matrices, found, strict=True)
+    ]
+    lost = whole = 0.0
+    for matrix, grid, moment in zip(matrices, grids, found, strict=True):
+        if moment is not None:
+            value = ops.fake_quantize(matrix, grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax)
+            lost += float(((matrix - value).square() @ moment.diagonal).double().sum())
+            whole += float((matrix.square() @ moment.diagonal).double().sum())
+    return Choice(stacked(grids, spec), None, decision(weight, HOW, lost / whole if whole else None, found))
+
+
+def decision(weight: Weight, how: str, loss: float | None, moments: Sequence[Moment | None]) -> Decision:
+    """The record of what was decided by these moments, with a note of experts that had none."""
+    assert weight.spec is not None
+    without = [str(index) for index, moment in enumerate(moments) if moment is None]
+    note = f"experts {', '.join(without)} saw no data: nearest integers" if without else ""
+    rows = sum(moment.rows for moment in moments if moment is not None)
+    return Decision(weight.path, how, weight.spec.dtype.bits, loss, rows, note=note)
+
+
+def grid_of(weight: Tensor, importance: Tensor | None, spec: QuantSpec, ranges: Ranges) -> QParams:
+    """The grid of a matrix (out, in) float32 in the format `spec`: of its whole range for "minmax", or searched with
+    the `importance` (in,) of its columns (None: all alike)."""
+    axis = getattr(spec.granularity, "axis", None)
+    group = getattr(spec.granularity, "size", 0)
+    if ranges == "search":
+        if importance is None or not bool((importance > 0).any()):
+            lo, hi = ops.mse_range(weight, axis, group, spec.qmin, spec.qmax, spec.symmetric)
+        else:
+            lo, hi = _weighted_range(weight, importance, spec)
+    else:
+        lo, hi = _whole_range(weight, spec)
+    return QParams(spec, *ops.choose_qparams(lo, hi, spec.qmin, spec.qmax, spec.symmetric))
+
+
+def _whole_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    if isinstance(spec.granularity, PerTensor):
+        return weight.amin(), weight.amax()
+    size = getattr(spec.granularity, "size", 0)
+    grouped = weight.reshape(len(weight), -1, size) if size else weight
+    return grouped.amin(-1), grouped.amax(-1)
+
+
+def stacked(grids: Sequence[QParams], spec: QuantSpec) -> QParams:
+    """One grid for matrices on top of each other, from theirs; per tensor, the largest scale of all."""
+    if len(grids) == 1:
+        return grids[0]
+    scales = [grid.scale for grid in grids]
+    if isinstance(spec.granularity, PerTensor):
+        widest = max(range(len(grids)), key=lambda i: float(scales[i]))
+        return grids[widest]
+    return QParams(spec, torch.cat(scales), torch.cat([grid.zero_point for grid in grids]))
+
+
+def _weighted_range(weight: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """As ops.mse_range, with `importance` (in,) as the weight of each column's squared error."""
+    size = getattr(spec.granularity, "size", 0)
+    columns = weight.shape[1]
+    values = weight.reshape(len(weight), columns // size, size) if size else weight
+    weights = importance.reshape(columns // size, size) if size else importance
+    whole = isinstance(spec.granularity, PerTensor)
+    lo, hi = (values.amin(), values.amax()) if whole else (values.amin(-1), values.amax(-1))
+    best, found = torch.full_like(hi, torch.inf), (lo.clone(), hi.clone())
+    for step in range(80):
+        low, high = lo * (1 - step / 100), hi * (1 - step / 100)
+        scale, zero = ops.choose_qparams(low, high, spec.qmin, spec.qmax, spec.symmetric)
+        scale, zero = (scale, zero) if whole else (scale[..., None], zero[..., None])
+        on_grid = ((values / scale).round() + zero).clamp(spec.qmin, spec.qmax).sub(zero) * scale
+        error = (on_grid - values).square() * weights
+        error = error.sum() if whole else error.sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        found = torch.where(better, low, found[0]), torch.where(better, high, found[1])
+    return found
