@@ -186,7 +186,7 @@ def test_formats_that_are_not_read_stay_errors(tmp_path: Path) -> None:
     gptq(tmp_path)
     for method, words in (("awq", "AWQ, 4 bits"), ("bitsandbytes", "bitsandbytes, 4 bits"), ("quark", "quark, 4 bits")):
         cases.config_of(tmp_path, quant_method=method)
-        with pytest.raises(ModelError, match=rf"quantized already \({words}, .*does not read \(it reads compre"):
+        with pytest.raises(ModelError, match=rf"quantized already \({words}, .*does not read \(it reads com.*"):
             pyquant.interop.load(tmp_path)
 
 
