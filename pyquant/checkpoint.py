@@ -262,13 +262,13 @@ def _adopt(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
     """The formats of grids that were decided before convert: they are not the policy's."""
     for site in q.all_sites():
         how = recorded.get(site.path, {}).get("decided")
-        if how and site.takes_grid:
+        if how and (site.takes_grid or isinstance(site, BlockSite)):
             where, recorded_spec = f"{INDEX}: spec of site {site.path!r}", recorded[site.path]["spec"]
             try:
                 spec = QuantSpec.from_dict(recorded_spec or {})
             except (SpecError, TypeError) as error:
                 raise fault(folder, where, f"cannot be ({error})") from error
-            if isinstance(spec, BlockSpec):
+            if isinstance(spec, BlockSpec) != isinstance(site, BlockSite):
                 raise fault(folder, where, f"cannot be (a grid that was decided is none of {spec})")
             site.adopt(spec, how)
 

@@ -64,7 +64,7 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Entry] | None:
     A narrow float type cannot always represent its own grid points; then the tensor stays as it is.
     """
     if sites and isinstance(sites[0], BlockSite):
-        return _blocks(value, sites[0]) if all(site.spec == sites[0].spec for site in sites) else None
+        return _blocks(value, sites[0]) if all(_like(site, sites[0]) for site in sites) else None
     grids = [site.qparams for site in sites]
     if not grids or grids[0] is None or any(g is None or not grids[0].same_grid(g) for g in grids):
         return None
@@ -110,8 +110,19 @@ def _values(integers: Tensor, scale: Tensor, zero_point: Tensor, grid: ops.Grid,
     return ops.dequantize(integers, scale, zero_point, grid.axis, grid.group).to(dtype)
 
 
+def _like(site: Site, first: BlockSite) -> bool:
+    """Whether two sites of one tensor make the same blocks of it: by ggml's rule, or those that were decided."""
+    if not isinstance(site, BlockSite) or site.spec != first.spec:
+        return False
+    if site.blocks is None or first.blocks is None:
+        return site.blocks is first.blocks
+    return torch.equal(site.blocks, first.blocks)
+
+
 def _blocks(value: Tensor, site: BlockSite) -> tuple[Site, Entry] | None:
     """The blocks of a constant, if they are enough; a narrow float type cannot always represent their values."""
+    if (decided := site.blocks) is not None:
+        return site, tensor_file.whole(decided)
     value, bits = value.detach(), site.bits
     for rows in ops.row_slices(value.shape):
         piece = ops.rows_of(value, rows)
@@ -132,7 +143,7 @@ def _grid_of(grid: QParams) -> ops.Grid:
 
 def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer of the wrappers, non-persistent ones too: nothing is left to be derived again."""
-    skip = {id(t) for site in q.all_sites() for t in (site.scale, site.zero_point)}
+    skip = {id(t) for site in q.all_sites() for t in site.buffers()}
     skip |= {id(t) for m in q.all_qmodules() for name in m.BIASES if (t := m._buffers[f"{name}_scale"]) is not None}
     yield from q.named_parameters(remove_duplicate=False)
     for name, value in q.named_buffers(remove_duplicate=False):
@@ -254,9 +265,12 @@ def _read(
     if entry["kind"] == "float":
         value = reader.get(name, dtype, shape)
     elif entry["site"] in blocks:
-        bits = blocks[entry["site"]].bits
+        site = blocks[entry["site"]]
+        bits = site.bits
         width = shape[-1] // ops.BLOCK_LENGTH * ops.block_bytes(bits)
         packed = reader.get(name, torch.uint8, (*shape[:-1], width))
+        if site.decided:
+            site.blocks = packed.clone()
         value = torch.empty(shape, dtype=dtype, device="cpu")
         for rows in ops.row_slices(shape):
             ops.rows_of(value, rows).copy_(ops.dequantize_blocks(ops.rows_of(packed, rows), bits))

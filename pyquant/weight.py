@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant import ops
+from pyquant.block_site import BlockSite
 from pyquant.errors import InputError, PhaseError, PolicyError
 from pyquant.qparams import QParams
 from pyquant.site import Site
@@ -150,6 +151,22 @@ class Weight:
             value = ops.dequantize(stored, qparams.scale, qparams.zero_point, qparams.axis, qparams.group)
         self.site.decide(qparams, how, final=final)
         if not torch.equal(value.to(self.value.dtype), self.value):  # a checkpoint's is there already: no second copy
+            self._store(value)
+
+    def decide_blocks(self, spec: BlockSpec, blocks: Tensor, how: str) -> None:
+        """Give it ggml's blocks: uint8 (rows, bytes), as `pyquant.ops.quantize_blocks` has them, of any scales.
+
+        For a weight to which the policy gives blocks; where nobody decides them, ggml's rule finds their scales. `how`
+        and the rest are as of `decide`. Raises PhaseError for a weight that is decided already or a converted tree,
+        PolicyError for one that the policy gives no blocks, and for a lookup table.
+        """
+        if self.how:
+            raise PhaseError(f"weight {self.path!r} is decided already ({self.how}); decide a weight once")
+        if not isinstance(self.site, BlockSite):
+            raise PolicyError(f"weight {self.path!r}: the policy gives it {self.spec or 'no format'}, and no blocks")
+        self.site.decide_blocks(spec, blocks, how)
+        value = ops.dequantize_blocks(blocks, spec.bits).to(self.value.dtype)
+        if not torch.equal(value, self.value):
             self._store(value)
 
     def _check(self, integers: Tensor, spec: QuantSpec) -> None:

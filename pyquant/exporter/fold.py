@@ -21,6 +21,7 @@ from pyquant.errors import ExportError
 from pyquant.exporter.grid import (
     BLOCKS,
     DEQUANTIZE,
+    DEQUANTIZE_BLOCKS,
     FAKE_QUANTIZE,
     FAKE_QUANTIZE_BIAS,
     FAKE_QUANTIZE_BLOCKS,
@@ -38,6 +39,7 @@ Folded = dict[Node, Any]  # node -> Const, or a list of them
 _GROWING = {"aten.expand.default", "aten.repeat.default", "aten.repeat_interleave.self_int"}
 _MAX_GROWTH = 4096  # elements up to which an expanded constant is stored expanded
 _SITE_SCALE = re.compile(r"(?:(.*)\.)?sites\.(\w+)\.scale")
+_SITE_BLOCKS = re.compile(r"(?:(.*)\.)?sites\.(\w+)\.blocks")
 _IN_PLACE_ALIASES = {"aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
 
 
@@ -74,6 +76,8 @@ def _fold_call(node: Node, folded: Folded) -> Any:
         return _fold_bias(node, folded)
     if target == FAKE_QUANTIZE_BLOCKS:
         return _fold_blocks(node, folded)
+    if target == DEQUANTIZE_BLOCKS:
+        return _fold_stored_blocks(node, folded)
     if not target.startswith("aten.") or node.target._schema.is_mutable:  # type: ignore[union-attr]
         return None
     if target in _GROWING and _numel(node) > max(_numel(_node(node.args[0])), _MAX_GROWTH):
@@ -211,6 +215,20 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
     value = lambda: ops.fake_quantize_blocks(data.value(), bits)  # noqa: E731
     const = Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
     const.make_packed = lambda: blocks(data.value(), bits)
+    return const
+
+
+def _fold_stored_blocks(node: Node, folded: Folded) -> Const:
+    """A weight whose blocks exist already: the file has them."""
+    source, bits = schema_args(node)
+    data = folded[source]
+    block = next(name for name, width in BLOCKS.items() if width == bits)
+    owner = _SITE_BLOCKS.fullmatch(data.name)
+    name = data.name if owner is None else f"{owner[1]}.{owner[2]}" if owner[1] else owner[2]
+    shape = static_shape(node.meta["val"], node)
+    value = lambda: ops.dequantize_blocks(data.value(), bits)  # noqa: E731
+    const = Const(name, shape, torch.float32, value, location_of(node), block=block)
+    const.make_packed = data.value
     return const
 
 

@@ -19,6 +19,7 @@ from pyquant.exporter.plan import Quant
 from pyquant.exporter.tracing import location_of
 
 DEQUANTIZE = "pyquant.dequantize.default"
+DEQUANTIZE_BLOCKS = "pyquant.dequantize_blocks.default"
 FAKE_QUANTIZE = "pyquant.fake_quantize.default"
 FAKE_QUANTIZE_BIAS = "pyquant.fake_quantize_bias.default"
 FAKE_QUANTIZE_BLOCKS = "pyquant.fake_quantize_blocks.default"

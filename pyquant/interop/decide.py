@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from pyquant.errors import ModelError
 from pyquant.interop.gemma_qat import follow_owner
@@ -53,13 +54,14 @@ def decide(q: QModule, reader: Reader, *, requantize: bool = False) -> None:
         if weight.site.spec is None:
             continue
         if (why := _unfit(weight, stored)) is None:
-            _give(weight, stored.positive(), reader)
+            _give(weight, stored, reader)
         elif requantize:
             reasons[why] += 1
         else:
+            step = reader.advice.symmetric if why.endswith("zero points") else reader.advice.per_channel
             raise ModelError(
                 f"the weight of {stored.name!r} in {str(reader.folder.path)!r} {why}. Write the checkpoint with "
-                f"{reader.advice.per_channel}; or let pyquant quantize such weights anew from their values: "
+                f"{step}; or let pyquant quantize such weights anew from their values: "
                 "prepare(..., requantize=True), or --requantize"
             )
     if reader.weights and not used:
@@ -89,6 +91,13 @@ def _stored(weight: Weight, names: Sequence[str], reader: Reader) -> StoredWeigh
 
 
 def _give(weight: Weight, stored: StoredWeight, reader: Reader) -> None:
+    """Its integers and scales, on a grid or in blocks."""
+    if isinstance(weight.site.spec, BlockSpec):
+        blocks = stored.blocks()
+        assert isinstance(blocks, Tensor), blocks
+        weight.decide_blocks(stored.block_spec(), blocks, how(reader.tool))
+        return
+    stored = stored.positive()
     weight.decide(stored.qparams(), how(reader.tool), stored.integers)
     if not torch.equal(weight.integers.cpu(), stored.integers):
         form = str(weight.value.dtype).removeprefix("torch.")
@@ -100,14 +109,17 @@ def _give(weight: Weight, stored: StoredWeight, reader: Reader) -> None:
 
 def _unfit(weight: Weight, stored: StoredWeight) -> str | None:
     """Why the site cannot have this grid; None where it can."""
+    if isinstance(weight.site.spec, BlockSpec):
+        if weight.site.role is Role.EMBEDDING:
+            return "is a lookup table, which the policy gives blocks of scales of their own"
+        why = stored.blocks()
+        return f"does not fit into {stored.block_spec()}: {why}" if isinstance(why, str) else None
     if stored.order is not None:
         return "has groups of columns in another order (act-order: desc_act=True), which no file format has"
-    if isinstance(weight.site.spec, BlockSpec):
-        return f"has a grid of its own, and the policy gives it {weight.site.spec}"
     if stored.groups > 1:
         return (
             f"has a scale for every {stored.size} columns, and a Circle tensor has one scale per channel; only onert's "
-            "blocks (--recipe w4_onert or w8_onert) have more"
+            "blocks (--recipe w4_onert or q8_onert) have more"
         )
     if weight.site.role is Role.EMBEDDING and stored.scale.dim():
         return "is a lookup table with a scale per row, and a gathered row has one scale for all rows in a Circle file"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """StoredWeight: the integers of one weight with their scales and zero points, as a checkpoint of any format has them.
 
-It owns their value and their grid. Reading them is the format's file, giving them to a tree decide.py.
+It owns their value, their grid, and their blocks where ggml's format holds them. Reading them is the format's file,
+giving them to a tree decide.py.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyquant import ops
 from pyquant.errors import ModelError, SpecError
 from pyquant.qparams import QParams
-from pyquant.spec import INT4, INT8, Granularity, PerAxis, PerGroup, PerTensor, QuantSpec
+from pyquant.spec import INT4, INT8, BlockSpec, Granularity, PerAxis, PerGroup, PerTensor, QuantSpec
 
 __all__ = ["StoredWeight"]
 
@@ -101,3 +103,31 @@ class StoredWeight:
             raise ModelError(
                 f"the stored scales of {self.name!r} are no grid: {error}; repair the checkpoint"
             ) from error
+
+    def block_spec(self) -> BlockSpec:
+        """The block format that has these integers."""
+        return BlockSpec("q8_0" if self.bits == 8 else "q4_0")
+
+    def blocks(self) -> Tensor | str:
+        """The weight in ggml's blocks, each with the scale of its group: uint8 (rows, bytes) as `ops.quantize_blocks`
+        has them; or why they cannot hold it exactly. A scale may be negative there."""
+        rows, columns = self.integers.shape
+        if self.order is not None:
+            return "its groups of columns lie in another order (act-order)"
+        if columns % ops.BLOCK_LENGTH or self.size % ops.BLOCK_LENGTH:
+            return f"a block has {ops.BLOCK_LENGTH} columns with one scale, and its groups have {self.size}"
+        if bool((self.zero_point != 0).any()):
+            return "blocks have no zero points"
+        half = self.scale.half()
+        if not torch.equal(half.float(), self.scale):
+            return "blocks have half-precision scales, and its own are finer"
+        counts = (rows, columns // ops.BLOCK_LENGTH)
+        parts = half.expand(rows, 1) if half.dim() == 0 else half
+        scales = (
+            parts.repeat_interleave(counts[1] // parts.shape[1], dim=1).unsqueeze(-1).contiguous().view(torch.uint8)
+        )
+        integers = self.integers.reshape(*counts, ops.BLOCK_LENGTH)
+        if self.bits != 8:  # a byte has the values j and j + 16
+            low, high = ((integers + 8).view(torch.uint8)).chunk(2, dim=-1)
+            integers = low | (high << 4)
+        return torch.cat([scales, integers.view(torch.uint8)], dim=-1).reshape(rows, -1)

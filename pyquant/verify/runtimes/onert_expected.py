@@ -16,10 +16,11 @@ from torch import Tensor, fx
 
 from pyquant import ops
 from pyquant.errors import VerifyError
-from pyquant.exporter.grid import FAKE_QUANTIZE, FAKE_QUANTIZE_BLOCKS
+from pyquant.exporter.grid import DEQUANTIZE_BLOCKS, FAKE_QUANTIZE, FAKE_QUANTIZE_BLOCKS
 from pyquant.exporter.program import CircleProgram
 from pyquant.verify.runtimes._inputs import ordered
 
+_BLOCKS = (FAKE_QUANTIZE_BLOCKS, DEQUANTIZE_BLOCKS)
 _MOST = 127.0
 _CLOSE = 1e-5
 
@@ -74,11 +75,11 @@ class _Onert(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         weight = n.args[1] if n.op == "call_function" and str(n.target) == "aten.linear.default" else None
-        if not isinstance(weight, fx.Node) or str(weight.target) not in (FAKE_QUANTIZE, FAKE_QUANTIZE_BLOCKS):
+        if not isinstance(weight, fx.Node) or str(weight.target) not in (FAKE_QUANTIZE, *_BLOCKS):
             return super().run_node(n)
         x, matrix, bias = (*self.fetch_args_kwargs_from_env(n)[0], None)[:3]
         x = self._as_seen(n.args[0], x)
-        if str(weight.target) == FAKE_QUANTIZE_BLOCKS:
+        if str(weight.target) in _BLOCKS:
             return _with_bias(F.linear(blocks_of_int8(x), matrix), bias)
         scale = self.fetch_args_kwargs_from_env(weight)[0][1].reshape(-1)
         integers, steps = rows_of_int8(x)
