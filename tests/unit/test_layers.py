@@ -33,10 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
     "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
-    "weight": VALUES | {"ops", "site", "wrap"},
+    "weight": VALUES | {"ops", "site", "block_site", "wrap"},
     "algorithms": VALUES
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "tensor_file", "autocast", "decision"},
-    "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions"},
+    "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops"},
     "lifecycle": VALUES | {"interop", "models", "policy", "site", "wrap", "batch", "autocast"},
     "oneshot": VALUES | {"recipe", "policy", "algorithms", "wrap", "lifecycle"},
     "files": set(),
