@@ -10,5 +10,6 @@ from __future__ import annotations
 from pyquant.algorithms.gptq import gptq
 from pyquant.algorithms.range_search import range_search
 from pyquant.algorithms.rotate import rotate
+from pyquant.algorithms.smooth import Smoothed, smooth
 
-__all__ = ["gptq", "range_search", "rotate"]
+__all__ = ["Smoothed", "gptq", "range_search", "rotate", "smooth"]

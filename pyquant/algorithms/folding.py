@@ -88,8 +88,9 @@ class Folds:
     def apply(self) -> None:
         """Make all changes. Raises PhaseError or InputError, and changes nothing, for a weight that is decided or that
         has no float value."""
-        for module in self._edits:
+        for module, edits in self._edits.items():
             self._check(module, "weight")
+            self._check_grids(module, "act_in" if edits.columns else "", "act_out" if edits.rows else "")
         for module, name in self._given:
             self._check(module, name)
         for module, edits in self._edits.items():
@@ -116,6 +117,14 @@ class Folds:
             raise InputError(f"{where!r} has no data (device meta); load the whole model before folding")
         if name in module.sites and (how := Weight(module, name).how):
             raise PhaseError(f"{where!r} is decided ({how}), and stays as it is; fold before weights are decided")
+
+    def _check_grids(self, module: QModule, *names: str) -> None:
+        for name in names:
+            if name in module.sites and (how := module.site(name).decided):
+                raise PhaseError(
+                    f"the grid of {module.site(name).path!r} is decided ({how}), and folding would change the values "
+                    "that it was made for; leave the step out"
+                )
 
     def _part(self) -> None:
         """Wrappers that follow tensors of the float model, to make a weight of them that is changed here, stop."""

@@ -101,8 +101,8 @@ def _obstacle(stream: structure.Stream) -> str:
         f"the residual stream of {stream.path or 'the model'!r} cannot be rotated: {first.path!r} of "
         f"{type(first).__name__}{more} adds to it or reads it, and has no weight that could take the rotation. A norm "
         "after a linear stands between that and the stream; a final norm needs its head in the tree (prepare the whole "
-        "model). Use rotate(q, residual=False) for the heads alone, towers=[...] for other towers, or "
-        "pyquant.algorithms.smooth"
+        "model). Use pyquant.algorithms.smooth, rotate(q, residual=False) for heads alone where the attention has "
+        "plain values, or towers=[...] for other towers"
     )
 
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each channel of a linear's input looks like over the calibration data: its ends, mean size and second moment.
+
+It owns running a tree in the FLOAT phase and watching the inputs, once for linears that share an input and without
+padding, in memory of a few rows. Full second moments are statistics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyquant import autocast
+from pyquant.batch import call, describe, is_batch
+from pyquant.errors import CalibrationError
+from pyquant.weight import Weight
+from pyquant.wrap import Phase, QModule, phase, structure
+
+__all__ = ["ChannelStats", "Channels"]
+
+
+@dataclass
+class ChannelStats:
+    """Of the inputs of one matrix, each (in,) float32 but `rows`: least and largest value (0 at least within them), sum
+    of sizes and of squares."""
+
+    low: Tensor
+    high: Tensor
+    size: Tensor
+    square: Tensor
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, like: Tensor) -> ChannelStats:
+        low, high, size, square = torch.zeros(4, like.shape[-1], dtype=torch.float32, device=like.device)
+        return cls(low, high, size, square)
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest size of each channel."""
+        return torch.maximum(-self.low, self.high)
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows (N, in) in."""
+        if not len(rows):
+            return
+        x = rows.detach().float()
+        self.low = torch.minimum(self.low, x.amin(0))
+        self.high = torch.maximum(self.high, x.amax(0))
+        self.size += x.abs().sum(0)
+        self.square += x.square().sum(0)
+        self.rows += len(x)
+
+
+class Channels:
+    """The statistics of the inputs of some linears of a tree, once data was collected."""
+
+    def __init__(self, q: QModule, linears: Iterable[QModule]) -> None:
+        self._tree = q
+        leaders = structure.shared_inputs(q)
+        self._leader = {linear: leaders.get(linear, linear) for linear in linears}
+        self._found: dict[QModule, dict[int, ChannelStats]] = {}
+
+    def of(self, linear: QModule) -> dict[int, ChannelStats]:
+        """The index of a matrix of the linear (an expert) -> its statistics, for those that data reached."""
+        return self._found.get(self._leader[linear], {})
+
+    @torch.no_grad()
+    def collect(self, batches: Iterable[Any], verb: str, progress: bool | None = None) -> None:
+        """Run the tree on every batch, as calibrate takes them, in float. progress: as of calibrate; `verb` names the
+        bar and begins the errors.
+
+        Raises CalibrationError for no batches, and for one that the model fails on.
+        """
+        number, hide = -1, None if progress is None else not progress
+        with ExitStack() as stack:
+            for leader in dict.fromkeys(self._leader.values()):
+                found = self._found.setdefault(leader, {})
+                stack.callback(Weight(leader, "weight").watch(_Accumulate(found)).remove)
+            stack.enter_context(phase(self._tree, Phase.FLOAT))
+            stack.enter_context(self._tree.state.collecting())
+            stack.enter_context(autocast.off())
+            for number, batch in enumerate(tqdm(batches, desc=verb, unit="batch", disable=hide)):
+                self._run(batch, number, verb)
+        if number < 0:
+            raise CalibrationError(f"{verb} got no batches: the iterable is empty, or a generator that was used up")
+
+    def _run(self, batch: Any, number: int, verb: str) -> None:
+        if not is_batch(batch):
+            raise CalibrationError(
+                f"{verb}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or "
+                "list of positional arguments, or a tensor"
+            )
+        try:
+            call(self._tree, batch)
+        except Exception as error:
+            raise CalibrationError(
+                f"{verb}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "
+                f"{describe(batch)}; repair it or leave it out"
+            ) from error
+
+
+class _Accumulate:
+    def __init__(self, found: dict[int, ChannelStats]) -> None:
+        self._found = found
+
+    @torch.no_grad()
+    def __call__(self, index: int, rows: Tensor) -> None:
+        if index not in self._found:
+            self._found[index] = ChannelStats.empty(rows)
+        self._found[index].add(rows)
