@@ -8,8 +8,10 @@ processor files companions.py, README.md model_card.py, how files appear whole f
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pyquant import checkpoint_index, checkpoint_tensors, companions, files, lifecycle, models, tensor_file
+from pyquant import checkpoint_index, checkpoint_tensors, companions, decision, files, lifecycle, models, tensor_file
 from pyquant.block_site import BlockSite
 from pyquant.checkpoint_index import CHECKED, CONFIG, EARLIER, FORMAT, INDEX, VERSION, WEIGHTS, fault
 from pyquant.companions import GENERATION
+from pyquant.decision import LOG_FILE
 from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.model_card import README, model_card
 from pyquant.policy import Policy
+from pyquant.recipe import Recipe
 from pyquant.site import Site
 from pyquant.spec import BlockSpec, QuantSpec
 from pyquant.tensor_file import Entry
@@ -34,6 +38,7 @@ from pyquant.wrap.stored import StoredModule
 
 __all__ = ["load_quantized", "save_quantized"]
 
+logger = logging.getLogger(__name__)
 QUANT_METHOD = "pyquant"  # in config.json: no quantizer of transformers has that name
 
 
@@ -50,8 +55,8 @@ def save_quantized(
 
     A weight that its site alone uses is stored as integers (4 bit: packed, low nibble first), every other tensor as it
     is, tied ones once; integers that the float model had already stay as they were packed. Beside them: config.json,
-    generation_config.json where `q` has one, the files of the tokenizer, the processor and the chat template, and a
-    model card (README.md).
+    generation_config.json where `q` has one, the files of the tokenizer, the processor and the chat template,
+    quantization_log.csv where an algorithm decided something (pyquant.decision), and a model card (README.md).
 
     source: the checkpoint folder (or hub name, from its cache) that these files are copied from; by default the folder
         that the float model was loaded from, if it is there.
@@ -84,6 +89,9 @@ def save_quantized(
     }
     if forms := {m.path: m.stored_form() for m in q.all_qmodules() if isinstance(m, StoredModule)}:
         index["stored"] = forms
+    if q.state.recipe is not None:
+        index["recipe"] = {**q.state.recipe.to_dict(), "notes": list(q.state.notes)}
+        del index["recipe"]["rules"]  # those of 'policy'
     for site in q.all_sites():
         if site.scale is not None and site.zero_point is not None:
             tensors[f"{site.path}.scale"] = tensor_file.whole(site.scale)
@@ -99,14 +107,17 @@ def save_quantized(
             if hasattr(q.config, "to_json_string"):
                 (new / CONFIG).write_text(_config_text(q.config), encoding="utf-8")
             _save_companions(q, new, place, {"tokenizer": tokenizer, "processor": processor})
+            if q.state.log:
+                (new / LOG_FILE).write_text(decision.to_csv(q.state.log), encoding="utf-8")
             checked = [file for file in sorted(new.iterdir()) if file.name in CHECKED]
             index["sha256"] = {file.name: files.sha256(file) for file in checked}
             size = (new / WEIGHTS).stat().st_size
             card = model_card(q, base=index["base"], facts=facts or {}, versions=index["made_by"], size=size)
             (new / README).write_text(card, encoding="utf-8")
             (new / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        if EARLIER in former:  # replaced by the file of another name
-            (Path(path) / EARLIER).unlink(missing_ok=True)
+        for name in former & {EARLIER, LOG_FILE}:  # of the former model, and no file of this one
+            if name not in index["sha256"]:
+                (Path(path) / name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
 
@@ -146,6 +157,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
     except (SafetensorError, OSError) as error:
         raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
     lifecycle.finalize(q)
+    _recall(q, index, folder)
     return q.eval()
 
 
@@ -271,6 +283,21 @@ def _adopt(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
             if isinstance(spec, BlockSpec) != isinstance(site, BlockSite):
                 raise fault(folder, where, f"cannot be (a grid that was decided is none of {spec})")
             site.adopt(spec, how)
+
+
+def _recall(q: QModule, index: Mapping[str, Any], folder: Path) -> None:
+    """What was run, what it had to say, and what was decided."""
+    data = dict(index.get("recipe", {}))
+    q.state.notes = [str(note) for note in data.pop("notes", [])]
+    try:
+        q.state.recipe = dataclasses.replace(Recipe.from_dict(data), policy=q.policy) if data else None
+    except (SpecError, PolicyError) as error:  # of another release; it says how the values were found, no more
+        logger.warning("checkpoint %r: its recipe is left out, as this pyquant does not know it (%s)", str(folder), error)
+    if LOG_FILE in index["sha256"]:
+        try:
+            q.state.log = decision.from_csv((folder / LOG_FILE).read_text(encoding="utf-8"))
+        except (SpecError, UnicodeDecodeError) as error:
+            raise fault(folder, LOG_FILE, f"cannot be ({error})") from error
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyquant import companions, files
+from pyquant.decision import LOG_FILE
 from pyquant.errors import CheckpointError
 from pyquant.wrap import QModule
 
@@ -28,6 +29,7 @@ CHECKED = companions.FILES | {
     WEIGHTS,
     EARLIER,
     CONFIG,
+    LOG_FILE,
 }  # files with a checksum; README.md is for people, who may edit it
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -122,6 +124,8 @@ class _Form:
     def check(self, index: Mapping[str, Any]) -> None:
         self._is(index.get("root"), str, "'root'", "the class that was quantized")
         self._is(index.get("policy"), dict, "'policy'", "an object")
+        recipe = self._is(index.get("recipe", {}), dict, "'recipe'", "an object")
+        self._is(recipe.get("notes", []), list, "'notes' of 'recipe'", "a list")
         checksums = self._is(index.get("sha256"), dict, "'sha256'", "an object of file names and checksums")
         sites = self._is(index.get("sites"), dict, "'sites'", "an object")
         tensors = self._is(index.get("tensors"), dict, "'tensors'", "an object")

@@ -32,6 +32,7 @@ def model_card(q: QModule, *, base: str, facts: Mapping[str, str], versions: Map
         "base model": base or "not recorded",
         "class": kind,
         "recipe": q.policy.name,
+        **_run(q),
         **facts,
         "weights": f"{size:,} bytes here; {floats:,} bytes as float32",
         "sites": _sites(q),
@@ -57,6 +58,20 @@ q = pyquant.load_quantized("path of this folder")  # called as the {kind} that i
 | --- | --- |
 {table}
 """
+
+
+def _run(q: QModule) -> dict[str, str]:
+    """The steps of the recipe, what they decided, and what they had to say."""
+    rows: dict[str, str] = {}
+    recipe = q.state.recipe
+    if recipe is not None and recipe.steps:
+        rows["steps"] = ", ".join(map(str, recipe.steps))
+    if recipe is not None and recipe.evidence:
+        rows["evidence"] = recipe.evidence
+    if q.state.log:
+        counts = Counter(decision.how for decision in q.state.log)
+        rows["decided"] = f"{', '.join(f'{n} by {how}' for how, n in counts.items())} (quantization_log.csv)"
+    return rows | ({"notes": "; ".join(q.state.notes)} if q.state.notes else {})
 
 
 def _front_matter(q: QModule, base: str) -> dict[str, Any]:

@@ -44,12 +44,12 @@ ALLOWED: dict[str, set[str]] = {
     "batch": {"errors"},
     "companions": {"errors", "files"},
     "model_card": VALUES | {"block_site", "wrap"},
-    "checkpoint_index": VALUES | {"wrap", "files", "companions"},
+    "checkpoint_index": VALUES | {"decision", "wrap", "files", "companions"},
     "tensor_file": {"ops"},
     "checkpoint_tensors": VALUES | {"ops", "tensor_file", "site", "block_site", "wrap", "checkpoint_index"},
     "checkpoint": VALUES
     | {"models", "tensor_file", "policy", "site", "block_site", "wrap", "lifecycle", "files"}
-    | {"checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
+    | {"recipe", "decision", "checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
     "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
