@@ -153,7 +153,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
     known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
     hide = None if progress is None else not progress
-    for number, batch in enumerate(_whole(q, tqdm(batches, desc="calibrate", unit="batch", disable=hide))):
+    for number, batch in enumerate(_whole(q, tqdm(batches, desc="calibrate", unit="batch", disable=hide, leave=None))):
         q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
         before = _last_seen(watched)
         try:

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantize(): a float model, calibration data and a recipe in, the converted tree out; and running a recipe's steps.
+"""quantize(): a float model, calibration data and a recipe in, the converted tree out.
 
-It owns which function a step of a recipe calls, and with which batches. What a recipe may say is recipe.py, the four
-phases are lifecycle.py, what a step does algorithms/.
+It owns the order of a run. What a recipe may say is recipe.py, which function a step calls steps.py, prepare, calibrate
+and convert are lifecycle.py.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pyquant import lifecycle
 from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.recipe import Recipe, Step
+from pyquant.steps import Steps, takes
 from pyquant.wrap import Phase, QModule
 
 __all__ = ["calibrate_by", "quantize", "run"]
@@ -115,16 +113,16 @@ def calibrate_by(
             "pyquant.prepare(fp, recipe.policy)"
         )
     _check_resume(recipe, resume)
-    steps = [each for each in whole(recipe) if each.stage in only]
     data = _again(batches, recipe, log or _warn)
-    work = _Work(q, progress, resume, log or _warn)
+    steps = Steps(q, progress, resume, log or _warn)
     q.state.recipe = recipe
-    hide = None if progress is None else not progress
-    with tqdm(steps, desc=recipe.name, unit="step", disable=hide, leave=None) as bar:
+    chosen = [each for each in whole(recipe) if each.stage in only]
+    hide = True if len(chosen) == 1 else None if progress is None else not progress
+    with tqdm(chosen, desc=recipe.name, unit="step", disable=hide) as bar:
         for each in bar:
             bar.set_description(f"{recipe.name}: {each.algorithm}")
             with (step or _nothing)(each.algorithm):
-                work.do(each, data)
+                steps.run(each, data)
 
 
 def whole(recipe: Recipe) -> tuple[Step, ...]:
@@ -133,62 +131,6 @@ def whole(recipe: Recipe) -> tuple[Step, ...]:
         return recipe.steps
     before = tuple(step for step in recipe.steps if step.stage in ("fold", "decide"))
     return (*before, Step("calibrate"), *recipe.steps[len(before) :])
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Runs single steps on one tree."""
-
-    q: QModule
-    progress: bool | None
-    resume: str | Path | None
-    log: Log
-
-    def do(self, step: Step, batches: Iterable[Any]) -> None:
-        """Call the function of the step with its parameters, and its part of the data."""
-        function = _FUNCTIONS[step.algorithm]
-        parameters = dict(step.parameters)
-        samples = parameters.pop("samples", None)
-        possible = parameters.pop("where_possible", False)
-        takes = inspect.signature(function).parameters
-        given = {"progress": self.progress, "resume": self.resume}
-        parameters |= {name: value for name, value in given.items() if name in takes}
-        data = batches if samples is None else _Part(batches, samples)
-        arguments = (self.q, data) if "batches" in takes else (self.q,)
-        if not possible:
-            function(*arguments, **parameters)
-            return
-        try:
-            function(*arguments, **parameters)
-        except (InputError, PolicyError) as error:
-            self.say(f"step {step} is left out, as where_possible allows: {error}")
-
-    def say(self, line: str) -> None:
-        """Record a line, and give it to the log."""
-        self.q.state.notes.append(line)
-        self.log(line)
-
-
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {"calibrate": lifecycle.calibrate}
-
-
-class _Part:
-    """`count` of the batches, evenly spread over them; the first ones where their number is not known."""
-
-    def __init__(self, batches: Iterable[Any], count: int) -> None:
-        self._batches, self._count = batches, count
-
-    def __iter__(self) -> Iterator[Any]:
-        if not isinstance(self._batches, Sized):
-            yield from itertools.islice(self._batches, self._count)
-            return
-        number = len(self._batches)
-        count = min(self._count, number)
-        wanted = [index * number // count for index in range(count)]
-        if hasattr(self._batches, "__getitem__"):
-            yield from (self._batches[index] for index in wanted)
-        else:
-            yield from (batch for index, batch in enumerate(self._batches) if index in set(wanted))
 
 
 def _again(batches: Iterable[Any], recipe: Recipe, log: Log) -> Iterable[Any]:
@@ -207,7 +149,7 @@ def _again(batches: Iterable[Any], recipe: Recipe, log: Log) -> Iterable[Any]:
 def _check_resume(recipe: Recipe, resume: str | Path | None) -> None:
     if resume is None:
         return
-    if not any("resume" in inspect.signature(_FUNCTIONS[step.algorithm]).parameters for step in recipe.steps):
+    if not any(takes(step, "resume") for step in recipe.steps):
         steps = ", ".join(map(str, recipe.steps)) or "none"
         raise InputError(
             f"resume={str(resume)!r}: no step of recipe {recipe.name!r} ({steps}) works block by block; leave it out"

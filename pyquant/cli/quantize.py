@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pyquant.cli import memory
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
-from pyquant.cli.options import count, policy_of
+from pyquant.cli.options import count, recipe_name, recipe_of
 from pyquant.errors import CalibrationError, PyquantError
 from pyquant.recipes import names as recipes
 
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from pyquant.calibration import CalibrationData, Fingerprint
     from pyquant.models.family import Requests
     from pyquant.models.request import BundleChoice, Sizes
-    from pyquant.policy import Policy
+    from pyquant.recipe import Recipe
     from pyquant.wrap import QModule
 
+Note = Callable[[str], None]
 PER_LAYER_TABLES = ("auto", "graph", "layers", "rows", "host")
 TARGETS = ("circle", "luci", "onert")
 LISTED = 60  # lines of a list that are printed with an error
@@ -44,8 +45,8 @@ LISTED = 60  # lines of a list that are printed with an error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="checkpoint folder (config.json, weights), or a hub name")
-    add("--recipe", choices=recipes(), help="a policy that comes with pyquant")
-    add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe, or a former recipe.yaml")
+    add("--recipe", type=recipe_name, metavar="NAME|FILE", help=_RECIPE)
+    add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe")
     add("--data", required=True, type=Path, help=_DATA)
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the result; a former result is replaced")
     add("--samples", type=count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unused", action="append", default=[], metavar="GLOB", help=_UNUSED)
 
 
+_RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _REQUANTIZE = (
     "quantize those weights of a checkpoint of another tool anew whose grid no file can hold (scales per group)"
@@ -91,12 +93,16 @@ def run(args: argparse.Namespace) -> int:
     from pyquant import files
     from pyquant.cli import result_folder
 
-    policy = policy_of(args.recipe, args.policy)
     result_folder.require_place(args.out)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=True)
+
+    def note(text: str) -> None:
+        console.print(f"note: {text}", markup=False)
+
+    recipe = recipe_of(args.recipe, args.policy, note)
     timer = memory.Timer()
     job = _read(args, console, timer)
-    fp, q = _calibrated(args, policy, job, console, timer)
+    fp, q = _quantized(args, recipe, job, console, timer, note)
     with files.whole_folder(args.out) as new:
         graphs = memory.Timer()
         with timer.step("export"), _rows_first():
@@ -172,32 +178,51 @@ def _sizes(data: CalibrationData, requests: Requests) -> tuple[list[Sizes], Fing
     return seen, Fingerprint.of(found)
 
 
-def _calibrated(
-    args: argparse.Namespace, policy: Policy, job: Job, console: Console, timer: memory.Timer
+def _quantized(
+    args: argparse.Namespace, recipe: Recipe, job: Job, console: Console, timer: memory.Timer, note: Note
 ) -> tuple[nn.Module, QModule]:
     import pyquant
+    from pyquant import oneshot
     from pyquant.cli import checkpoints, trained
     from pyquant.interop import weight_files
 
-    if note := memory.note(weight_files.elements(Path(args.model)), args.dtype):
-        console.print(f"note: {note}")
+    if text := memory.note(weight_files.elements(Path(args.model)), args.dtype):
+        note(text)
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype)
-    step = _released(timer, fp)
-    with step("prepare"), _rows_first():
-        q = pyquant.prepare(fp, policy, checkpoint=trained.folder_of(args.model, fp), requantize=args.requantize)
-    console.print(f"{job.cls.__name__}, policy {policy.name}: {sum(1 for _ in q.all_sites())} sites")
+    released = _released(timer, fp)
+    with released("prepare"), _rows_first():
+        q = pyquant.prepare(fp, recipe.policy, checkpoint=trained.folder_of(args.model, fp), requantize=args.requantize)
+    console.print(f"{job.cls.__name__}, {_summary(recipe)}: {sum(1 for _ in q.all_sites())} sites")
     if line := trained.summary(q):
         console.print(line)
-    with step("calibrate"):
-        walk = _Walk(job.data)
-        try:
-            pyquant.calibrate(q, walk)
-        except CalibrationError as error:
-            raise CalibrationError(f"{job.data.where(walk.index)}: {error}") from error
-    with step("convert"):
-        _convert(q, args.unused)
+    walk = _Walk(job.data)
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        with released(name), _sites_listed() if name == "convert" else _placed(walk):
+            yield
+
+    oneshot.run(q, walk, recipe, unused=args.unused, log=note, step=step)
     return fp, q
+
+
+def _summary(recipe: Recipe) -> str:
+    """`policy w8a8` where there are no steps, `recipe w4a16 (rotate, gptq)`."""
+    steps = ", ".join(step.algorithm for step in recipe.steps)
+    return f"recipe {recipe.name} ({steps})" if steps else f"policy {recipe.name}"
+
+
+@contextmanager
+def _placed(walk: _Walk) -> Iterator[None]:
+    """An error about data gets the sample's place in its file."""
+    walk.index = None
+    try:
+        yield
+    except CalibrationError as error:
+        if walk.index is None:
+            raise
+        raise CalibrationError(f"{walk.data.where(walk.index)}: {error}") from error
 
 
 def _released(timer: memory.Timer, fp: nn.Module) -> Callable[[str], AbstractContextManager[None]]:
@@ -213,24 +238,28 @@ def _released(timer: memory.Timer, fp: nn.Module) -> Callable[[str], AbstractCon
 
 
 class _Walk:
-    """Iterates over the data; `index` is the current sample, for error messages."""
+    """The data, in order or by number; `index` is the sample that was read last, for error messages."""
 
     def __init__(self, data: CalibrationData) -> None:
-        self.data, self.index = data, 0
+        self.data = data
+        self.index: int | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def __getitem__(self, index: int) -> Any:
+        self.index = index
+        return self.data[index]
+
     def __iter__(self) -> Iterator[Any]:
-        for self.index in range(len(self.data)):  # noqa: B020
-            yield self.data[self.index]
+        return (self[index] for index in range(len(self)))
 
 
-def _convert(q: QModule, unused: list[str]) -> None:
-    import pyquant
-
+@contextmanager
+def _sites_listed() -> Iterator[None]:
+    """Print the sites without a range, and raise the first line of the error of convert."""
     try:
-        pyquant.convert(q, unused=unused)
+        yield
     except CalibrationError as error:
         head, *rows = str(error).splitlines()
         if not rows:

@@ -3,7 +3,8 @@
 
     OUT/manifest.json, OUT/*.circle   the bundle (pyquant.export_bundle), with the files that its manifest lists
     OUT/quantized/                    the quantized model (pyquant.load_quantized)
-    OUT/recipe.yaml                   the policy rule by rule, and every setting in effect
+    OUT/recipe.yaml                   the recipe, its policy rule by rule, and every setting in effect
+    OUT/quantization_log.csv          who decided which weight, and what was lost, where a step of the recipe did
     OUT/calibration.json              checksums of the calibration samples, also in OUT/quantized (pyquant evaluate)
 
 It owns this layout. The contents of the bundle are pyquant.exporter's.
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pyquant import __version__, files
-from pyquant.errors import CircleError, PolicyError
+from pyquant.decision import LOG_FILE, to_csv
+from pyquant.errors import CircleError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,11 +30,9 @@ if TYPE_CHECKING:
 
     from pyquant.calibration import Fingerprint
     from pyquant.cli.memory import Timer
-    from pyquant.policy import Policy
     from pyquant.wrap import QModule
 
 QUANTIZED, RECIPE, MANIFEST, CALIBRATION = "quantized", "recipe.yaml", "manifest.json", "calibration.json"
-FORMAT, VERSION = "pyquant-recipe", 1
 
 
 def require_place(out: Path) -> None:
@@ -46,7 +46,7 @@ def require_place(out: Path) -> None:
     if not out.is_dir():
         raise CircleError(f"cannot write to {str(out)!r}: it is a file, and the result is a folder; name another")
     there = sorted(entry.name for entry in out.iterdir())
-    known = {QUANTIZED, RECIPE, MANIFEST, CALIBRATION, *_files_of(out / MANIFEST)}
+    known = {QUANTIZED, RECIPE, MANIFEST, CALIBRATION, LOG_FILE, *_files_of(out / MANIFEST)}
     strange = [name for name in there if name not in known and not name.endswith(".circle")]
     if there and (strange or not _is_bundle(out / MANIFEST)):
         raise CircleError(
@@ -70,21 +70,6 @@ def _is_bundle(manifest: Path) -> bool:
         return False
 
 
-def read_policy(path: Path) -> Policy:
-    """A policy file, or the policy inside a recipe.yaml. Raises PolicyError."""
-    from pyquant.policy import Policy
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix in (".yaml", ".yml") else None
-    except (OSError, ValueError, yaml.YAMLError):
-        data = None  # Policy.load has the better error
-    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-        return Policy.load(path)
-    if data.get("version") != VERSION or "policy" not in data:
-        raise PolicyError(f"recipe {str(path)!r} is of version {data.get('version')!r}; this pyquant reads {VERSION}")
-    return Policy.from_dict(data["policy"])
-
-
 def write_rest(
     folder: Path,
     q: QModule,
@@ -93,7 +78,7 @@ def write_rest(
     facts: Mapping[str, str],
     calibrated: Fingerprint,
 ) -> None:
-    """Write quantized/, recipe.yaml and calibration.json into the folder of the bundle.
+    """Write quantized/, recipe.yaml, calibration.json and the quantization log into the folder of the bundle.
 
     source: the checkpoint, whose tokenizer and processor files are copied. facts: rows for the model card. calibrated:
     checksums of the calibration samples.
@@ -102,20 +87,22 @@ def write_rest(
     import transformers
 
     import pyquant
+    from pyquant.recipe import Recipe
 
     pyquant.save_quantized(q, folder / QUANTIZED, source=source, facts=facts)
     calibrated.save(folder)
     calibrated.save(folder / QUANTIZED)
     versions = {"pyquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    recipe = {
-        "format": FORMAT,
-        "version": VERSION,
+    recipe = q.state.recipe or Recipe.of(q.policy)
+    data = {
+        **recipe.to_dict(),
         **settings,
+        **({"notes": list(q.state.notes)} if q.state.notes else {}),
         "versions": {name: str(version) for name, version in versions.items()},
-        "policy": q.policy.to_dict(),
     }
-    text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
-    files.whole_text(folder / RECIPE, text)
+    files.whole_text(folder / RECIPE, yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True))
+    if q.state.log:
+        files.whole_text(folder / LOG_FILE, to_csv(q.state.log))
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantized model that `report` and `sensitivity` measure: which model, which data, which formats.
+"""The quantized model that `report` and `sensitivity` measure: which model, which data, which recipe.
 
 It owns these options. Loading and generated inputs are trace_run.py, reading data is pyquant.calibration.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyquant.cli.checkpoints import DTYPES
-from pyquant.cli.options import count, policy_of
+from pyquant.cli.options import count, recipe_name, recipe_of
 from pyquant.errors import UsageError
 from pyquant.recipes import names as recipes
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `quantized` reads."""
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="checkpoint folder or hub name; or tiny:gemma4, tiny:llama ...")
-    add("--recipe", choices=recipes(), default="w8a8", help="the formats (%(default)s)")
+    add("--recipe", type=recipe_name, default="w8a8", metavar="NAME|FILE", help=_RECIPE)
     add("--policy", type=Path, metavar="FILE", help="rules that come after those of --recipe")
     add("--data", type=Path, metavar="FILE", help="what to calibrate and compare on, as for pyquant quantize")
     add("--image", nargs="+", action="extend", default=[], metavar="FILE", help="image files, instead of --data")
@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a prompt")
     add("--compare-on", type=count, default=4, metavar="N", help="how many batches to compare on (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
+
+
+_RECIPE = f"formats and steps: {', '.join(recipes())}, or a file (%(default)s)"
 
 
 def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
@@ -49,7 +52,7 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
 
     fp = trace_run.load(args.model, args.dtype)
     batches = _batches(args, fp) if args.data is not None else [trace_run.inputs(args, fp, note)]
-    q = trace_run.quantize(fp, policy_of(args.recipe, args.policy), batches, note)
+    q = trace_run.quantize(fp, recipe_of(args.recipe, args.policy, note), batches, note)
     return q, batches[: args.compare_on]
 
 

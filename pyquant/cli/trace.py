@@ -139,12 +139,17 @@ def _wrappers(
 ) -> QModule:
     import pyquant
     from pyquant.cli import trace_run as runs
+    from pyquant.recipe import Recipe
 
     if args.quantized is not None:
         return pyquant.load_quantized(args.quantized, fp)
     if not args.enable_quantization:
         return runs.wrapped(fp)
-    return runs.quantize(fp, pyquant.Policy.preset(args.recipe or "w8a8"), [batch], note, progress=False)
+    recipe = Recipe.preset(args.recipe or "w8a8")
+    if recipe.steps:
+        steps = ", ".join(map(str, recipe.steps))
+        note(f"the formats of {recipe.name} alone: its steps ({steps}) want calibration data; see --quantized")
+    return runs.quantize(fp, Recipe.of(recipe.policy), [batch], note, progress=False)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from pyquant.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pyquant.policy import Policy
+    from pyquant.recipe import Recipe
     from pyquant.trace import Trace
     from pyquant.wrap import QModule
 
@@ -111,14 +111,15 @@ def wrapped(fp: nn.Module) -> QModule:
 
 
 def quantize(
-    fp: nn.Module, policy: Policy, batches: Sequence[Any], note: Note, *, progress: bool | None = None
+    fp: nn.Module, recipe: Recipe, batches: Sequence[Any], note: Note, *, progress: bool | None = None
 ) -> QModule:
-    """prepare, calibrate, convert. Sites that the batches give no usable range stay float; a note counts them."""
+    """As pyquant.quantize, but sites that the batches give no usable range stay float; a note counts them."""
     import pyquant
+    from pyquant import oneshot
     from pyquant.policy import literal
 
-    q = pyquant.prepare(fp, policy)
-    pyquant.calibrate(q, batches, progress=progress)
+    q = pyquant.prepare(fp, recipe.policy)
+    oneshot.calibrate_by(q, batches, recipe, progress=progress, log=note)
     float_sites = [site.path for site in q.uncalibrated_sites()]
     if float_sites:
         note(f"{len(float_sites)} sites got no usable values from this data and stay float, such as {float_sites[0]}")

@@ -89,7 +89,7 @@ def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
     assert recipe["calibration"]["samples"] == recipe["calibration"]["of"] == 3
     assert recipe["graphs"] == {"image_grids": [[1, 12, 20], [1, 16, 16]], "batch_size": 1, "target": "circle"}
     assert recipe["model"]["class"] == "Gemma4VisionModel"
-    assert pyquant.Policy.from_dict(recipe["policy"]) == pyquant.Policy.preset("w8a8")
+    assert pyquant.Recipe.load(made / "recipe.yaml") == pyquant.Recipe.preset("w8a8")
 
 
 def test_it_computes_what_the_public_functions_compute(made: Path, place: Path) -> None:
@@ -124,8 +124,9 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     assert set(manifest["graphs"]) == {"vision_h4_w6"}
     assert manifest["graphs"]["vision_h4_w6"]["inputs"][0]["shape"] == [2, 24, 48]
     policy = pyquant.Policy.preset("w8a16").with_rule(keep)
-    assert recipe["policy"]["rules"] == policy.to_dict()["rules"]
-    again = ["quantize", "--model", str(place / "model"), "--policy", str(place / "more" / "recipe.yaml"), "--data",
+    assert recipe["rules"] == policy.to_dict()["rules"]
+    assert recipe["name"] == "w8a16+keep"
+    again = ["quantize", "--model", str(place / "model"), "--recipe", str(place / "more" / "recipe.yaml"), "--data",
              str(place / "c.jsonl"), "--out", str(place / "again"), *more[2:]]  # fmt: skip
     assert main(again) == 0
     files = [(place / name / "vision_h4_w6.circle").read_bytes() for name in ("more", "again")]
@@ -168,7 +169,7 @@ def test_the_command_offers_the_tables_of_a_profile() -> None:
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no recipe": (["--recipe="], "argument --recipe: invalid choice: ''"),
+    "no recipe": (["--recipe="], "argument --recipe: '' is none of float, "),
     "grid in words": (["--image-grid", "4by6"], "'4by6' is no grid; expected HxW in patches"),
     "grid of zero": (["--image-grid", "0x6"], "'0x6' is no grid"),
     "no samples": (["--samples", "0"], "'0' is no number of 1 or more"),

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ from torch import Tensor
 
 import pyquant
 from pyquant import Policy, Recipe, Step, oneshot
-from pyquant.errors import CalibrationError, InputError, PolicyError
+from pyquant.decision import Decision
+from pyquant.errors import CalibrationError, CheckpointError, InputError, PolicyError
 from pyquant.wrap import Phase, QModule
 
 
@@ -100,3 +104,50 @@ def test_each_step_is_entered_by_name(block: ToyBlock, xs: list[Tensor]) -> None
     recipe = Recipe.preset("w8a8")
     oneshot.run(pyquant.prepare(block, recipe.policy), xs, recipe, progress=False, step=step)
     assert names == ["calibrate", "convert"]
+
+
+def test_recipe_log_and_notes_are_saved_and_loaded(block: ToyBlock, xs: list[Tensor], tmp_path: Path) -> None:
+    recipe = Recipe("few", Policy.preset("w8a8"), (Step("calibrate", {"samples": 2}),), evidence="a test | of pipes")
+    q = pyquant.quantize(block, iter(xs), recipe=recipe, progress=False)
+    q.state.log = [Decision("up:weight", "gptq", 8, 0.25, 12, 0.5), Decision("down:weight", "gptq", 8, None)]
+    pyquant.save_quantized(q, tmp_path / "q")
+    for other in (pyquant.load_quantized(tmp_path / "q", ToyBlock()), copy.deepcopy(q)):
+        assert other.state.recipe == recipe
+        assert other.state.log == q.state.log
+        assert other.state.notes == q.state.notes
+        assert len(other.state.notes) == 1
+    card = (tmp_path / "q" / "README.md").read_text()
+    for row in ("| steps | calibrate(samples=2) |", "| decided | 2 by gptq (quantization_log.csv) |",
+                r"| evidence | a test \| of pipes |", "| notes | the batches are an iterator,"):  # fmt: skip
+        assert row in card
+    q.state.log.clear()
+    pyquant.save_quantized(q, tmp_path / "q")
+    assert not (tmp_path / "q" / "quantization_log.csv").exists(), "the log of the former model"
+    assert pyquant.load_quantized(tmp_path / "q", ToyBlock()).state.log == []
+
+
+def test_a_recipe_of_another_release_does_not_keep_a_model_from_loading(
+    block: ToyBlock, xs: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    q = pyquant.quantize(block, xs, recipe="w8a8", progress=False)
+    pyquant.save_quantized(q, tmp_path / "q")
+    index = json.loads((tmp_path / "q" / "quantization.json").read_text())
+    index["recipe"]["steps"] = [{"newer": {}}]
+    (tmp_path / "q" / "quantization.json").write_text(json.dumps(index))
+    loaded = pyquant.load_quantized(tmp_path / "q", ToyBlock())
+    assert torch.equal(loaded(xs[0]), q(xs[0]))
+    assert loaded.state.recipe is None
+    assert "does not know its recipe, and leaves it out (steps[0]: 'newer' is not known here" in caplog.text
+    index["recipe"] = []
+    (tmp_path / "q" / "quantization.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="'recipe' is a list, expected an object"):
+        pyquant.load_quantized(tmp_path / "q", ToyBlock())
+
+
+def test_a_damaged_log_is_named(block: ToyBlock, xs: list[Tensor], tmp_path: Path) -> None:
+    q = pyquant.quantize(block, xs, recipe="w8a8", progress=False)
+    q.state.log = [Decision("up:weight", "gptq", 8)]
+    pyquant.save_quantized(q, tmp_path / "q")
+    (tmp_path / "q" / "quantization_log.csv").write_text("path\n")
+    with pytest.raises(CheckpointError, match=r"is corrupt: the checksum of 'quantization_log.csv'"):
+        pyquant.load_quantized(tmp_path / "q", ToyBlock())
