@@ -293,7 +293,7 @@ def _recall(q: QModule, index: Mapping[str, Any], folder: Path) -> None:
         q.state.recipe = dataclasses.replace(Recipe.from_dict(data), policy=q.policy) if data else None
     except (SpecError, PolicyError) as error:  # of another release; it says how the values were found, no more
         logger.warning(
-            "checkpoint %r: its recipe is left out, as this pyquant does not know it (%s)", str(folder), error
+            "checkpoint %r: this pyquant does not know its recipe, and leaves it out (%s)", str(folder), error
         )
     if LOG_FILE in index["sha256"]:
         try:

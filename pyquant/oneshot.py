@@ -37,6 +37,7 @@ def quantize(
     *,
     unused: Sequence[str] = (),
     checkpoint: str | Path | None = None,
+    requantize: bool = False,
     progress: bool | None = None,
     resume: str | Path | None = None,
     log: Log | None = None,
@@ -49,7 +50,8 @@ def quantize(
         loader. A generator is read into a list first where the recipe has steps, which is said.
     recipe: the name of one that comes with pyquant (`pyquant.Recipe.preset`), a file, a Recipe, or a Policy (no steps).
     unused: globs over paths of sites that no graph will use, as of convert.
-    checkpoint: the folder of a checkpoint that was trained with grids, as of prepare.
+    checkpoint, requantize: the folder of a checkpoint that another tool quantized, as of prepare. Its integers stay;
+        steps that would change them are left out, which is said.
     progress: None shows bars on a terminal, True always, False never.
     resume: a folder where steps that work block by block (`tune`) put each finished block, and from which they go on
         after an interruption, with the same bits.
@@ -64,7 +66,7 @@ def quantize(
     """
     chosen = Recipe.of(recipe)
     _check_resume(chosen, resume)
-    q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint)
+    q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize)
     return run(q, batches, chosen, unused=unused, progress=progress, resume=resume, log=log)
 
 
@@ -115,6 +117,7 @@ def calibrate_by(
     _check_resume(recipe, resume)
     data = _again(batches, recipe, log or _warn)
     steps = Steps(q, progress, resume, log or _warn)
+    came = _decided_before(q)
     q.state.recipe = recipe
     chosen = [each for each in whole(recipe) if each.stage in only]
     hide = True if len(chosen) == 1 else None if progress is None else not progress
@@ -122,7 +125,10 @@ def calibrate_by(
         for each in bar:
             bar.set_description(f"{recipe.name}: {each.algorithm}")
             with (step or _nothing)(each.algorithm):
-                steps.run(each, data)
+                if came and each.stage == "fold":
+                    steps.say(f"{each.algorithm} left out: {came}")
+                else:
+                    steps.run(each, data, possible=bool(came))
 
 
 def whole(recipe: Recipe) -> tuple[Step, ...]:
@@ -131,6 +137,13 @@ def whole(recipe: Recipe) -> tuple[Step, ...]:
         return recipe.steps
     before = tuple(step for step in recipe.steps if step.stage in ("fold", "decide"))
     return (*before, Step("calibrate"), *recipe.steps[len(before) :])
+
+
+def _decided_before(q: QModule) -> str:
+    """How many weights have integers already (of a checkpoint), and from where; "" for none."""
+    weights = [site for site in q.all_sites() if site.role.is_kernel and site.spec is not None]
+    came = [site for site in weights if site.decided]
+    return f"{len(came)} of {len(weights)} weights are decided already ({came[0].decided})" if came else ""
 
 
 def _again(batches: Iterable[Any], recipe: Recipe, log: Log) -> Iterable[Any]:

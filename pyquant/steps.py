@@ -42,15 +42,18 @@ class Steps:
     resume: str | Path | None
     log: Log
 
-    def run(self, step: Step, batches: Iterable[Any]) -> None:
-        """Call the function of `step` with its parameters and its part of the data."""
+    def run(self, step: Step, batches: Iterable[Any], *, possible: bool = False) -> None:
+        """Call the function of `step` with its parameters and its part of the data.
+
+        possible: what the model does not allow is left out, which is said, as by the parameter `where_possible`.
+        """
         parameters = dict(step.parameters)
-        samples, possible = parameters.pop("samples", None), parameters.pop("where_possible", False)
+        samples, possible = parameters.pop("samples", None), parameters.pop("where_possible", False) or possible
         given = {"progress": self.progress, "resume": self.resume}
         parameters |= {name: value for name, value in given.items() if takes(step, name)}
         if takes(step, "batches"):
             parameters["batches"] = batches if samples is None else _Part(batches, samples)
-        if not possible:
+        if not possible or step.stage in ("calibrate", "adapt"):
             _FUNCTIONS[step.algorithm](self.q, **parameters)
         elif step.algorithm == "rotate":
             self._rotate(**parameters)
@@ -67,7 +70,7 @@ class Steps:
         try:
             _FUNCTIONS[name](self.q, **parameters)
         except (InputError, PolicyError) as error:
-            self.say(f"{name} left out, as where_possible allows: {error}")
+            self.say(f"{name} left out: {error}")
 
     def _rotate(self, *, residual: bool = True, heads: bool = True, towers: Any = None, **rest: Any) -> None:
         """Rotate the residual streams that can be, and the heads of all towers."""

@@ -107,8 +107,9 @@ def test_each_step_is_entered_by_name(block: ToyBlock, xs: list[Tensor]) -> None
 
 
 def test_recipe_log_and_notes_are_saved_and_loaded(block: ToyBlock, xs: list[Tensor], tmp_path: Path) -> None:
-    recipe = Recipe("few", Policy.preset("w8a8"), (Step("calibrate", {"samples": 2}),), evidence="a test | of pipes")
-    q = pyquant.quantize(block, iter(xs), recipe=recipe, progress=False)
+    steps = (Step("rotate", {"where_possible": True}), Step("calibrate", {"samples": 2}))
+    recipe = Recipe("few", Policy.preset("w8a8"), steps, evidence="a test | of pipes")
+    q = pyquant.quantize(block, xs, recipe=recipe, progress=False)
     q.state.log = [Decision("up:weight", "gptq", 8, 0.25, 12, 0.5), Decision("down:weight", "gptq", 8, None)]
     pyquant.save_quantized(q, tmp_path / "q")
     for other in (pyquant.load_quantized(tmp_path / "q", ToyBlock()), copy.deepcopy(q)):
@@ -117,8 +118,13 @@ def test_recipe_log_and_notes_are_saved_and_loaded(block: ToyBlock, xs: list[Ten
         assert other.state.notes == q.state.notes
         assert len(other.state.notes) == 1
     card = (tmp_path / "q" / "README.md").read_text()
-    for row in ("| steps | calibrate(samples=2) |", "| decided | 2 by gptq (quantization_log.csv) |",
-                r"| evidence | a test \| of pipes |", "| notes | the batches are an iterator,"):  # fmt: skip
+    rows = (
+        "| steps | rotate(where_possible=True), calibrate(samples=2) |",
+        "| decided | 2 by gptq (quantization_log.csv) |",
+        r"| evidence | a test \| of pipes |",
+        "| notes | rotate left out: rotate found nothing",
+    )
+    for row in rows:
         assert row in card
     q.state.log.clear()
     pyquant.save_quantized(q, tmp_path / "q")

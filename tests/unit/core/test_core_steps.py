@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import pytest
 import torch
 
 import pyquant
-from pyquant import Policy, Recipe, Step, algorithms, models, recipes, steps
+from pyquant import Policy, Recipe, Step, algorithms, recipes, steps
 from pyquant.errors import InputError
+from pyquant.models.gemma4 import whole_example
+from pyquant.models.llama import example
 from pyquant.recipe import STAGES
 
 RUN = {"q", "batches", "progress", "resume"}  # what a run gives, and no recipe says
@@ -38,15 +39,10 @@ def test_the_schema_of_a_step_has_the_parameters_of_its_function(name: str) -> N
             assert isinstance(default, TYPES[kind]) or (kind == "number" and isinstance(default, int))
 
 
-def tiny(family: str) -> tuple[Any, Any]:
-    example = models.by_name(family).example
-    fp = example.tiny_model()
-    return fp, example.example_inputs(fp, [], None)
-
-
 def test_rotate_where_possible_serves_llama_whole_and_gemma4_in_part(caplog: pytest.LogCaptureFixture) -> None:
     recipe = Recipe("r", Policy.preset("w8a16"), (Step("rotate", {"where_possible": True}),))
-    fp, batch = tiny("llama")
+    fp = example.tiny_model()
+    batch = example.example_inputs(fp)
     q = pyquant.prepare(fp, recipe.policy)
     pyquant.oneshot.calibrate_by(q, [batch], recipe, only=("fold",), progress=False)
     by_hand = pyquant.prepare(fp, recipe.policy)
@@ -55,11 +51,12 @@ def test_rotate_where_possible_serves_llama_whole_and_gemma4_in_part(caplog: pyt
     rotated = dict(q.named_parameters())
     assert all(torch.equal(value, rotated[name]) for name, value in by_hand.named_parameters())
 
-    fp, batch = tiny("gemma4")
+    fp = whole_example.tiny_model()
+    batch = whole_example.example_inputs(fp)
     with pytest.raises(InputError, match="cannot be rotated"):
         algorithms.rotate(pyquant.prepare(fp, recipe.policy))
     q = pyquant.prepare(fp, recipe.policy)
     pyquant.oneshot.calibrate_by(q, [batch], recipe, only=("fold",), progress=False)
     assert q.state.notes
-    assert all("rotate left out, as where_possible allows: " in note for note in q.state.notes)
+    assert all("rotate left out: " in note for note in q.state.notes)
     assert "cannot be rotated" in caplog.text
