@@ -53,8 +53,8 @@ def quantize(
     checkpoint, requantize: the folder of a checkpoint that another tool quantized, as of prepare. Its integers stay;
         steps that would change them are left out, which is said.
     progress: None shows bars on a terminal, True always, False never.
-    resume: a folder where steps that work block by block (`tune`) put each finished block, and from which they go on
-        after an interruption, with the same bits.
+    resume: a folder where steps that decide weights put each finished block, and from which a run that was ended goes
+        on, with the same bits. It is made where it does not exist.
     log: called with each line of what a reader should know, such as a step that this model does not allow; by default
         these go to the logger `pyquant.oneshot` as warnings.
 
@@ -116,19 +116,23 @@ def calibrate_by(
         )
     _check_resume(recipe, resume)
     data = _again(batches, recipe, log or _warn)
-    steps = Steps(q, progress, resume, log or _warn)
+    folder = None if resume is None else Path(resume)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    steps = Steps(q, progress, log or _warn)
     came = _decided_before(q)
     q.state.recipe = recipe
     chosen = [each for each in whole(recipe) if each.stage in only]
     hide = True if len(chosen) == 1 else None if progress is None else not progress
     with tqdm(chosen, desc=recipe.name, unit="step", disable=hide) as bar:
-        for each in bar:
+        for number, each in enumerate(bar, 1):
             bar.set_description(f"{recipe.name}: {each.algorithm}")
             with (step or _nothing)(each.algorithm):
                 if came and each.stage == "fold":
                     steps.say(f"{each.algorithm} left out: {came}")
                 else:
-                    steps.run(each, data, possible=bool(came))
+                    own = None if folder is None else folder / f"{number}-{each.algorithm}"
+                    steps.run(each, data, possible=bool(came), resume=own)
 
 
 def whole(recipe: Recipe) -> tuple[Step, ...]:
@@ -164,9 +168,7 @@ def _check_resume(recipe: Recipe, resume: str | Path | None) -> None:
         return
     if not any(takes(step, "resume") for step in recipe.steps):
         steps = ", ".join(map(str, recipe.steps)) or "none"
-        raise InputError(
-            f"resume={str(resume)!r}: no step of recipe {recipe.name!r} ({steps}) works block by block; leave it out"
-        )
+        raise InputError(f"resume={str(resume)!r}: no step of recipe {recipe.name!r} ({steps}) can go on; leave it out")
 
 
 def _warn(line: str) -> None:

@@ -23,7 +23,9 @@ from pyquant.recipe_file import Fault
 __all__ = ["STAGES", "Recipe", "Step"]
 
 # The order of a run. A step may follow one of its own stage or of an earlier one.
-STAGES: Mapping[str, str] = MappingProxyType({"rotate": "fold", "calibrate": "calibrate"})
+STAGES: Mapping[str, str] = MappingProxyType(
+    {"rotate": "fold", "range_search": "decide", "gptq": "decide", "calibrate": "calibrate"}
+)
 _ORDER = ("fold", "decide", "calibrate", "adapt")
 _MEANING = {
     "fold": "changes float weights without changing the model's output",

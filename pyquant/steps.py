@@ -24,6 +24,8 @@ Log = Callable[[str], None]
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "rotate": algorithms.rotate,
+    "range_search": algorithms.range_search,
+    "gptq": algorithms.gptq,
     "calibrate": lifecycle.calibrate,
 }
 
@@ -35,21 +37,21 @@ def takes(step: Step, parameter: str) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs single steps on one tree. progress, resume: for the functions that take them; log: of what was left out."""
+    """Runs single steps on one tree. progress: for the functions that take it; log: of what was left out."""
 
     q: QModule
     progress: bool | None
-    resume: str | Path | None
     log: Log
 
-    def run(self, step: Step, batches: Iterable[Any], *, possible: bool = False) -> None:
+    def run(self, step: Step, batches: Iterable[Any], *, possible: bool = False, resume: Path | None = None) -> None:
         """Call the function of `step` with its parameters and its part of the data.
 
         possible: what the model does not allow is left out, which is said, as by the parameter `where_possible`.
+        resume: a folder of this step alone, for a function that takes one.
         """
         parameters = dict(step.parameters)
         samples, possible = parameters.pop("samples", None), parameters.pop("where_possible", False) or possible
-        given = {"progress": self.progress, "resume": self.resume}
+        given = {"progress": self.progress, "resume": resume}
         parameters |= {name: value for name, value in given.items() if takes(step, name)}
         if takes(step, "batches"):
             parameters["batches"] = batches if samples is None else _Part(batches, samples)

@@ -86,7 +86,7 @@ def test_what_cannot_be_is_refused(block: ToyBlock, xs: list[Tensor]) -> None:
         pyquant.quantize(block, xs[0], recipe="w8a8")
     with pytest.raises(PolicyError, match="recipe 'w9' does not exist"):
         pyquant.quantize(block, xs, recipe="w9")
-    with pytest.raises(InputError, match=r"resume='x': no step of recipe 'w8a8' \(none\) works block by block"):
+    with pytest.raises(InputError, match=r"resume='x': no step of recipe 'w8a8' \(none\) can go on"):
         pyquant.quantize(block, xs, recipe="w8a8", resume="x")
     q = pyquant.prepare(block, Policy.preset("w8a8"))
     with pytest.raises(PolicyError, match="prepared with policy 'w8a8', and recipe 'w8a16' has another"):

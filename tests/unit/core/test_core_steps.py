@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import pyquant
 from pyquant import Policy, Recipe, Step, algorithms, recipes, steps
+from pyquant.decision import from_csv
 from pyquant.errors import InputError
 from pyquant.models.gemma4 import whole_example
 from pyquant.models.llama import example
 from pyquant.recipe import STAGES
+from pyquant.weight import weights
 
 RUN = {"q", "batches", "progress", "resume"}  # what a run gives, and no recipe says
 TYPES = {"boolean": bool, "integer": int, "number": float, "string": str}
@@ -60,3 +64,59 @@ def test_rotate_where_possible_serves_llama_whole_and_gemma4_in_part(caplog: pyt
     assert q.state.notes
     assert all("rotate left out: " in note for note in q.state.notes)
     assert "cannot be rotated" in caplog.text
+
+
+GPTQ = Recipe("g", Policy.preset("w4a16"), (Step("rotate"), Step("gptq", {"samples": 2, "damping": 0.02})))
+
+
+def llama() -> tuple[Any, list[Any]]:
+    fp = example.tiny_model()
+    ids = torch.arange(3, 15)[None]
+    return fp, [{"input_ids": (ids * (7 + n)) % fp.config.vocab_size} for n in range(4)]
+
+
+def test_a_recipe_is_its_steps_by_hand(tmp_path: Path) -> None:
+    fp, batches = llama()
+    q = pyquant.quantize(fp, batches, recipe=GPTQ, progress=False)
+    by_hand = pyquant.prepare(fp, GPTQ.policy)
+    algorithms.rotate(by_hand)
+    decided = algorithms.gptq(by_hand, [batches[0], batches[2]], damping=0.02, progress=False)
+    pyquant.calibrate(by_hand, batches, progress=False)
+    pyquant.convert(by_hand)
+    assert torch.equal(q(**batches[1]).logits, by_hand(**batches[1]).logits)
+    assert [(d.path, d.loss, d.rows) for d in q.state.log] == [(d.path, d.loss, d.rows) for d in decided]
+    assert {d.how for d in q.state.log} == {"gptq"}
+    nearest = pyquant.quantize(fp, batches, recipe=GPTQ.policy, progress=False)
+    assert not torch.equal(nearest(**batches[1]).logits, q(**batches[1]).logits)
+    pyquant.save_quantized(q, tmp_path / "q")
+    log = from_csv((tmp_path / "q" / "quantization_log.csv").read_text())
+    assert [d.path for d in log] == [d.path for d in decided]
+    loaded = pyquant.load_quantized(tmp_path / "q")
+    assert torch.equal(loaded(**batches[1]).logits, q(**batches[1]).logits)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    fp, batches = llama()
+    q = pyquant.quantize(fp, batches, recipe=GPTQ, progress=False)
+    first = pyquant.quantize(fp, batches, recipe=GPTQ, progress=False, resume=tmp_path / "r")
+    assert [folder.name for folder in (tmp_path / "r").iterdir()] == ["2-gptq"]
+    blocks = sorted((tmp_path / "r" / "2-gptq").glob("*.safetensors"))
+    assert len(blocks) > 1
+    blocks[-1].unlink()
+    again = pyquant.quantize(fp, batches, recipe=GPTQ, progress=False, resume=tmp_path / "r")
+    for tree in (first, again):
+        assert torch.equal(tree(**batches[1]).logits, q(**batches[1]).logits)
+
+
+def test_integers_of_a_checkpoint_stay_and_that_is_said() -> None:
+    fp, batches = llama()
+    q = pyquant.prepare(fp, GPTQ.policy)
+    algorithms.range_search(q, batches, progress=False)
+    values = {w.path: w.value for w in weights(q) if w.how}
+    said: list[str] = []
+    pyquant.oneshot.run(q, batches, GPTQ, progress=False, log=said.append)
+    assert said[0].startswith(f"rotate left out: {len(values)} of ")
+    assert "are decided already (range search)" in said[0]
+    assert said[1].startswith("gptq left out: no weight to decide: ")
+    assert q.state.notes == said
+    assert all(torch.equal(w.value, values[w.path]) for w in weights(q) if w.path in values)
