@@ -12,24 +12,32 @@ constexpr int kLanes = 32;
 constexpr int64_t kBlock = 1024;
 
 // The sum of a block is defined as 32 float32 sums over every 32nd element, added in double one after the
-// other; blocks are added in double. All versions round equally.
-template <class T>
+// other; blocks are added in double. All versions round equally. Weight: none, or one for each element.
+struct NoWeight {
+  PYQUANT_INLINE float operator()(int64_t, float square) const { return square; }
+};
+struct Weight {
+  const float* importance;
+  PYQUANT_INLINE float operator()(int64_t i, float square) const { return importance[i] * square; }
+};
+
+template <class T, class W>
 struct BlockError {
-  static double scalar(const T* x, int64_t n, ScaleZeroPoint q, Grid grid) {
+  static double scalar(const T* x, W weight, int64_t n, ScaleZeroPoint q, Grid grid) {
     double all = 0;
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       float sum[kLanes] = {};
       for (int64_t i = begin; i < std::min(n, begin + kBlock); ++i) {
         const float v = load(x[i]);
         const float error = v - dequantize_value(quantize_value(v, q, grid), q);
-        sum[i % kLanes] += error * error;
+        sum[i % kLanes] += weight(i, error * error);
       }
       all += total(sum);
     }
     return all;
   }
 
-  PYQUANT_INLINE static double vector(const T* x, int64_t n, ScaleZeroPoint q, Grid grid) {
+  PYQUANT_INLINE static double vector(const T* x, W weight, int64_t n, ScaleZeroPoint q, Grid grid) {
     const RoundParams p = RoundParams::make(q, grid);
     double all = 0;
     for (int64_t begin = 0; begin < n; begin += kBlock) {
@@ -37,9 +45,9 @@ struct BlockError {
       float sum[kLanes] = {};
       int64_t i = begin;
       for (; i + kLanes <= end; i += kLanes) {
-        for (int l = 0; l < kLanes; ++l) sum[l] += square_error(load(x[i + l]), p);
+        for (int l = 0; l < kLanes; ++l) sum[l] += weight(i + l, square_error(load(x[i + l]), p));
       }
-      for (int l = 0; i + l < end; ++l) sum[l] += square_error(load(x[i + l]), p);
+      for (int l = 0; i + l < end; ++l) sum[l] += weight(i + l, square_error(load(x[i + l]), p));
       all += total(sum);
     }
     return all;
@@ -59,6 +67,15 @@ struct BlockError {
   }
 };
 
+template <class T, class W>
+void all_errors(const T* x, W weight, int64_t n, float lo, float hi, Grid grid, bool symmetric,
+                double* errors) {
+  for (int c = 0; c < kCandidates; ++c) {
+    const Range r = candidate_range(lo, hi, c);
+    errors[c] = dispatch<BlockError<T, W>>(x, weight, n, choose_qparams(r.lo, r.hi, grid, symmetric), grid);
+  }
+}
+
 }  // namespace
 
 Range candidate_range(float lo, float hi, int candidate) {
@@ -68,14 +85,21 @@ Range candidate_range(float lo, float hi, int candidate) {
 
 template <class T>
 void candidate_errors(const T* x, int64_t n, float lo, float hi, Grid grid, bool symmetric, double* errors) {
-  for (int c = 0; c < kCandidates; ++c) {
-    const Range r = candidate_range(lo, hi, c);
-    errors[c] = dispatch<BlockError<T>>(x, n, choose_qparams(r.lo, r.hi, grid, symmetric), grid);
-  }
+  all_errors(x, NoWeight{}, n, lo, hi, grid, symmetric, errors);
 }
 
-template void candidate_errors<float>(const float*, int64_t, float, float, Grid, bool, double*);
-template void candidate_errors<BFloat16>(const BFloat16*, int64_t, float, float, Grid, bool, double*);
-template void candidate_errors<Float16>(const Float16*, int64_t, float, float, Grid, bool, double*);
+template <class T>
+void candidate_errors(const T* x, const float* importance, int64_t n, float lo, float hi, Grid grid,
+                      bool symmetric, double* errors) {
+  all_errors(x, Weight{importance}, n, lo, hi, grid, symmetric, errors);
+}
+
+#define PYQUANT_INSTANTIATE(T)                                                             \
+  template void candidate_errors<T>(const T*, int64_t, float, float, Grid, bool, double*); \
+  template void candidate_errors<T>(const T*, const float*, int64_t, float, float, Grid, bool, double*);
+PYQUANT_INSTANTIATE(float)
+PYQUANT_INSTANTIATE(BFloat16)
+PYQUANT_INSTANTIATE(Float16)
+#undef PYQUANT_INSTANTIATE
 
 }  // namespace pyquant::kernels

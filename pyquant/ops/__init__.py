@@ -20,7 +20,7 @@ from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
 from pyquant.ops.pieces import PIECE, STORAGE, Grid, joined, quantize_pieces, row_slices, rows_of
 from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bias
 from pyquant.ops.quantize import dequantize, quantize
-from pyquant.ops.range_search import mse_range
+from pyquant.ops.range_search import mse_range, weighted_mse_range
 from pyquant.ops.tensor_stats import tensor_stats
 
 __all__ = [
@@ -56,4 +56,5 @@ __all__ = [
     "rows_of",
     "tensor_stats",
     "unpack_int4",
+    "weighted_mse_range",
 ]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from pyquant.ops import reference, reference_blocks, reference_gptq, reference_search, reference_stats
+from pyquant.ops import reference, reference_blocks, reference_gptq, reference_range, reference_search, reference_stats
 
 BACKENDS = ("CUDA", "XPU", "MPS", "HPU", "MTIA", "PrivateUse1")
 OPERATORS = {
@@ -21,10 +21,8 @@ OPERATORS = {
             "fake_quantize fake_quantize_backward quantize dequantize minmax observe_minmax_ observe_ema_ "
             "choose_qparams quantize_bias fake_quantize_bias pack_int4 unpack_int4",
         ),
-        (
-            reference_search,
-            "observe_histogram_ merge_histogram_ histogram_percentile histogram_mse_range mse_range",
-        ),
+        (reference_search, "observe_histogram_ merge_histogram_ histogram_percentile histogram_mse_range"),
+        (reference_range, "mse_range weighted_mse_range"),
         (reference_blocks, "quantize_blocks dequantize_blocks fake_quantize_blocks"),
         (reference_stats, "tensor_stats"),
         (reference_gptq, "gram_accumulate_ gptq_solve"),

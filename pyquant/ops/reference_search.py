@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The histogram and the range searches in plain torch operations; see reference.py.
+"""The histogram and the range searches over it in plain torch operations; see reference.py.
 
 It owns sums in the order that the CPU kernels define, so that both choose the same candidate. Small tensors are
 computed on the CPU.
@@ -17,14 +17,10 @@ from torch import Tensor
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
 from pyquant.ops.histogram import check_histogram, check_percentiles, check_same_bins
-from pyquant.ops.reference import choose_qparams, count_elements_, fake_quantize, minmax, split_groups, wide
+from pyquant.ops.reference import choose_qparams, count_elements_, fake_quantize, minmax, wide
 
 _LIMIT = 2.0**120
 _LEAST = -126
-_LANES = 32
-_BLOCK = 1024
-_CHUNK = 65536
-_CANDIDATES = 80
 
 
 class Bins:
@@ -131,8 +127,8 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
         nonlocal best, least
         scale, zero_point = choose_qparams(lo, hi, qmin, qmax, symmetric)
         error = middles.double() - fake_quantize(middles, scale, zero_point, None, 0, qmin, qmax).double()
-        lanes = _in_lanes(weights * (error * error), 8)
-        total = float(_sequential_sum(_sequential_sum(lanes.T)))
+        lanes = in_lanes(weights * (error * error), 8)
+        total = float(sequential_sum(sequential_sum(lanes.T)))
         if total < least:
             best, least = torch.stack((lo, hi)), total
         return total
@@ -152,29 +148,6 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
         hi = best[1]
         search(lambda part: (full[0] * part, hi))
     return best[0].to(range.device), best[1].to(range.device)
-
-
-def mse_range(x: Tensor, axis: int | None, group: int, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    op = "mse_range"
-    _checks.check_dtype(op, "x", x, *_checks.FLOATS)
-    _checks.check_search_grid(op, qmin, qmax, symmetric)
-    lo, hi = minmax(x, axis, group)
-    if x.numel() == 0:
-        return lo, hi
-    runs = _by_scale(x, axis, group).float()
-    low, high = lo.flatten(), hi.flatten()
-    some = low <= high
-    low, high = torch.where(some, low, 0.0), torch.where(some, high, 0.0)
-    best_lo, best_hi, least = low, high, torch.full_like(low, torch.inf, dtype=torch.float64, device="cpu")
-    for candidate in range(_CANDIDATES):
-        part = torch.tensor((100 - candidate), dtype=torch.float32, device=x.device) / 100.0
-        scale, zero_point = choose_qparams(low * part, high * part, qmin, qmax, symmetric)
-        error = _error(runs - fake_quantize(runs, scale, zero_point, 0, 0, qmin, qmax))
-        better = (error < least).to(x.device)
-        best_lo, best_hi = torch.where(better, low * part, best_lo), torch.where(better, high * part, best_hi)
-        least = torch.where(error < least, error, least)
-    best_lo, best_hi = torch.where(some, best_lo, torch.inf), torch.where(some, best_hi, -torch.inf)
-    return best_lo.reshape(lo.shape), best_hi.reshape(hi.shape)
 
 
 def _grow_(counts: Tensor, range: Tensor, old: Bins | None, lo: float, hi: float, least: int) -> Bins:
@@ -204,34 +177,12 @@ def _moved(counts: Tensor, old: Bins, new: Bins) -> Tensor:
     return torch.zeros_like(counts).index_add_(0, index[filled], counts[filled])
 
 
-def _by_scale(x: Tensor, axis: int | None, group: int) -> Tensor:
-    """x as (scales, elements of each), scales in their order."""
-    if axis is None:
-        return x.reshape(1, -1)
-    at = axis % x.dim()
-    if group:
-        return split_groups(x, at, group).movedim(at + 1, -1).reshape(-1, group)
-    return x.movedim(at, 0).reshape(x.shape[at], -1)
-
-
-def _in_lanes(values: Tensor, lanes: int) -> Tensor:
+def in_lanes(values: Tensor, lanes: int) -> Tensor:
     """(..., n) as (..., steps, lanes), zeros at the end."""
     padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % lanes))
     return padded.reshape([*padded.shape[:-1], padded.shape[-1] // lanes, lanes])
 
 
-def _sequential_sum(values: Tensor) -> Tensor:
+def sequential_sum(values: Tensor) -> Tensor:
     """The sum along the last dimension, one after the other, from a float64 CPU tensor."""
     return values.cumsum(-1)[..., -1]
-
-
-def _error(difference: Tensor) -> Tensor:
-    """Square error of each row, float64 on the CPU: 32 float32 lanes per block of 1024, then blocks, then chunks."""
-    squares = difference * difference
-    blocks = _in_lanes(squares, _BLOCK) if squares.shape[1] > _BLOCK else squares.unsqueeze(1)
-    steps = _in_lanes(blocks, _LANES)
-    lanes = torch.zeros_like(steps[..., 0, :])
-    for step in steps.unbind(-2):
-        lanes = lanes + step
-    sums = _sequential_sum(lanes.cpu().double())
-    return _sequential_sum(_sequential_sum(_in_lanes(sums, _CHUNK // _BLOCK)))

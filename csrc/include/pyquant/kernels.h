@@ -153,6 +153,10 @@ Range candidate_range(float lo, float hi, int candidate);
 /// errors[c] = sum of squared errors of candidate c over x. n <= kErrorChunk.
 template <class T>
 void candidate_errors(const T* x, int64_t n, float lo, float hi, Grid grid, bool symmetric, double* errors);
+/// The same of importance[i] * square error i.
+template <class T>
+void candidate_errors(const T* x, const float* importance, int64_t n, float lo, float hi, Grid grid,
+                      bool symmetric, double* errors);
 
 // --- matrix products, for weights that are chosen by the second moments of their inputs. Every element is a
 // chain of fused multiply-adds in the order that is said here, whatever the blocks, threads and instruction

@@ -164,6 +164,8 @@ def other_calls() -> list[Call]:
         *[Call("gram_accumulate_", (torch.zeros(5, 5), ordinary((2, 3, 5), d))) for d in DTYPES],
         Call("gptq_solve", (ordinary((3, 4)), torch.eye(4) + 0.1, torch.ones(3), torch.zeros(3).int(), 0, -7, 7)),
         Call("gptq_solve", (ordinary((3, 4)), torch.eye(4), torch.ones(3, 2), torch.zeros(3, 2).int(), 2, -7, 7)),
+        *[Call("weighted_mse_range", (ordinary((3, 4), d), torch.ones(4), 0, 0, -7, 7, True)) for d in DTYPES],
+        Call("weighted_mse_range", (ordinary((3, 4)), torch.ones(4), 1, 2, 0, 15, False)),
         Call("unpack_int4", (torch.tensor([225, 3], dtype=torch.uint8), 3, True)),
     ]
 

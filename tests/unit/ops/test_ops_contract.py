@@ -177,6 +177,43 @@ def test_mse_range_loses_no_more_than_the_full_range(g: Granularity) -> None:
     assert all((f.abs() <= whole.abs()).all() for f, whole in zip(found, full, strict=True))
 
 
+def test_weighted_mse_range_of_equal_importances_is_mse_range() -> None:
+    x = ordinary((30, 64)) ** 3
+    for axis, group in ((0, 0), (1, 16)):
+        expected = ops.mse_range(x, axis, group, -7, 7, True)
+        for importance in (1.0, 2.0**100, 2.0**-140):
+            found = ops.weighted_mse_range(x, torch.full((64,), importance), axis, group, -7, 7, True)
+            assert_same_bits(found, expected)
+
+
+def test_weighted_mse_range_loses_least_where_it_matters() -> None:
+    x, importance = ordinary((40, 64)), ordinary((64,), seed=1).mul(2).exp()
+
+    def error(range_: tuple[torch.Tensor, torch.Tensor]) -> float:
+        scale, zero_point = ops.choose_qparams(*range_, -7, 7, True)
+        e = x - ops.fake_quantize(x, scale, zero_point, 0, 0, -7, 7)
+        return float((importance * e.square()).double().sum())
+
+    weighted = error(ops.weighted_mse_range(x, importance, 0, 0, -7, 7, True))
+    assert weighted < 0.95 * error(ops.mse_range(x, 0, 0, -7, 7, True))
+    assert weighted < 0.95 * error(ops.minmax(x, 0))
+    by_hand = min(
+        error((-most, most))
+        for most in [ops.minmax(x, 0)[1].maximum(-ops.minmax(x, 0)[0]) * (100 - c) / 100 for c in range(80)]
+    )
+    assert weighted <= by_hand
+
+
+def test_weighted_mse_range_leaves_out_values_of_no_importance() -> None:
+    x = torch.tensor([[1.0, -2, 3, 7, 100]])
+    importance = torch.tensor([1.0, 1, 1, 1, 0])
+    _, hi = ops.weighted_mse_range(x, importance, 0, 0, -7, 7, True)
+    assert hi < 25
+    assert ops.weighted_mse_range(x, importance * 0, 0, 0, -7, 7, True)[1] == 100
+    x[0, 0] = torch.nan
+    assert ops.weighted_mse_range(x, importance, 0, 0, -7, 7, True)[1] == 100
+
+
 def test_threads_do_not_change_a_bit() -> None:
     x = ordinary((600, 500)) * 3
     results = []
@@ -188,6 +225,9 @@ def test_threads_do_not_change_a_bit() -> None:
         ops.observe_histogram_(*histogram, x)
         row = [*state, *state_c, *histogram, *ops.minmax(x, 0), *ops.minmax(x, 1, 50), *ops.minmax(x, 0, 60)]
         row += [*ops.mse_range(x, None, 0, -7, 7, True), *ops.mse_range(x[:, :20], 0, 0, -7, 7, True)]
+        importance = x[0].abs()
+        for axis, group in ((None, 0), (0, 0), (1, 100)):
+            row += ops.weighted_mse_range(x[:40], importance, axis, group, -7, 7, True)
         for g in GRANULARITIES[:2]:
             scale, zero_point = scales_for(x, g, (-128, 127))
             args = (x, scale, zero_point, g.axis, g.group, -128, 127)

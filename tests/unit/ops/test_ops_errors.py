@@ -304,6 +304,54 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
         "scale has shape (4, 3), which does not fit x of shape (4, 6) with axis 1 and group 3",
         True,
     ),
+    "weighted search in three dimensions": (
+        "weighted_mse_range",
+        (X[None], torch.ones(6), 0, 0, -7, 7, True),
+        "x has shape (1, 4, 6); expected (rows, columns)",
+        True,
+    ),
+    "importance of rows": (
+        "weighted_mse_range",
+        (X, torch.ones(4), 0, 0, -7, 7, True),
+        "importance has shape (4,); x of shape (4, 6) needs (6,)",
+        True,
+    ),
+    "float64 importance": (
+        "weighted_mse_range",
+        (X, torch.ones(6).double(), 0, 0, -7, 7, True),
+        "importance is float64; expected float32",
+        True,
+    ),
+    "weighted search by columns": (
+        "weighted_mse_range",
+        (X, torch.ones(6), 1, 0, -7, 7, True),
+        "axis is 1 and group is 0; expected axis None, axis 0 with group 0, or axis 1 with a group",
+        True,
+    ),
+    "weighted search by groups of rows": (
+        "weighted_mse_range",
+        (X, torch.ones(6), -2, 2, -7, 7, True),
+        "and group is 2; expected axis None, axis 0 with group 0, or axis 1 with a group",
+        True,
+    ),
+    "negative importance": (
+        "weighted_mse_range",
+        (X, torch.tensor([1.0, 1, 1, -1, 1, 1]), 0, 0, -7, 7, True),
+        "importance number 3 is -1; every importance must be finite and not negative",
+        False,
+    ),
+    "importance NaN": (
+        "weighted_mse_range",
+        (X, X[0] * torch.nan, 0, 0, -7, 7, True),
+        "importance number 0 is nan; every",
+        False,
+    ),
+    "weighted search in float64": (
+        "weighted_mse_range",
+        (X.double(), X[0], 0, 0, -7, 7, True),
+        "x is float64; expected float32",
+        True,
+    ),
     "unpack int8": ("unpack_int4", (torch.zeros(2, dtype=torch.int8), 4, True), "packed is int8; expected uint8", True),
 }
 

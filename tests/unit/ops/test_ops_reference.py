@@ -25,7 +25,7 @@ from ops_cases import (
 from torch import Tensor
 
 from pyquant import ops
-from pyquant.ops import reference, reference_search, reference_stats
+from pyquant.ops import reference, reference_range, reference_search, reference_stats
 
 pytestmark = pytest.mark.usefixtures("isa")
 dtypes = pytest.mark.parametrize("dtype", by_name(DTYPES))
@@ -189,11 +189,34 @@ def test_histogram_search(grid: tuple[int, int]) -> None:
 def test_range_search(dtype: torch.dtype, g: Granularity) -> None:
     for x in inputs(dtype).values():
         for args in ((g.axis, g.group, -7, 7, True), (g.axis, g.group, 0, 15, False)):
-            assert_same_bits(ops.mse_range(x, *args), reference_search.mse_range(x, *args))
+            assert_same_bits(ops.mse_range(x, *args), reference_range.mse_range(x, *args))
 
 
 @pytest.mark.parametrize("n", [1000, 1024, 1025, 70_000])
 def test_range_search_over_blocks_and_chunks(n: int) -> None:
     x = ordinary((2, n)) ** 3
     for axis in (None, 0):
-        assert_same_bits(ops.mse_range(x, axis, 0, -7, 7, True), reference_search.mse_range(x, axis, 0, -7, 7, True))
+        assert_same_bits(ops.mse_range(x, axis, 0, -7, 7, True), reference_range.mse_range(x, axis, 0, -7, 7, True))
+
+
+@pytest.mark.parametrize(("axis", "group"), [(None, 0), (0, 0), (1, 12), (-1, 20)], ids=str)
+def test_weighted_range_search(axis: int | None, group: int) -> None:
+    importance, symmetric, asymmetric = ordinary((60,)).abs(), (-7, 7, True), (0, 15, False)
+    for x, weights, grid in (
+        (ordinary((5, 60)) ** 3, importance, symmetric),
+        (random_bits((5, 60), torch.float32), torch.zeros(60), asymmetric),
+        (random_bits((5, 60), torch.bfloat16), importance, symmetric),
+        (ordinary((60, 5), torch.float16).T, ordinary((120,)).exp()[::2] * 1e30, asymmetric),
+        (ordinary((1, 60), torch.bfloat16).expand(4, 60), importance, asymmetric),
+        (ordinary((0, 60)), importance, symmetric),
+    ):
+        args = (x, weights, axis, group, *grid)
+        assert_same_bits(ops.weighted_mse_range(*args), reference_range.weighted_mse_range(*args))
+
+
+@pytest.mark.parametrize("n", [1000, 1025, 70_000])
+def test_weighted_range_search_over_blocks_and_chunks(n: int) -> None:
+    x, importance = ordinary((2, n)) ** 3, ordinary((n,), seed=1).square()
+    for axis, group in ((None, 0), (0, 0), (1, n // 5)):
+        args = (x, importance, axis, group, -7, 7, True)
+        assert_same_bits(ops.weighted_mse_range(*args), reference_range.weighted_mse_range(*args))
