@@ -23,10 +23,13 @@ import pyquant
 from examples.digits import vlm, vlm_data
 from examples.digits.families import FAMILIES, Family
 from examples.digits.vlm_data import MAX_ANSWER, TASKS, TOKEN, Question, words
+from pyquant import evaluation
+from pyquant.evaluation import Forced, Subject, TaskResult
 from pyquant.verify import Session
 
 RECIPES = ("w8a8", "w8a16", "w4a16")
 QWEN3_VL = FAMILIES["qwen3_vl"]
+FLOAT, EAGER, CIRCLE = "float (HF)", "eager, quantized", "Circle (TICO)"
 
 
 @dataclass(frozen=True)
@@ -69,38 +72,29 @@ def quantize(fp: nn.Module, recipe: str, samples: int, family: Family = QWEN3_VL
     return q
 
 
-@torch.no_grad()
+def forced(asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> list[Forced]:
+    """Batches of questions with their right answers, as many rows as a bundle of this batch size takes."""
+    found = []
+    for part in _parts(asked, batch_size):
+        filled = [*part, *part[-1:] * (batch_size - len(part))]  # a bundle's batch is fixed
+        whole = family.inputs(part, answers=True, padding="left")
+        found.append(Forced(family.inputs(filled), whole, tuple(question.answer for question in part)))
+    return found
+
+
 def by_model(model: nn.Module, asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> Answers:
     """By HF's model or the quantized tree, prompts and answers in one call."""
-    logits: list[Tensor] = []
-    for part in _parts(asked, batch_size):
-        out = model(**family.inputs(part, answers=True, padding="left")).logits
-        logits += [row[-len(q.answer) - 1 : -1] for row, q in zip(out, part, strict=True)]
-    return Answers.of(logits, asked)
+    return _answers(evaluation.ModelSubject("model", model), asked, batch_size, family)
 
 
 def by_session(session: Session, asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> Answers:
     """By the files: prefill and decode graphs, token by token, each next token the right one."""
-    logits: list[Tensor] = []
-    for part in tqdm(list(_parts(asked, batch_size)), desc="circle", unit="batch", disable=None):
-        forced = Forced([*part, *part[-1:] * (batch_size - len(part))])  # a bundle's batch is fixed
-        session.generate(**family.inputs(forced.asked), max_new_tokens=forced.steps, sampler=forced)
-        logits += [torch.stack(forced.logits)[: len(q.answer), row] for row, q in enumerate(part)]
-    return Answers.of(logits, asked)
+    return _answers(evaluation.FilesSubject("files", session), asked, batch_size, family)
 
 
-class Forced:
-    """A sampler that answers right, whatever the logits are, and keeps them."""
-
-    def __init__(self, asked: list[Question]) -> None:
-        self.asked = asked
-        self.steps = max(len(question.answer) for question in asked)
-        self.logits: list[Tensor] = []
-
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        step = len(self.logits)
-        self.logits.append(logits)
-        return torch.tensor([q.answer[step] if step < len(q.answer) else TOKEN["<pad>"] for q in self.asked])
+def _answers(subject: Subject, asked: Sequence[Question], batch_size: int, family: Family) -> Answers:
+    parts = tqdm(forced(asked, batch_size, family), desc=subject.name, unit="batch", disable=None)
+    return Answers.of([row for part in parts for row in subject.forced(part)], asked)
 
 
 def _parts(asked: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
@@ -129,41 +123,38 @@ def demo(
     missing = sum(len(program.missing_qparams()) for program in programs.values())
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
 
+    task = evaluation.Likelihood(tuple(forced(asked, batch_size, family)), f"{recipe}: held-out handwritten digits")
     with Session(folder, runtime="tico") as session:
-        found = {
-            "float (HF)": by_model(fp, asked, batch_size, family),
-            "eager, quantized": by_model(q, asked, batch_size, family),
-            "Circle (TICO)": by_session(session, asked, batch_size, family),
-        }
+        found = pyquant.evaluate({FLOAT: fp, EAGER: q, CIRCLE: session}, [task])
+        evaluation.show(found, console)
         sizes = (family.checkpoint / "model.safetensors").stat().st_size, sum(g["bytes"] for g in _graphs(folder))
-        show(found, asked, recipe, sizes, console)
+        show(found[task.name], asked, sizes, console)
         examples(session, q, asked[:batch_size], batch_size, console, family)
     if any(faults.values()) or missing:
         sys.exit(f"{folder}: faults {faults}, {missing} tensors without qparams; expected none")
 
 
-def show(
-    found: dict[str, Answers], asked: Sequence[Question], recipe: str, sizes: tuple[int, int], console: Console
-) -> None:
-    """Float, eager and Circle side by side: exact match overall and per task, likelihood, bytes of float and Circle."""
+def show(found: TaskResult, asked: Sequence[Question], sizes: tuple[int, int], console: Console) -> None:
+    """What this task has beside an evaluation's numbers: exact match of each kind of question, bytes on disk, and how
+    far Circle is from eager."""
     float_bytes, size = sizes
-    table = Table(title=f"{recipe}: {len(asked)} questions about held-out handwritten digits")
-    for column in ("", "exact match", *TASKS, "nll / token", "size on disk"):
+    table = Table(title="exact match by kind of question", title_justify="left")
+    for column in ("", *TASKS, "size on disk"):
         table.add_column(column, justify="right" if column else "left")
-    for name, answers in found.items():
-        tasks = []
+    for scores in found.scores:
+        shares = []
         for task in TASKS:
-            rows = [bool(c.all()) for c, q in zip(answers.chosen, asked, strict=True) if q.task == task]
-            tasks.append(f"{sum(rows) / len(rows):.1%}" if rows else "")
-        weighs = {"float (HF)": f"{float_bytes:,} B", "Circle (TICO)": f"{size:,} B ({size / float_bytes:.0%})"}
-        table.add_row(name, f"{answers.exact:.2%}", *tasks, f"{answers.nll:.4f}", weighs.get(name, ""))
+            rows = [right for right, q in zip(scores.series["exact"].values, asked, strict=True) if q.task == task]
+            shares.append(f"{sum(rows) / len(rows):.1%}" if rows else "")
+        weighs = {FLOAT: f"{float_bytes:,} B", CIRCLE: f"{size:,} B ({size / float_bytes:.0%})"}
+        table.add_row(scores.subject, *shares, weighs.get(scores.subject, ""))
     console.print(table)
-    eager, circle = found["eager, quantized"], found["Circle (TICO)"]
-    same = sum(map(torch.equal, eager.chosen, circle.chosen)) / len(asked)
-    off = max(float((a - b).abs().max()) for a, b in zip(eager.log_probs, circle.log_probs, strict=True))
+    eager, circle = (found.of(name).series for name in (EAGER, CIRCLE))
+    same = [a == b for a, b in zip(eager["exact"].values, circle["exact"].values, strict=True)]
+    off = max(abs(a - b) for a, b in zip(eager["nats"].values, circle["nats"].values, strict=True))
     console.print(
-        f"Circle against eager: both right or both wrong on {same:.2%} of questions, "
-        f"log probabilities at most {off:.4f} apart"
+        f"Circle against eager: both right or both wrong on {sum(same) / len(same):.2%} of questions, "
+        f"log probabilities of answers at most {off:.4f} apart"
     )
 
 

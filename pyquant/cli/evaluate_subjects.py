@@ -37,11 +37,14 @@ class Chosen:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where files beside it may be: the folder, and what pyquant quantize wrote around it."""
+        """Where files beside it may be: the folder, and what pyquant quantize wrote around it; none for a hub name."""
         folder = Path(self.source)
         if not folder.is_dir():
             return ()
-        return (folder, folder / QUANTIZED) if self.kind == BUNDLE else (folder, folder.parent)
+        if self.kind == BUNDLE:
+            return (folder, folder / QUANTIZED)
+        around = self.kind == QUANTIZED and (folder.absolute().parent / MANIFEST).is_file()
+        return (folder, folder.absolute().parent) if around else (folder,)
 
 
 def choose(args: argparse.Namespace) -> list[Chosen]:

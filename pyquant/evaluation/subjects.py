@@ -7,7 +7,7 @@ It owns how each gives logits of text and of answers, and generates. What is ask
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -117,10 +117,15 @@ class ModelSubject:
 
 @dataclass(frozen=True)
 class FilesSubject:
-    """The .circle files of a bundle, in the runtime of its Session."""
+    """The .circle files of a bundle, in the runtime of its Session.
+
+    head: hidden states (B, S, D) before the final norm -> logits (B, S, V). The bundle's own graph takes one place at a
+    time; a caller who exported one of more places (decoder.ends.HeadProfile) may give that.
+    """
 
     name: str
     session: Session
+    head: Callable[[Tensor], Tensor] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -155,7 +160,10 @@ class FilesSubject:
         start = width if host.append_lengths else min(width, max(host.prefill_lengths))
         turn = host.turn(ids[:, :start], torch.ones_like(ids[:, :start]), None, {"max_new_tokens": width - start + 1})
         hidden = host.prefill(run, turn.prompt(), turn.state)
-        logits = [host.logits(run, hidden[:, place, None])[0] for place in range(start)]
+        if self.head is None:
+            logits = [host.logits(run, hidden[:, place, None])[0] for place in range(start)]
+        else:
+            logits = list(self.head(hidden)[0])
         for place in range(start, width):
             logits.append(host.logits(run, host.decode(run, ids[:, place], turn.state))[0])
         return torch.stack(logits)

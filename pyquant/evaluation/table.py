@@ -63,6 +63,8 @@ def subjects_table(task: TaskResult) -> Table:
     from rich.table import Table
 
     metrics = list(dict.fromkeys(name for scores in task.scores for name in scores.values))
+    if "exact" in metrics and "perplexity" in metrics:  # of the right answers: nats say it
+        metrics.remove("perplexity")
     table = Table(title=task.name, title_justify="left")
     table.add_column("")
     for metric in metrics:
@@ -84,13 +86,14 @@ def pairs_table(task: TaskResult, confidence: float) -> Table:
     own = list(dict.fromkeys(name for pair in task.pairs for name in pair.series))
     table = Table(title=f"differences, paired by {task.unit}, {confidence:.0%} intervals", title_justify="left")
     table.add_column("")
+    table.add_column("minus")
     for name in differences:
         table.add_column(_TITLES.get(name, name), justify="right")
     for name in own:
         table.add_column("KL, nats / token" if name == "kl" else name, justify="right")
     for pair in task.pairs:
         cells = [_difference(name, pair.differences.get(name)) for name in differences]
-        table.add_row(f"{pair.subject} - {pair.base}", *cells, *(_own(pair, name) for name in own))
+        table.add_row(pair.subject, pair.base, *cells, *(_own(pair, name) for name in own))
     return table
 
 
@@ -129,7 +132,7 @@ def _difference(metric: str, found: Difference | None) -> str:
     if math.isnan(found.low):
         return number
     low, high = ((f"{each:+.2%}" if metric in _SHARES else f"{each:+.4f}") for each in (found.low, found.high))
-    return f"{number} ({low} to {high})"
+    return f"{number} ({low}, {high})"
 
 
 def _own(pair: Pair, name: str) -> str:

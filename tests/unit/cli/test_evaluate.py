@@ -52,7 +52,7 @@ def test_float_simulation_and_files_side_by_side(place: Path, run: Run) -> None:
         *("--window", 32, "--tasks", f"perplexity:{place / 'text.txt'}", "--json", place / "found.json"),
     )
     assert done.code == 0, done.err
-    for words in ("perplexity:text.txt", "bundle", "bundle - float", "quantized - float", "KL, nats / token"):
+    for words in ("perplexity:text.txt", "bundle", "minus", "quantized", "KL, nats / token"):
         assert words in done.out
     assert "calibration: " in done.out
     assert "note: bundle: the first 1 of 4 windows" in done.out

@@ -17,7 +17,7 @@ from torch import Tensor
 import pyquant
 from pyquant.calibration import fingerprint
 from pyquant.errors import EvaluationError
-from pyquant.evaluation import Perplexity, Scores, read_text
+from pyquant.evaluation import FilesSubject, Perplexity, Scores, read_text
 from pyquant.models import by_name, llama
 from pyquant.verify import Session
 from tests import checkpoints
@@ -114,12 +114,18 @@ def test_a_window_has_the_likelihood_that_lm_eval_gives_it(q: Any) -> None:
     assert -math.fsum(ours.series["nats"].values) == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def bundle(q: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "b"
+    pyquant.export_bundle(q, folder, llama.Profile(48, prefill_lengths=(16,), batch_size=2))
+    return folder
+
+
 @pytest.mark.parametrize("width", [16, 40], ids=["prefill", "prefill and decode"])
-def test_the_files_have_the_losses_of_the_tree(q: Any, width: int, tmp_path: Path) -> None:
+def test_the_files_have_the_losses_of_the_tree(q: Any, width: int, bundle: Path) -> None:
     """Windows that fit a prefill graph, and longer ones, whose rest goes through decode steps."""
-    pyquant.export_bundle(q, tmp_path / "b", llama.Profile(48, prefill_lengths=(16,), batch_size=2))
     chosen = task(window=width, limit=4)
-    with Session(tmp_path / "b") as session:
+    with Session(bundle) as session:
         found = pyquant.evaluate({"tree": q, "files": session}, [chosen], files_limit=2)
     result = found["perplexity"]
     assert [len(result.of(name).series["nats"]) for name in ("tree", "files")] == [4, 2]
@@ -130,6 +136,19 @@ def test_the_files_have_the_losses_of_the_tree(q: Any, width: int, tmp_path: Pat
     assert pair.differences["nats"].weight == 2 * (width - 1)
     assert pair.series["kl"].mean < 1e-4
     assert pair.series["agreement"].mean > 0.95
+
+
+def test_a_head_of_a_window_gives_the_same_logits(q: Any, bundle: Path) -> None:
+    ids = task(window=16).windows[0]
+
+    def head(hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores: Tensor = q.lm_head(q.model.norm(hidden))
+        return scores
+
+    with Session(bundle) as session:
+        own, given = FilesSubject("own", session).text(ids), FilesSubject("given", session, head).text(ids)
+    assert float((own - given).abs().max()) < 1e-3 * float(own.abs().max())
 
 
 def test_logits_of_one_window_are_in_memory_at_a_time() -> None:
