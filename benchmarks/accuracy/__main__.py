@@ -65,7 +65,7 @@ def page(out: Path) -> str:
         f"Loss is in nats per token beyond the float model's {float_loss:.3f}, on the same tokens of English text that",
         "calibration did not see, with the standard error of the paired difference; exp(loss) is the ratio of",
         "perplexities. Text: the last windows of Python's language reference (`pydoc_data`), whose first windows",
-        "calibrate; *other prose* is a text of another kind. Activations are static, one range a tensor; *16-bit share*",
+        "calibrate; *other prose* is another text. Activations are static, one range a tensor; *16-bit share*",
         "is the part of activation elements at 16 bits. Minutes and memory: from the float model to the converted tree",
         f"on {_machine()}; memory is what the process took beyond the loaded float model (540 MB).",
         "",
