@@ -86,7 +86,7 @@ def grid_of(weight: Tensor, importance: Tensor | None, spec: QuantSpec, ranges: 
         if importance is None or not bool((importance > 0).any()):
             lo, hi = ops.mse_range(weight, axis, group, spec.qmin, spec.qmax, spec.symmetric)
         else:
-            lo, hi = _weighted_range(weight, importance, spec)
+            lo, hi = ops.weighted_mse_range(weight, importance, axis, group, spec.qmin, spec.qmax, spec.symmetric)
     else:
         lo, hi = _whole_range(weight, spec)
     return QParams(spec, *ops.choose_qparams(lo, hi, spec.qmin, spec.qmax, spec.symmetric))
@@ -109,25 +109,3 @@ def stacked(grids: Sequence[QParams], spec: QuantSpec) -> QParams:
         widest = max(range(len(grids)), key=lambda i: float(scales[i]))
         return grids[widest]
     return QParams(spec, torch.cat(scales), torch.cat([grid.zero_point for grid in grids]))
-
-
-def _weighted_range(weight: Tensor, importance: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """As ops.mse_range, with `importance` (in,) as the weight of each column's squared error."""
-    size = getattr(spec.granularity, "size", 0)
-    columns = weight.shape[1]
-    values = weight.reshape(len(weight), columns // size, size) if size else weight
-    weights = importance.reshape(columns // size, size) if size else importance
-    whole = isinstance(spec.granularity, PerTensor)
-    lo, hi = (values.amin(), values.amax()) if whole else (values.amin(-1), values.amax(-1))
-    best, found = torch.full_like(hi, torch.inf), (lo.clone(), hi.clone())
-    for step in range(80):
-        low, high = lo * (1 - step / 100), hi * (1 - step / 100)
-        scale, zero = ops.choose_qparams(low, high, spec.qmin, spec.qmax, spec.symmetric)
-        scale, zero = (scale, zero) if whole else (scale[..., None], zero[..., None])
-        on_grid = ((values / scale).round() + zero).clamp(spec.qmin, spec.qmax).sub(zero) * scale
-        error = (on_grid - values).square() * weights
-        error = error.sum() if whole else error.sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        found = torch.where(better, low, found[0]), torch.where(better, high, found[1])
-    return found
