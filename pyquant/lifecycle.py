@@ -26,7 +26,7 @@ from pyquant.site import Site
 from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract
 from pyquant.wrap.computed import computed_weights
 from pyquant.wrap.finite import non_finite
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 
 __all__ = ["CalibrationWarning", "calibrate", "convert", "prepare"]
 
@@ -42,7 +42,8 @@ def prepare(
 ) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
-    `fp` still runs and is not changed. Every weight and constant is scanned once, here. Layers of a quantization-aware
+    `fp` still runs and is not changed. Every weight and constant is scanned once, here; edit weights before, since what
+    is computed from some of them (folded kernels, clip bounds) is computed here too. Layers of a quantization-aware
     checkpoint (transformers' `QuantizedLinear`, `QuantizedEmbedding`) keep the grids that they were trained with.
 
     checkpoint: the folder that the model was loaded from, where another tool quantized it. Of a quantization-aware
@@ -121,8 +122,9 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     a bar on a terminal, True always, False never. An autocast block around it has no effect.
 
     Raises CalibrationError for no batches, a batch of another type or one that the model fails on, and NaN or Inf at a
-    site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase, and at once when `q` is being
-    calibrated or converted already. A batch that sites have seen in part (the model failed on it, Ctrl-C) or with NaN
+    site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase, where the float model was edited
+    after prepare in tensors that prepare computed others from, and at once when `q` is being calibrated or converted
+    already. A batch that sites have seen in part (the model failed on it, Ctrl-C) or with NaN
     breaks the calibration of the whole tree: convert refuses it from then on. So does an error of `batches` itself, or
     Ctrl-C between two of them, once one batch was seen: the statistics are not those of the data that was given.
     """
@@ -148,7 +150,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
             "loaded, or its weights are kept elsewhere (device_map with offloading); load all of it, and start again "
             "from pyquant.prepare"
         )
-    q.refresh_all()
+    q.require_unedited("calibrate")
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
     known_bad = {id(site) for site in _non_finite(watched)}
     number = -1
@@ -179,7 +181,8 @@ def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
 
     Raises CalibrationError that lists every site without data, with NaN or Inf, or with a degenerate range, and every
     weight whose bias no scale suits, and for a tree whose calibration is broken (see calibrate); PhaseError when `q` is
-    converted already, was never prepared, or is being calibrated or converted. Warns with CalibrationWarning of a part
+    converted already, was never prepared, or is being calibrated or converted, and where the float model was edited as
+    calibrate refuses it. Warns with CalibrationWarning of a part
     that has grids and that no calibration data reached (an expert), and logs what fewer than some tens of rows reached.
     """
     tree = _tree(q, "convert")
@@ -194,7 +197,7 @@ def _convert(tree: QModule, unused: Sequence[str]) -> None:
     if tree.path:
         raise PhaseError(f"convert takes the tree that prepare returned, got its part {tree.path!r}")
     tree.state.require_intact("convert")
-    tree.refresh_all()
+    tree.require_unedited("convert")
     _scan(tree)  # only what was edited since prepare
     _check_finite(tree, "convert")
     grids: dict[Site, QParams] = {}
@@ -230,12 +233,12 @@ def _name_gaps(q: QModule) -> None:
 
 
 def finalize(q: QModule) -> None:
-    """The last step of convert and of loading: bias scales, no more following of the float model, QUANTIZED phase."""
-    for module in q.all_qmodules():
-        module.compute_bias_scales()
-        module.sources = Sources()
-    q.checked.clear()
+    """The last step of convert and of loading: bias scales, no more looking at the float model, QUANTIZED phase."""
     q.state.converted = True
+    for module in q.all_qmodules():
+        module.loaded()
+        module.snapshot = Snapshot()
+    q.checked.clear()
     wrap.set_phase(q, Phase.QUANTIZED)
 
 

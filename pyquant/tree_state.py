@@ -141,9 +141,6 @@ class Phased(nn.Module):
         """This module and all below it that have a phase."""
         return [module for module in self.modules() if isinstance(module, Phased)]
 
-    def refresh(self) -> None:
-        """Follow the float model, where that changed; for wrappers."""
-
 
 def set_phase(target: Phased, phase: Phase) -> None:
     """Put `target`, a tree, a part of one or a single site, and all below it in `phase`; the rest stays as it is.
@@ -153,10 +150,7 @@ def set_phase(target: Phased, phase: Phase) -> None:
     if not isinstance(target, Phased):
         raise PhaseError(f"set_phase takes a tree of pyquant.prepare, a part of it or a site, got {target!r:.200}")
     target.state.check(phase)
-    modules = target.phased()
-    for module in modules:
-        module.refresh()
-    for module in modules:
+    for module in target.phased():
         module._phase = phase
 
 

@@ -33,13 +33,14 @@ class GraphInterface(Protocol):
 class GraphAdapter(nn.Module):
     """`call(*inputs, **parts, **tables)` as a static graph. Shares the wrappers, owns the tables.
 
-    module: the wrapper that is exported; its phase is checked, and it follows its float model once more. call: computes
+    module: the wrapper that is exported; its phase is checked, and that its float model was not edited. call: computes
     the outputs of the graph, a tensor or a tuple, from the inputs by position, parts and tables by name. inputs: name
     -> TensorSpec in the order of the call; outputs: names in the order of return. parts: modules that `call` uses, by
     the name under which their tensors are found; tracing goes through every tensor of them, so leave out what is not
     used. tables: tensors of this profile (None for one that it does not have), which become buffers of the adapter.
 
-    Raises PhaseError before convert. A float graph is exported on purpose, in `pyquant.wrap.phase(q, Phase.FLOAT)`.
+    Raises PhaseError before convert, and for an edited float model. A float graph is exported on purpose, in
+    `pyquant.wrap.phase(q, Phase.FLOAT)`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class GraphAdapter(nn.Module):
     ) -> None:
         if module.phase is not Phase.FLOAT:
             module.require(Phase.QUANTIZED, "export")
-        module.refresh_all()
+        module.require_unedited("export")
         super().__init__()
         self.call = call
         for key, part in parts.items():

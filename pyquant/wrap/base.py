@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyquant.autocast import uncompiled
 from pyquant.block_site import BlockSite
 from pyquant.errors import PhaseError, PolicyError, SpecError
 from pyquant.policy import Policy
@@ -25,7 +24,7 @@ from pyquant.tree_state import Phased, phase, set_phase
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import GraphAdapter, plain_graph
 from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 from pyquant.wrap.state_dict import follow_state_dict
 
 __all__ = ["Clip", "DataGap", "Phase", "QModule", "Role", "Site", "WrapContext", "phase", "set_phase"]
@@ -95,8 +94,8 @@ class QModule(Phased):
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
 
-    What a wrapper makes of tensors of `fp` (a folded kernel) it makes in `derive`, and names those tensors in
-    `sources`, so that weights which are edited or loaded into `fp` later still count.
+    What a wrapper computes from tensors of `fp` (a folded kernel) it computes there too, once, and keeps a `snapshot`
+    of those tensors, so that calibrate and convert notice weights which are edited or loaded into `fp` later.
     """
 
     CHILDREN: ClassVar[tuple[str, ...]] = ()
@@ -121,7 +120,7 @@ class QModule(Phased):
         self.path = ctx.path
         self.config: Any = getattr(fp, "config", None)
         self._context = ctx
-        self.sources = Sources()
+        self.snapshot = Snapshot()
         self.checked: dict[str, TensorStamp] = {}  # of the whole tree, see finite.py
         self._bias_cache: dict[str, TensorCache] = {}
         self.sites = nn.ModuleDict()
@@ -224,8 +223,7 @@ class QModule(Phased):
         return problems
 
     def compute_bias_scales(self) -> None:
-        """Compute the scales of this module's own biases; convert and every way of loading call it when the sites have
-        theirs."""
+        """Compute the scales of this module's own biases, when the sites have theirs."""
         for name, (input_site, weight_site, *_) in self.BIASES.items():
             scale = bias_scale(self.site(input_site).qparams, self.site(weight_site).qparams)
             self._buffers[f"{name}_scale"] = scale
@@ -253,41 +251,11 @@ class QModule(Phased):
         int64, None where they are in the same order; and the size of a head for values of attention, else None."""
         return None, None
 
-    # --- what follows the float model ---
-
-    def refresh(self) -> None:
-        """Derive again what this wrapper made of `sources`, where they changed. Until convert, which freezes it.
-
-        Called for the whole tree by calibrate, convert, a change of phase, a move and a copy; a forward that uses what
-        is derived calls it too. Raises PhaseError where that would be in the middle of torch.export.
-        """
-        if not self.state.converted:
-            self._follow()
-
-    @uncompiled  # it looks at the tensors themselves
-    def _follow(self) -> None:
-        if not self.sources.stale():
-            return
-        if torch.compiler.is_exporting():
-            raise PhaseError(
-                f"{type(self).__name__} {self.path!r}: weights of the float model changed since this tree last looked; "
-                f"call q.refresh_all() before torch.export"
-            )
-        self.sources.changed()
-        with torch.inference_mode(False), torch.no_grad():
-            self.derive()
-
-    def derive(self) -> None:
-        """Compute what depends on `sources`, in place. For a wrapper that has some."""
-
-    def refresh_all(self) -> None:
-        """`refresh` of every wrapper of the tree."""
-        for module in self.all_qmodules():
-            module.refresh()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.refresh()  # a copy has no sources any more
-        return self.__dict__
+    def loaded(self) -> None:
+        """Compute what follows from this wrapper's own tensors, which are new: after load_state_dict, loading a
+        checkpoint and convert."""
+        if self.state.converted:
+            self.compute_bias_scales()
 
     # --- the tree ---
 
@@ -352,6 +320,16 @@ class QModule(Phased):
             f"{phase.name}; {steps[phase]}"
         )
 
+    def require_unedited(self, verb: str) -> None:
+        """Raise PhaseError where tensors of the float model changed that something in this tree was computed from."""
+        if changed := [path for module in self.all_qmodules() for path in module.snapshot.changed()]:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise PhaseError(
+                f"{verb}: {', '.join(map(repr, changed[:5]))}{more} of the float model changed after prepare (edited, "
+                "moved, loaded or replaced), and this tree has kernels, bounds or grids that were computed from the "
+                "values before; change the model first, then call pyquant.prepare again"
+            )
+
     def as_export_module(self, profile: Any) -> GraphAdapter:
         """This wrapper as a static graph; `profile` is a GraphInterface, unless a wrapper with a profile of its own
         overrides it.
@@ -367,8 +345,7 @@ class QModule(Phased):
         Torch writes into parameters in place; here each gets a new Parameter, tied ones one storage again.
         """
         fn = fn if isinstance(fn, _Once) else _Once(fn)
-        self.refresh()
-        self.sources = self.sources.after(fn)
+        self.snapshot = self.snapshot.after(fn)
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         scales = {f"{name}_scale": self._buffers.pop(f"{name}_scale", None) for name in self.BIASES}
         torch.__future__.set_overwrite_module_params_on_conversion(True)

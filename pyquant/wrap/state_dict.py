@@ -26,14 +26,14 @@ class _Tree(Protocol):
     @property
     def state(self) -> TreeState: ...
 
-    def compute_bias_scales(self) -> None: ...
+    def loaded(self) -> None: ...
 
 
 def follow_state_dict(module: nn.Module) -> None:
     """Have the wrapper `module` check every state dict before it is loaded, and compute what follows from it after.
 
     In a state dict are the tensors of the model and the scales and zero points of its sites. Not in it are a site's
-    format, which must be that of the tree it came from, and bias scales, which follow from the sites'.
+    format, which must be that of the tree it came from, and what QModule.loaded computes: bias scales, clip bounds.
     """
     module.register_load_state_dict_pre_hook(_check)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_post_hook(_compute)  # type: ignore[no-untyped-call]
@@ -41,9 +41,8 @@ def follow_state_dict(module: nn.Module) -> None:
 
 def _compute(module: Any, _: Any) -> None:
     tree: _Tree = module
-    if tree.state.converted:
-        with torch.no_grad():
-            tree.compute_bias_scales()
+    with torch.inference_mode(False), torch.no_grad():
+        tree.loaded()
 
 
 def _check(module: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

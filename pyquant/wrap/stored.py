@@ -23,7 +23,7 @@ from pyquant.wrap.base import Clip, Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
 from pyquant.wrap.embedding import require_rows
 from pyquant.wrap.packed import Packing
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 
 __all__ = ["StoredEmbedding", "StoredLinear", "activation_grid"]
 
@@ -78,6 +78,16 @@ class StoredModule(QModule):
         """What a checkpoint of this tree records, so that the float module can be built again."""
         return {"form": self.FORM, "bits": self.packing.bits}
 
+    def decide_grids(self) -> None:
+        """The grids of the sites, from the scales."""
+        raise NotImplementedError
+
+    def loaded(self) -> None:
+        super().loaded()
+        if not self.state.converted:
+            self.decide_grids()
+            self.snapshot = self.snapshot.again()
+
     def give(self, name: str, qparams: QParams) -> None:
         """Decide the grid of a site, unless the policy wants it float or in blocks, or somebody else decided it."""
         site = self.site(name)
@@ -123,19 +133,16 @@ class StoredLinear(StoredModule):
         self.register_parameter("bias", bias)
         self.register_parameter("input_scale", input_scale)
         self.register_parameter("output_scale", output_scale)
-        self.sources = Sources(weight_scale, input_scale, output_scale)
-        self.derive()
+        self.snapshot = Snapshot.of(fp, ctx.path, weight_scale, input_scale, output_scale)
+        self.decide_grids()
 
-    def derive(self) -> None:
-        """The grids of the sites."""
+    def decide_grids(self) -> None:
         if self.weight_scale.is_meta:
             return
         self.give("weight", self.packing.grid(self.weight_scale.reshape(-1), f"{self.path}.weight_scale"))
         for name, scale in (("act_in", self.input_scale), ("act_out", self.output_scale)):
             if float(scale.detach()) != 0:
                 self.give(name, activation_grid(scale, f"{self.path}:{name}"))
-            elif self.site(name).decided == self.HOW:
-                raise ModelError(f"the activation scale of {self.path}:{name} was set to 0 after prepare; prepare anew")
 
     def value(self) -> Tensor:
         return self.packing.integers(self.packed) * self.weight_scale.float()
@@ -195,11 +202,10 @@ class StoredEmbedding(StoredModule):
         self.num_embeddings, self.embedding_dim = int(packed.shape[0]), packing.width
         self.register_parameter("packed", packed)
         self.register_parameter("table_scale", scale)
-        self.sources = Sources(scale)
-        self.derive()
+        self.snapshot = Snapshot.of(fp, ctx.path, scale)
+        self.decide_grids()
 
-    def derive(self) -> None:
-        """The grids of the two tables."""
+    def decide_grids(self) -> None:
         scale = self.table_scale
         if scale.is_meta:
             return

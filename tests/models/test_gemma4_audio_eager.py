@@ -10,7 +10,7 @@ import torch
 from gemma4_audio_tiny import CONFIGS, audio, config, features, hf, mask, randomized, states
 
 import pyquant
-from pyquant.errors import InputError, UnknownModuleError
+from pyquant.errors import InputError, PhaseError, UnknownModuleError
 from pyquant.metrics import sqnr_db
 from pyquant.models import gemma4
 from pyquant.models.gemma4.audio.chunks import Chunks
@@ -152,12 +152,29 @@ def test_relative_keys_and_scales_are_constants_of_the_float_model():
         assert q.relative_key.shape == (4, 8, 13)
         close(q(x, encoding(x))[0], fp(x, encoding(x))[0])
         close(q(x, encoding(x))[1], fp(x, encoding(x))[1])
-        fp.per_dim_scale.add_(0.3)  # weights that are edited later count
-        fp.relative_k_proj.weight.mul_(1.5)
-        close(q(x, encoding(x))[0], fp(x, encoding(x))[0])
 
 
-def test_relative_keys_follow_the_positions_of_the_model():
+@torch.no_grad()
+def test_an_edit_of_what_the_constants_are_made_of_is_noticed():
+    fp = audio()
+    q = prepared(fp)
+    fp.layers[1].self_attn.per_dim_scale.add_(0.3)
+    fp.layers[1].self_attn.relative_k_proj.weight.mul_(1.5)
+    fp.rel_pos_enc.inv_timescales.mul_(2)
+    names = r"'rel_pos_enc.inv_timescales', 'layers.1.self_attn.per_dim_scale', 'layers.1.*relative_k_proj.weight' of"
+    with pytest.raises(PhaseError, match=f"calibrate: {names} the float model changed after prepare"):
+        pyquant.calibrate(q, [(features(1, 60),)], progress=False)
+
+
+def test_constants_that_are_loaded_into_a_tree_are_used():
+    one, two = prepared(audio()), prepared(randomized(audio(), 1))
+    x = features(1, 60)
+    with torch.no_grad(), phase(one, Phase.FLOAT), phase(two, Phase.FLOAT):
+        two.load_state_dict(one.state_dict())
+        assert torch.equal(two(x).last_hidden_state, one(x).last_hidden_state)
+
+
+def test_relative_keys_are_of_the_positions_of_the_model():
     """A model cast to bfloat16 has rounded timescales; what the attention folds are the model's, not the config's."""
     fp = audio()
     fp.rel_pos_enc.inv_timescales.mul_(1.01)

@@ -309,25 +309,48 @@ def test_explain_says_where_a_format_comes_from() -> None:
 
 
 @torch.no_grad()
-def test_scales_edited_before_convert_count() -> None:
-    model, x = linear(4), data()
+def test_scales_edited_after_prepare_are_an_error() -> None:
+    model, table = linear(4), embedding(4)
     q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
     model.input_activation_scale.mul_(0.5)
-    model.weight_scale.mul_(2)
+    model.weight_scale = nn.Parameter(model.weight_scale * 2)
+    with pytest.raises(PhaseError, match=r"convert: 'weight_scale', 'input_activation_scale' of the float model"):
+        pyquant.convert(q)
+    q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
     pyquant.convert(q)
-    assert float((q(x) - model(x)).abs().max()) <= 1e-6
+    assert float((q(data()) - model(data())).abs().max()) <= 1e-6
     with pytest.raises(PhaseError, match="its grids are final"):
         q.site("weight").decide(q.site("weight").qparams, "late")
+    q = pyquant.prepare(table, pyquant.Policy.preset("w8a16"))
+    table.embedding_scale.mul_(2)
+    with pytest.raises(PhaseError, match=r"'embedding_scale' of the float model changed after prepare"):
+        pyquant.calibrate(q, [(torch.arange(20),)], progress=False)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@torch.no_grad()
+def test_scales_loaded_into_a_tree_are_its_grids(assign: bool) -> None:
+    one, two = linear(4), linear(4, seed=1)
+    q, other = (pyquant.prepare(each, pyquant.Policy.preset("w8a16")) for each in (one, two))
+    q.load_state_dict(other.state_dict(), assign=assign)
+    pyquant.convert(q)
+    assert torch.equal(q.site("weight").scale, two.weight_scale[:, 0])
+    assert float((q(data()) - two(data())).abs().max()) <= 1e-6
+    part = {"weight_scale": two.weight_scale * 2}  # no grid beside it
+    q = pyquant.prepare(linear(4), pyquant.Policy.preset("w8a16"))
+    q.load_state_dict(part, strict=False)
+    pyquant.convert(q)
+    assert torch.equal(q.site("weight").scale, 2 * two.weight_scale[:, 0])
 
 
 @torch.no_grad()
 def test_a_grid_that_was_decided_by_hand_stays() -> None:
-    """Also when the checkpoint's own scales change before convert."""
+    """Also when other scales are loaded before convert."""
     model = linear(4, scales=False)
     q = pyquant.prepare(model, pyquant.Policy.preset("w8a16"))
     grid = QParams(QuantSpec(INT8, symmetric=True), torch.tensor(0.05), torch.tensor(0, dtype=torch.int32))
     q.site("act_in").decide(grid, "by hand")
-    model.weight_scale.mul_(2)
+    q.load_state_dict({"weight_scale": model.weight_scale * 2}, strict=False)
     pyquant.calibrate(q, [(data(),)], progress=False)
     pyquant.convert(q)
     assert (q.site("act_in").decided, float(q.site("act_in").scale)) == ("by hand", pytest.approx(0.05))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import pyquant
 from pyquant import Policy, wrap
-from pyquant.errors import InputError, UnknownModuleError
+from pyquant.errors import InputError, PhaseError, UnknownModuleError
 from pyquant.models import qwen3_vl
+from pyquant.weight import weights
 from pyquant.wrap import Phase, QModule
 
 MIXED = BATCHES["mixed"]
@@ -210,22 +211,26 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_weights_that_change_after_prepare_count_until_convert(change: Callable[[nn.Module], Any]) -> None:
-    late, early = vision(), vision()
-    q = prepared(late)
-    change(late)
-    change(early)
-    want = prepared(early)
-    for tree in (q, want):
-        pyquant.calibrate(tree, [inputs()], progress=False)
-        pyquant.convert(tree)
-    with torch.no_grad():
-        assert torch.equal(q(**inputs()).pooler_output, want(**inputs()).pooler_output)
-        kept = q.patch_embed.proj.weight.clone()
-        late.patch_embed.proj.weight.zero_()
-        with wrap.phase(q, Phase.FLOAT):
-            q(**inputs())
-    assert torch.equal(q.patch_embed.proj.weight, kept)
+def test_a_flattened_kernel_whose_convolution_changes_after_prepare_is_an_error(
+    change: Callable[[nn.Module], Any],
+) -> None:
+    model = vision()
+    q = prepared(model)
+    change(model)
+    names = r"'patch_embed.proj.weight', 'patch_embed.proj.bias'"
+    with pytest.raises(PhaseError, match=f"calibrate: {names} of the float model changed after prepare"):
+        pyquant.calibrate(q, [inputs()], progress=False)
+
+
+@torch.no_grad()
+def test_a_flattened_kernel_that_was_replaced_stays() -> None:
+    q = prepared(vision())
+    (weight,) = [weight for weight in weights(q) if weight.path == "patch_embed.proj:weight"]
+    weight.replace(weight.value * 2)
+    kept = q.patch_embed.proj.weight
+    pyquant.calibrate(q, [inputs()], progress=False)
+    pyquant.convert(q)
+    assert q.patch_embed.proj.weight is kept
 
 
 def test_position_embeddings_of_grids_that_calibration_never_saw_do_not_saturate() -> None:

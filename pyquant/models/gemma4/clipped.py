@@ -7,15 +7,15 @@ It owns the bounds as numbers. The product is pyquant.wrap.linear's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pyquant.autocast import uncompiled
 from pyquant.models.gemma4.hf import hf_class
-from pyquant.site import TensorStamp
 from pyquant.wrap.base import Clip, Phase, QModule, WrapContext
 from pyquant.wrap.registry import register
+from pyquant.wrap.snapshot import Snapshot
 
 
 @register(hf_class("Gemma4ClippableLinear"))
@@ -36,30 +36,25 @@ class QuantGemma4ClippableLinear(QModule):
         for name in self.BOUNDS:  # absent without config.use_clipped_linears; kept so that checkpoints have them
             if hasattr(fp, name):
                 self.register_buffer(name, getattr(fp, name))
-        self._read = TensorStamp()
-        self.derive()
+        self.snapshot = Snapshot.of(fp, ctx.path, *self._buffers.values())
+        self._read_bounds()
 
-    def compute_bias_scales(self) -> None:
-        """Loading a checkpoint has put other bounds in place by now."""
-        super().compute_bias_scales()
-        self.derive()
+    def loaded(self) -> None:
+        super().loaded()
+        self._read_bounds()
+        self.snapshot = self.snapshot.again()
 
-    @uncompiled  # it looks at the tensors themselves
-    def _follow(self) -> None:
-        """As QModule._follow; what the numbers come from are buffers of this wrapper, so a copy follows its own."""
-        bounds = [t for name in self.BOUNDS if (t := self._buffers.get(name)) is not None]
-        if bounds and not self._read.is_of(*bounds):
-            self._read = TensorStamp(*bounds)
-            self.derive()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QModule:
+        super()._apply(fn, recurse)
+        self._read_bounds()  # in another type they are other numbers
+        return self
 
-    def derive(self) -> None:
-        """The bounds as numbers."""
+    def _read_bounds(self) -> None:
         low_in, high_in, low_out, high_out = (_bound(self._buffers.get(name)) for name in self.BOUNDS)
         self.clip_in: Clip = (low_in, high_in)
         self.clip_out: Clip = (low_out, high_out)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        self.refresh()
         ends = (self.linear.site(name) for name in ("act_in", "act_out"))
         if all(site.phase is Phase.FLOAT for site in ends):  # the child's values are HF's, for who traces them
             return _clamped(self.linear(_clamped(hidden_states, self.clip_in)), self.clip_out)

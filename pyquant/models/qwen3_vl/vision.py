@@ -31,7 +31,7 @@ from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
 from pyquant.wrap.rotary import Rotary, RotaryTables
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 
 
 @register(hf_class("Qwen3VLVisionPatchEmbed"))
@@ -39,24 +39,15 @@ class QuantQwen3VLVisionPatchEmbed(QModule):
     """A Linear over the pixels of one patch.
 
     HF writes a Conv3d whose kernel and stride both are one patch, over rows of one patch each: a product with
-    the flattened kernel. `proj` is that Linear; its weight follows the convolution's until convert.
+    the flattened kernel. `proj` is that Linear, with a kernel of its own.
     """
 
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
         linear = _as_linear(fp.proj, ctx.path)
         self.proj = wrap(linear, ctx.child("proj"))
-        self.sources = Sources(*(t for t in (fp.proj.weight, fp.proj.bias) if t is not None))
-        self.derive()
+        self.snapshot = Snapshot.of(fp, ctx.path, fp.proj.weight, fp.proj.bias)
         self.pixels = linear.in_features
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def derive(self) -> None:
-        """The kernel as a matrix, (V, channels * frames * height * width)."""
-        for name, tensor in zip(("weight", "bias"), self.sources.tensors, strict=False):
-            own = self.proj.get_parameter(name)
-            own.copy_(tensor.reshape(own.shape))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Pixels (N, channels * frames * height * width), or anything that reshapes to it -> (N, V)."""
@@ -66,7 +57,6 @@ class QuantQwen3VLVisionPatchEmbed(QModule):
                 f"pixel_values of shape {tuple(hidden_states.shape)} are no rows of {self.pixels} pixels, which one "
                 "patch has; use transformers' image processor"
             )
-        self.refresh()
         if hidden_states.dim() != 2 or hidden_states.shape[-1] != self.pixels:
             hidden_states = hidden_states.reshape(-1, self.pixels)
         out: Tensor = self.proj(as_dtype(hidden_states, self.proj.get_parameter("weight").dtype))
@@ -74,8 +64,12 @@ class QuantQwen3VLVisionPatchEmbed(QModule):
 
 
 @torch.inference_mode(False)
+@torch.no_grad()
 def _as_linear(conv: Any, path: str) -> nn.Linear:
-    """A Linear of the form of `conv`. Raises UnknownModuleError unless the convolution takes one patch at a time."""
+    """`conv` as a Linear with the kernel (V, channels * frames * height * width).
+
+    Raises UnknownModuleError unless the convolution takes one patch at a time.
+    """
     whole = isinstance(conv, nn.Conv3d) and tuple(conv.kernel_size) == tuple(conv.stride)
     plain = whole and conv.groups == 1 and not any(n != 1 for n in conv.dilation)
     if not plain or (conv.padding != "valid" and any(conv.padding)):
@@ -87,6 +81,9 @@ def _as_linear(conv: Any, path: str) -> nn.Linear:
     linear = nn.Linear(
         weight[0].numel(), weight.shape[0], bias=conv.bias is not None, device=weight.device, dtype=weight.dtype
     )
+    linear.weight.copy_(weight.reshape(linear.weight.shape))
+    if conv.bias is not None:
+        linear.bias.copy_(conv.bias)
     return linear.requires_grad_(weight.requires_grad)
 
 

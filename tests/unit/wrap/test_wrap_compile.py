@@ -14,6 +14,7 @@ import pyquant
 from pyquant import Policy, wrap
 from pyquant.errors import InputError, PhaseError
 from pyquant.models import by_name
+from pyquant.models.gemma4.vision.profiles import VisionProfile
 from pyquant.wrap import Phase, QModule, WrapContext
 from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.rotary import Rotary, RotaryTables
@@ -146,25 +147,12 @@ def test_an_adapter_asks_for_the_mask(block: QModule) -> None:
     assert not block.state.explicit
 
 
-def test_an_edit_of_the_float_model_is_followed_before_an_export() -> None:
-    """The error of torch.export names what to call first; before, its graph had the weights from before the edit."""
+def test_an_edit_of_the_float_model_is_an_error_of_export() -> None:
+    """A float graph is exported before convert looks; it would have the folded kernel from before the edit."""
     part = by_name("gemma4").example.tiny_model().patch_embedder
-    q, x = pyquant.prepare(part, Policy.preset("float")), torch.ones(2, dtype=torch.float32)
+    q = pyquant.prepare(part, Policy.preset("float"))
     with torch.no_grad():
         part.input_proj.weight.mul_(3)
-    for _ in range(2):
-        with pytest.raises(PhaseError, match=r"call q.refresh_all\(\) before torch.export"):
-            torch.export.export(_Refreshing(q), (x,), strict=False)
-    q.refresh_all()
-    torch.testing.assert_close(q.input_proj.weight, part.input_proj.weight * 2)
-    torch.export.export(_Refreshing(q), (x,), strict=False)
-
-
-class _Refreshing(nn.Module):
-    def __init__(self, q: QModule) -> None:
-        super().__init__()
-        self.q = q
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.q.refresh()
-        return x + 1
+    said = r"export: 'input_proj.weight' of the float model changed after prepare"
+    with wrap.phase(q, Phase.FLOAT), pytest.raises(PhaseError, match=said):
+        q.as_export_module(VisionProfile(grid=(3, 3)))

@@ -27,7 +27,7 @@ from pyquant.wrap.attention import AdditiveMask, AttentionCore
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 
 _EXP = 104.0  # exp(-104) is 0 in float32
 
@@ -122,45 +122,34 @@ class QuantGemma4AudioAttention(QModule):
         self.cap = float(fp.config.attention_logit_cap)
         self.q_factor, self.k_factor = float(fp.q_scale), float(fp.k_scale)
         _far_enough(fp.config, ctx)
-        self.follow(fp, None)
+        self.compute_constants(fp)
+        self.snapshot = Snapshot.of(fp, ctx.path, fp.relative_k_proj.weight, fp.per_dim_scale)
         self.core = LocalAttentionCore(ctx.child("core"), self.chunks, self.cap)
 
     @torch.inference_mode(False)
-    def follow(self, fp: Any, inv_timescales: Tensor | None) -> None:
-        """Make the constants of `fp` and the buffer of the model's positions (rounded in a model of bfloat16); without
-        one, that of the config."""
-        weight = fp.relative_k_proj.weight
-        timescales = () if inv_timescales is None or inv_timescales.is_meta else (inv_timescales,)
-        self.sources = Sources(weight, fp.per_dim_scale, *timescales)
-        positions = self._positions(weight)
-        shape = (self.num_heads, self.head_dim, len(positions))
-        self.register_buffer("positions", torch.empty_like(positions))
-        for name, size in (("query_scale", (self.num_heads * self.head_dim,)), ("relative_key", shape)):
-            self.register_buffer(name, torch.empty(size, dtype=torch.float32, device=weight.device))
-        self.derive()
+    @torch.no_grad()
+    def compute_constants(self, fp: Any, inv_timescales: Tensor | None = None) -> None:
+        """query_scale (H * hd,) and relative_key (H, hd, positions). inv_timescales: of the model's positions
+        (rounded in a model of bfloat16); without them, those of the config.
 
-    def _positions(self, weight: Tensor, inv_timescales: Tensor | None = None) -> Tensor:
+        The factor of the keys is in the query, and so the relative keys, which have none, are divided by it.
+        """
+        weight = fp.relative_k_proj.weight
+        self.register_buffer("positions", self._positions(weight, inv_timescales))
+        scale = F.softplus(fp.per_dim_scale.float()) * (self.q_factor * self.k_factor / self.cap)
+        self.register_buffer("query_scale", scale.repeat(self.num_heads))
+        keys = F.linear(self.positions, weight).float() / self.k_factor
+        keys = keys.reshape(-1, self.num_heads, self.head_dim).permute(1, 2, 0).contiguous()
+        self.register_buffer("relative_key", keys)
+
+    def _positions(self, weight: Tensor, inv_timescales: Tensor | None) -> Tensor:
         """(positions, D) in the type and on the device of `weight`, by HF's own module."""
         encoding = _positions_of(self.config, hf_class("Gemma4AudioRelPositionalEncoding"), weight.shape[1])
-        if inv_timescales is not None:
+        if inv_timescales is not None and not inv_timescales.is_meta:
             encoding.inv_timescales = inv_timescales
         like = torch.empty(0, dtype=weight.dtype, device=encoding.inv_timescales.device)
         found: Tensor = encoding(like)[0].detach().to(weight.device)
         return found
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def derive(self) -> None:
-        """query_scale (H * hd,) and relative_key (H, hd, positions).
-
-        The factor of the keys is in the query, and so the relative keys, which have none, are divided by it.
-        """
-        weight, per_dim_scale, *timescales = self.sources.tensors
-        self.positions.copy_(self._positions(weight, *timescales))
-        scale = F.softplus(per_dim_scale.float()) * (self.q_factor * self.k_factor / self.cap)
-        self.query_scale.copy_(scale.repeat(self.num_heads))
-        keys = F.linear(self.positions, weight).float() / self.k_factor
-        self.relative_key.copy_(keys.reshape(-1, self.num_heads, self.head_dim).permute(1, 2, 0))
 
     def forward(
         self,
@@ -173,7 +162,6 @@ class QuantGemma4AudioAttention(QModule):
         position_embeddings are compared with those of the config, which the constants are made of; InputError for
         others. attention_mask: (B, 1, blocks, size, context) as HF's audio model makes it, or an AdditiveMask.
         """
-        self.refresh()
         self._require_positions(position_embeddings)
         mask = blocked(attention_mask, self.cap)
         batch, length, width = hidden_states.shape

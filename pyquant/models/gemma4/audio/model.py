@@ -27,6 +27,7 @@ from pyquant.wrap.base import QModule, WrapContext
 from pyquant.wrap.dtype import as_float32
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
+from pyquant.wrap.snapshot import Snapshot
 
 
 @register(hf_class("Gemma4AudioModel"))
@@ -49,10 +50,12 @@ class QuantGemma4AudioModel(QModel):
         super().__init__(fp, ctx)
         cap = float(fp.config.attention_logit_cap)
         self.block_mask = BlockMask(ctx.child("block_mask"), Chunks.of(fp.config), cap)
+        timescales = fp.rel_pos_enc.inv_timescales
+        self.snapshot = Snapshot.of(fp.rel_pos_enc, ctx.child("rel_pos_enc").path, timescales)
         for layer, own in zip(self.layers, fp.layers, strict=True):
             attention = layer.get_submodule("self_attn")
             assert isinstance(attention, QuantGemma4AudioAttention), f"{type(attention).__name__} has no relative keys"
-            attention.follow(own.self_attn, fp.rel_pos_enc.inv_timescales)
+            attention.compute_constants(own.self_attn, timescales)
         self.mel_bins = 4 * self.subsample_conv_projection.bins
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from pyquant.wrap.adapter import GraphAdapter
 from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
 from pyquant.wrap.registry import register, wrap
-from pyquant.wrap.sources import Sources
+from pyquant.wrap.snapshot import Snapshot
 
 
 @register(hf_class("Gemma4VisionPatchEmbedder"))
@@ -40,27 +40,17 @@ class QuantGemma4VisionPatchEmbedder(QModule):
     def __init__(self, fp: Any, ctx: WrapContext) -> None:
         super().__init__(fp, ctx)
         self.folded = _is_plain(fp.input_proj)
+        projection = fp.input_proj
         if self.folded:
-            self.input_proj = wrap(_like(fp.input_proj), ctx.child("input_proj"))
-            self.sources = Sources(*(t for t in (fp.input_proj.weight, fp.input_proj.bias) if t is not None))
-            self.derive()
-        else:
-            self.input_proj = wrap(fp.input_proj, ctx.child("input_proj"))
+            self.snapshot = Snapshot.of(fp, ctx.path, projection.weight, projection.bias)
+            projection = _centered(projection)
+        self.input_proj = wrap(projection, ctx.child("input_proj"))
         self.position_embedding_table = fp.position_embedding_table
         self.pixels = int(fp.input_proj.in_features)
 
     @classmethod
     def site_roles(cls, fp: Any) -> Mapping[str, Role]:
         return cls.SITES if _is_plain(fp.input_proj) else {**cls.CENTERING, **cls.SITES}
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def derive(self) -> None:
-        """The kernel and bias that do on pixels in [0, 1] what the float model's do on pixels in [-1, 1]."""
-        weight, *bias = self.sources.tensors
-        shift = -weight.float().sum(dim=1)
-        self.input_proj.get_parameter("weight").copy_(weight * 2)
-        self.input_proj.get_parameter("bias").copy_(shift + bias[0].float() if bias else shift)
 
     def worth_observing(self, pixel_values: Tensor, pixel_position_ids: Tensor | None) -> Tensor:
         """While calibrating, the pixels with zeros at padding: what a caller left there is no data."""
@@ -89,7 +79,6 @@ class QuantGemma4VisionPatchEmbedder(QModule):
                 f"pixel_values are {pixel_values.dtype}, expected floating point from 0 to 1; convert to float and "
                 "divide bytes by 255 (gemma4.patchify and transformers' image processor do)"
             )
-        self.refresh()
         if position_embeddings is None:
             if pixel_position_ids is None:
                 raise InputError("the patch embedder needs pixel_position_ids (batch, patches, 2)")
@@ -136,10 +125,14 @@ def _is_plain(projection: nn.Module) -> bool:
 
 
 @torch.inference_mode(False)
-def _like(linear: nn.Linear) -> nn.Linear:
-    """A Linear of the same form, with a bias."""
+@torch.no_grad()
+def _centered(linear: nn.Linear) -> nn.Linear:
+    """A Linear with a bias that does on pixels in [0, 1] what `linear` does on pixels in [-1, 1]."""
     weight = linear.weight
     new = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=weight.dtype)
+    shift = -weight.float().sum(dim=1)
+    new.weight.copy_(weight * 2)
+    new.bias.copy_(shift if linear.bias is None else shift + linear.bias.float())
     return new.requires_grad_(weight.requires_grad)
 
 
