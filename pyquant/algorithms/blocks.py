@@ -103,9 +103,9 @@ def run_blocks(
     on and gives the same bits. progress: as of calibrate; `verb` names the bar.
 
     Rows of padding are no part of it. Memory: the hidden states of all batches (twice for quantized propagation), the
-    masks and tables of each kind once, one block's moments. Raises PhaseError outside of the CALIBRATE phase,
-    CalibrationError for no batches, InputError for batches with a KV cache, CheckpointError for a folder of another
-    run.
+    masks and tables of each kind once, one block's moments. Raises PhaseError outside of the CALIBRATE phase and for an
+    edited float model (QModule.require_unedited), CalibrationError for no batches, InputError for batches with a KV
+    cache, CheckpointError for a folder of another run.
     """
     q.require(Phase.CALIBRATE, verb)
     data = list(batches)
@@ -115,7 +115,7 @@ def run_blocks(
             f"{verb} got {odd}; expected batches: dicts of keyword arguments, tuples or lists of positional ones, or "
             "tensors"
         )
-    q.refresh_all()
+    q.require_unedited(verb)
     marks = {"verb": verb, "propagate": propagate, "statistics": statistics, **(settings or {})}
     folder = None if resume is None else RunFolder.of(resume, fingerprint(q, data, marks))
     run = _Run(q, data, solve, propagate, statistics, choose or _is_open, folder)

@@ -16,7 +16,6 @@ from torch import Tensor
 from pyquant.errors import InputError, PhaseError
 from pyquant.weight import Weight, replace_parameter
 from pyquant.wrap import Phase, QModule
-from pyquant.wrap.sources import Sources
 
 __all__ = ["Change", "Folds", "require_foldable"]
 
@@ -87,7 +86,8 @@ class Folds:
 
     def apply(self) -> None:
         """Make all changes. Raises PhaseError or InputError, and changes nothing, for a weight that is decided or that
-        has no float value."""
+        has no float value, and for a tree whose float model was edited (QModule.require_unedited)."""
+        self._tree.require_unedited("folding")
         for module, edits in self._edits.items():
             self._check(module, "weight")
             self._check_grids(module, "act_in" if edits.columns else "", "act_out" if edits.rows else "")
@@ -100,7 +100,6 @@ class Folds:
                 replace_parameter(module, "bias", _shifted(module, old, bias.detach(), edits))
         for (module, name), value in self._given.items():
             replace_parameter(module, name, value)
-        self._part()
 
     def _of(self, module: QModule) -> _Edits:
         return self._edits.setdefault(module, _Edits())
@@ -125,12 +124,6 @@ class Folds:
                     f"the grid of {module.site(name).path!r} is decided ({how}), and folding would change the values "
                     "that it was made for; leave the step out"
                 )
-
-    def _part(self) -> None:
-        """Wrappers that follow tensors of the float model, to make a weight of them that is changed here, stop."""
-        for owner in self._tree.all_qmodules():
-            if owner.sources.tensors and any(part in self._edits for part in (owner, *owner.children())):
-                owner.sources = Sources()
 
 
 def _changed(module: QModule, old: Tensor, edits: _Edits) -> Tensor:
