@@ -14,11 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from pyquant import autocast
-from pyquant.batch import call, describe, is_batch
-from pyquant.errors import CalibrationError
+from pyquant.algorithms.passes import run_batches
 from pyquant.weight import Weight
 from pyquant.wrap import Phase, QModule, phase, structure
 
@@ -73,37 +70,14 @@ class Channels:
 
     @torch.no_grad()
     def collect(self, batches: Iterable[Any], verb: str, progress: bool | None = None) -> None:
-        """Run the tree on every batch, as calibrate takes them, in float. progress: as of calibrate; `verb` names the
-        bar and begins the errors.
-
-        Raises CalibrationError for no batches, and for one that the model fails on.
-        """
-        number, hide = -1, None if progress is None else not progress
+        """Run the tree on every batch in float, see run_batches."""
         with ExitStack() as stack:
             for leader in dict.fromkeys(self._leader.values()):
                 found = self._found.setdefault(leader, {})
                 stack.callback(Weight(leader, "weight").watch(_Accumulate(found)).remove)
             stack.enter_context(phase(self._tree, Phase.FLOAT))
             stack.enter_context(self._tree.state.collecting())
-            stack.enter_context(autocast.off())
-            for number, batch in enumerate(tqdm(batches, desc=verb, unit="batch", disable=hide)):
-                self._run(batch, number, verb)
-        if number < 0:
-            raise CalibrationError(f"{verb} got no batches: the iterable is empty, or a generator that was used up")
-
-    def _run(self, batch: Any, number: int, verb: str) -> None:
-        if not is_batch(batch):
-            raise CalibrationError(
-                f"{verb}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or "
-                "list of positional arguments, or a tensor"
-            )
-        try:
-            call(self._tree, batch)
-        except Exception as error:
-            raise CalibrationError(
-                f"{verb}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "
-                f"{describe(batch)}; repair it or leave it out"
-            ) from error
+            run_batches(self._tree, batches, verb, progress)
 
 
 class _Accumulate:

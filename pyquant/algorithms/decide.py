@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyquant import autocast
 from pyquant.algorithms.blocks import Block, Propagate, Statistics, run_blocks
 from pyquant.algorithms.log import record
+from pyquant.algorithms.passes import run_batches
 from pyquant.algorithms.statistics import Moment, Moments
-from pyquant.batch import call, describe, is_batch
 from pyquant.decision import Decision
 from pyquant.errors import CalibrationError
 from pyquant.qparams import QParams
@@ -98,7 +96,7 @@ def _in_one_pass(
 ) -> list[Decision]:
     moments = Moments(q, weights)
     with phase(q, Phase.FLOAT), moments.watching():
-        _run(q, batches, progress, what)
+        run_batches(q, batches, what, progress)
     decisions = []
     for weight in tqdm(weights, desc=what, unit="weight", disable=None if progress is None else not progress):
         choice = _timed(choose, weight, moments.of(weight))
@@ -117,29 +115,6 @@ def _timed(choose: Choose, weight: Weight, moments: Sequence[Moment | None]) -> 
     began = time.perf_counter()
     choice = choose(weight, moments)
     return replace(choice, decision=replace(choice.decision, seconds=time.perf_counter() - began))
-
-
-def _run(q: QModule, batches: Iterable[Any], progress: bool | None, what: str) -> None:
-    """Call `q` on every batch, as calibrate does. Raises CalibrationError for none, and for one that it fails on."""
-    number, hide = -1, None if progress is None else not progress
-    with autocast.off(), torch.no_grad():
-        for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):
-            if not is_batch(batch):
-                raise CalibrationError(
-                    f"{what}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a "
-                    "tuple or list of positional arguments, or a tensor"
-                )
-            try:
-                call(q, batch)
-            except Exception as error:
-                raise CalibrationError(
-                    f"{what}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "
-                    f"{describe(batch)}; repair or leave it out"
-                ) from error
-    if number < 0:
-        raise CalibrationError(
-            f"{what} got no batches: the iterable is empty, or a generator that was used up; pass a list"
-        )
 
 
 def _leaders(q: QModule, weights: Sequence[Weight]) -> list[Weight]:

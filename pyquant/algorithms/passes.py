@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass of a tree over calibration data, for statistics.
+
+It owns calling the tree on every batch, and the errors of batches. In which phase, and who watches, is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pyquant import autocast
+from pyquant.batch import call, describe, is_batch
+from pyquant.errors import CalibrationError
+from pyquant.wrap import QModule
+
+__all__ = ["run_batches"]
+
+
+def run_batches(q: QModule, batches: Iterable[Any], what: str, progress: bool | None = None) -> None:
+    """Call `q` on every batch, as calibrate does. what: names the bar and begins the errors.
+
+    Raises CalibrationError for no batches, and for one that the model fails on.
+    """
+    number, hide = -1, None if progress is None else not progress
+    with autocast.off(), torch.no_grad():
+        for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):
+            if not is_batch(batch):
+                raise CalibrationError(
+                    f"{what}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a "
+                    "tuple or list of positional arguments, or a tensor"
+                )
+            try:
+                call(q, batch)
+            except Exception as error:
+                raise CalibrationError(
+                    f"{what}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "
+                    f"{describe(batch)}; repair or leave it out"
+                ) from error
+    if number < 0:
+        raise CalibrationError(
+            f"{what} got no batches: the iterable is empty, or a generator that was used up; pass a list"
+        )
