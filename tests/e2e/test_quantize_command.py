@@ -84,7 +84,7 @@ def test_the_folder_is_bundle_model_and_recipe(ran: subprocess.CompletedProcess[
         manifest["graphs"]
     )
     files = {entry["file"] for entry in manifest["graphs"].values()}
-    assert {p.name for p in out.iterdir()} == {*files, "manifest.json", "quantized", "recipe.yaml"}
+    assert {p.name for p in out.iterdir()} == {*files, "calibration.json", "manifest.json", "quantized", "recipe.yaml"}
     for file in files:
         assert pyquant.circle.check(out / file) == []
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
