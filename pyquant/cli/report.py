@@ -36,8 +36,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out: the folder {str(args.out.absolute().parent)!r} does not exist; create it first")
     if args.circle is not None:
         circle.read(args.circle)  # before the model runs
-    q, batches = subject.quantized(args)
-    data = report(q, batches, args.out, program=args.circle, accuracies=accuracies, title=args.title)
+    given = subject.quantized(args)
+    data = report(
+        given.q, given.batches, args.out, program=args.circle, accuracies=accuracies, title=args.title,
+        reference=given.reference,
+    )  # fmt: skip
     if not args.quiet:
         print(summary(data), end="")
     print(f"wrote {args.out}")

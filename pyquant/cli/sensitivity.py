@@ -29,22 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--worst", type=int, metavar="K", help="with --mixed: how many get 16 bits")
     how.add_argument("--budget", type=float, metavar="BITS", help="with --mixed: the mean bit width to keep")
     add("--widths", type=int, nargs="+", default=[8, 16], metavar="BITS", help="with --budget: steps (8 16)")
-    add("--mixed", type=Path, metavar="FILE", help="write the mixed-precision policy (.yaml or .json)")
+    add("--mixed", type=Path, metavar="FILE", help="write the mixed-precision policy, or recipe (.yaml or .json)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from pyquant.recipe import Recipe
     from pyquant.sensitivity import sensitivity
 
     if (args.mixed is None) != (args.worst is None and args.budget is None):
         raise UsageError("--mixed FILE goes with --worst K or --budget BITS")
-    q, batches = subject.quantized(args)
-    found = sensitivity(q, batches, groups=args.groups)
+    given = subject.quantized(args)
+    found = sensitivity(given.q, given.batches, groups=args.groups, reference=given.reference)
     print(found.table(args.top, args.by))
     if args.json is not None:
         found.save(args.json)
     if args.mixed is not None:
         widths = (16,) if args.worst is not None else tuple(args.widths)
         chosen = found.choose(args.worst, budget=args.budget, widths=widths, by=args.by)
-        found.policy_of(chosen).save(args.mixed)
+        policy = found.policy_of(chosen)
+        if given.recipe.steps:  # they are a part of what was measured
+            Recipe(policy.name, policy, given.recipe.steps).save(args.mixed)
+        else:
+            policy.save(args.mixed)
         print(f"wrote {args.mixed}: {len(chosen)} groups wider, mean {found.bits(chosen)}")
     return FINE

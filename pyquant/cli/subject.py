@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pyquant.recipes import names as recipes
 if TYPE_CHECKING:
     from torch import nn
 
+    from pyquant.recipe import Recipe
     from pyquant.wrap import QModule
 
 
@@ -40,11 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file (%(default)s)"
 
 
-def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
-    """The converted tree, calibrated on all of the data, and the batches to compare on.
+@dataclass(frozen=True)
+class Subject:
+    """The converted tree, the batches to compare on, and by which recipe.
 
-    Notes on stderr which sites stay float.
+    reference: the tree with the weights before they were decided, where a step of the recipe decides some.
     """
+
+    q: QModule
+    batches: list[Any]
+    recipe: Recipe
+    reference: QModule | None
+
+
+def quantized(args: argparse.Namespace) -> Subject:
+    """The model by the recipe, on all of the data. Notes on stderr which sites stay float."""
     from pyquant.cli import trace_run
 
     def note(text: str) -> None:
@@ -52,8 +64,10 @@ def quantized(args: argparse.Namespace) -> tuple[QModule, list[Any]]:
 
     fp = trace_run.load(args.model, args.dtype)
     batches = _batches(args, fp) if args.data is not None else [trace_run.inputs(args, fp, note)]
-    q = trace_run.quantize(fp, recipe_of(args.recipe, args.policy, note), batches, note)
-    return q, batches[: args.compare_on]
+    recipe = recipe_of(args.recipe, args.policy, note)
+    q = trace_run.quantize(fp, recipe, batches, note)
+    reference = trace_run.undecided(fp, recipe, batches) if any(s.stage == "decide" for s in recipe.steps) else None
+    return Subject(q, batches[: args.compare_on], recipe, reference)
 
 
 def _batches(args: argparse.Namespace, fp: nn.Module) -> list[Any]:

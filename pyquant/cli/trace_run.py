@@ -127,6 +127,16 @@ def quantize(
     return q
 
 
+def undecided(fp: nn.Module, recipe: Recipe, batches: Sequence[Any]) -> QModule:
+    """The tree of a recipe before a weight is decided: prepared, with the steps that fold. Says nothing again."""
+    import pyquant
+    from pyquant import oneshot
+
+    q = pyquant.prepare(fp, recipe.policy)
+    oneshot.calibrate_by(q, batches, recipe, only=("fold",), log=lambda _: None)
+    return q
+
+
 def chosen(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """The names that match a glob. Raises TraceError, with near names, for a glob that matches none."""
     from pyquant.trace.capture import select

@@ -25,6 +25,7 @@ from pyquant.site import Phase
 from pyquant.spec import BlockSpec
 from pyquant.trace.metrics import Difference, difference
 from pyquant.trace.sites import watching
+from pyquant.undecided import Undecided
 from pyquant.wrap.base import QModule, phase
 
 POINTS = 3000
@@ -84,7 +85,10 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that a report shows. SQNR in dB; `points` are (float, quantized) values of the outputs, a sample."""
+    """Everything that a report shows. SQNR in dB; `points` are (float, quantized) values of the outputs, a sample.
+
+    settled: how many weights were compared with themselves, see Undecided.
+    """
 
     title: str
     recipe: str
@@ -102,6 +106,7 @@ class ReportData:
     operators: int = 0
     accuracies: Mapping[str, float] | None = None
     versions: Mapping[str, str] | None = None
+    settled: int = 0
 
     @property
     def before(self) -> int:
@@ -133,6 +138,9 @@ class ReportData:
         found.append(("output SQNR", _db(out.sqnr)))
         found.append(("output PEIR", "-" if out.peir is None else f"{out.peir:.3%}"))
         found.append(("output cosine", "-" if out.cosine is None else f"{out.cosine:.6f}"))
+        if self.settled:
+            told = "compared with themselves, as decided or loaded; report(..., reference=) compares with float"
+            found.append(("weights on their grid", f"{self.settled}, {told}"))
         found.append(("compared on", f"{self.batches} batch{'' if self.batches == 1 else 'es'}"))
         found += [(name, value) for name, value in (self.versions or {}).items()]
         return found
@@ -145,6 +153,7 @@ def collect(
     program: Program | None = None,
     accuracies: Mapping[str, float] | None = None,
     title: str | None = None,
+    reference: QModule | None = None,
 ) -> ReportData:
     """Run a converted tree on `batches`, float and quantized, and measure.
 
@@ -160,9 +169,10 @@ def collect(
     if not given:
         raise InputError("a report needs batches to compare float and quantized on, got none")
     model = q.fp_type.__name__ if q.fp_type is not None else type(q).__name__
+    undecided = Undecided(q, reference)
     with torch.no_grad():
-        layers = _layers(q, given[0])
-        with phase(q, Phase.FLOAT), watching(q, histograms=True) as watch:
+        layers = _layers(q, given[0], undecided)
+        with phase(q, Phase.FLOAT), undecided.passing(), watching(q, histograms=True) as watch:
             plain = torch.cat([_output(q, batch) for batch in given])
         rounded = torch.cat([_output(q, batch) for batch in given])
     tensors, file = _file(program)
@@ -183,6 +193,7 @@ def collect(
         operators=0 if file is None else len(file.operators),
         accuracies=accuracies,
         versions=_versions(),
+        settled=len(undecided.settled),
     )
 
 
@@ -193,10 +204,10 @@ def _output(q: QModule, batch: Any) -> Tensor:
     return torch.cat([tensor.detach().float().cpu().flatten() for tensor in floats])
 
 
-def _layers(q: QModule, batch: Any) -> tuple[Layer, ...]:
+def _layers(q: QModule, batch: Any, undecided: Undecided) -> tuple[Layer, ...]:
     names = [name for name, module in q.named_modules() if isinstance(module, QModule)]
     inputs = batch if is_batch(batch) else (batch,)
-    with phase(q, Phase.FLOAT), trace.capture(q, inputs, names, tensors=names) as before:
+    with phase(q, Phase.FLOAT), undecided.passing(), trace.capture(q, inputs, names, tensors=names) as before:
         pass
     with trace.capture(q, inputs, names, tensors=names) as after:
         pass

@@ -35,6 +35,7 @@ def sensitivity(
     groups: Grouping = "tensor",
     output: Callable[[Any], Any] | None = None,
     loss: Loss | None = None,
+    reference: QModule | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
     """Quantize one group of the sites of a converted tree at a time, and measure the damage to the output.
@@ -44,15 +45,19 @@ def sensitivity(
     groups: `tensor` (sites of one tensor, which must all get a wider format for it to help), `site`,
     `module` (each wrapper's own sites), globs of site paths, or name -> glob or globs.
     output: the part of the model's output that counts (default: its logits, else every floating tensor in it).
-    loss: `loss(output, batch)` -> a number, the mean over the batches counts. progress: None shows a bar on a terminal,
-    True always, False never.
+    loss: `loss(output, batch)` -> a number, the mean over the batches counts.
+    reference: the tree before its weights were decided (an algorithm, a checkpoint of integers): prepared, with the
+    folding steps of the recipe (`oneshot.calibrate_by(tree, batches, recipe, only=("fold",))`), not converted. A weight
+    of `q` that was decided is its decided integers when it is quantized, and the reference's value when it is not.
+    Without a reference these weights, and all of a loaded tree, are measured against themselves; the result says so.
+    progress: None shows a bar on a terminal, True always, False never.
 
     Raises PhaseError before convert, InputError for no batches or an output without floating tensors, PolicyError for
     groups that match nothing or overlap.
     """
     if not isinstance(q, QModule):
         raise PhaseError(f"sensitivity takes the tree that pyquant.prepare returned, converted; got {type(q).__name__}")
-    switches = Switches(q)
+    switches = Switches(q, reference)
     if isinstance(batches, Tensor | Mapping | str):
         raise InputError(f"sensitivity takes an iterable of batches, got one {type(batches).__name__}; pass [batch]")
     given = list(batches)
@@ -75,7 +80,7 @@ def sensitivity(
     used = set(observation.used)
     unused = tuple(site.path for site in switches.sites if site not in used)
     name = q.fp_type.__name__ if q.fp_type is not None else type(q).__name__
-    return Sensitivity(name, q.policy, run.damage(), tuple(measured), observation.rest(found), unused)
+    return Sensitivity(name, q.policy, run.damage(), tuple(measured), observation.rest(found), unused, switches.settled)
 
 
 def _format(site: Site) -> SiteFormat:

@@ -71,6 +71,7 @@ class Sensitivity:
     """The groups in tree order, the damage of all sites together, and the policy that they were quantized by.
 
     `rest`: weights and activations in no group; they count in mean bit widths. `unused`: paths of sites without data.
+    `settled`: paths of weights that were measured against themselves, so that quantizing them changed nothing.
     """
 
     model: str
@@ -79,6 +80,7 @@ class Sensitivity:
     groups: tuple[GroupDamage, ...]
     rest: tuple[Part, ...] = ()
     unused: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
 
     def ranked(self, by: str = "sqnr") -> tuple[GroupDamage, ...]:
         """The most harmful first: `sqnr` (lowest), `peir` or `loss` (highest). Equal ones stay in tree order."""
@@ -198,6 +200,7 @@ class Sensitivity:
             "groups": groups,
             "rest": [asdict(part) for part in self.rest],
             "unused": list(self.unused),
+            "settled": list(self.settled),
         }
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -219,7 +222,8 @@ class Sensitivity:
             )
             rest = tuple(Part(**part) for part in data["rest"])
             policy = Policy.from_dict(data["policy"])
-            return cls(data["model"], policy, _damage(data["together"]), groups, rest, tuple(data["unused"]))
+            settled = tuple(data.get("settled", []))
+            return cls(data["model"], policy, _damage(data["together"]), groups, rest, tuple(data["unused"]), settled)
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(
                 f"expected JSON of format {FORMAT!r}, as Sensitivity.to_json writes it: {error}"
@@ -256,7 +260,11 @@ class Sensitivity:
             for row in rows
         ]
         head = f"{self.model}, policy {self.policy.name}: {len(self.groups)} groups, mean {self.bits()}"
-        return "\n".join([head, *lines])
+        foot = (
+            f"{len(self.settled)} weights are on their grid already (decided, or loaded), and were measured against "
+            "themselves; sensitivity(..., reference=) measures them"
+        )
+        return "\n".join([head, *lines, *([foot] if self.settled else [])])
 
     def __str__(self) -> str:
         return self.table(20)

@@ -58,11 +58,12 @@ ALLOWED: dict[str, set[str]] = {
     "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast"},
     "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
-    "sensitivity": VALUES | {"policy", "site", "wrap", "files"} | RUNS,
+    "undecided": {"errors", "site", "weight", "wrap"},
+    "sensitivity": VALUES | {"undecided", "policy", "site", "wrap", "files"} | RUNS,
     "smoke": VALUES
     | RUNS
     | {"policy", "wrap", "lifecycle", "models", "exporter", "circle", "verify", "trace", "sensitivity"},
-    "reporter": VALUES | RUNS | {"ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
+    "reporter": VALUES | RUNS | {"undecided", "ops", "site", "wrap", "circle", "trace", "sensitivity", "files"},
     "calibration": {"errors", "files"},
     "evaluation": {"errors", "files", "calibration", "decoder", "verify", "wrap"},
     "_launch": set(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from pyquant import models
 from pyquant.cli.main import main
 from pyquant.models import gemma4
 from pyquant.policy import Policy
+from pyquant.recipe import Recipe
 from pyquant.sensitivity import Sensitivity
 
 torch.set_num_threads(1)
@@ -57,13 +59,13 @@ def test_report_of_a_threshold_and_of_mistakes(tmp_path, capsys):
 
 def test_sensitivity_prints_the_order_and_writes_a_policy_that_holds_the_budget(tmp_path, capsys):
     policy, data = tmp_path / "mixed.yaml", tmp_path / "s.json"
-    words = ["sensitivity", "--model", "tiny:gemma4", "--recipe", "w4a8", "--top", "3", "--json", str(data)]
+    words = ["sensitivity", "--model", "tiny:gemma4", "--recipe", "w4a8-fast", "--top", "3", "--json", str(data)]
     assert main([*words, "--mixed", str(policy), "--budget", "8.0"]) == 0
     text = capsys.readouterr().out
     found = Sensitivity.load(data)
     assert [g.name for g in found.ranked()[:3]] == [line.split()[1] for line in text.splitlines()[2:5]]
     assert found.policy_of(found.choose(budget=8.0, widths=(8, 16))) == Policy.load(policy)
-    report = ["report", "--model", "tiny:gemma4", "--recipe", "w4a8", "--out", str(tmp_path / "r.html")]
+    report = ["report", "--model", "tiny:gemma4", "--recipe", "w4a8-fast", "--out", str(tmp_path / "r.html")]
     sqnr = []
     for more in ([], ["--policy", str(policy)]):
         assert main([*report, *more]) == 0
@@ -71,3 +73,18 @@ def test_sensitivity_prints_the_order_and_writes_a_policy_that_holds_the_budget(
     assert sqnr[1] > sqnr[0] + 6
     assert main([*words, "--worst", "3"]) == 2
     assert "--mixed FILE goes with" in capsys.readouterr().err
+
+
+def test_sensitivity_of_a_recipe_with_steps_measures_its_decided_weights(tmp_path, capsys):
+    mixed, data = tmp_path / "mixed.yaml", tmp_path / "s.json"
+    words = ["sensitivity", "--model", "tiny:gemma4", "--recipe", "w4a16", "--groups", "site", "--json", str(data)]
+    assert main([*words, "--mixed", str(mixed), "--worst", "2"]) == 0
+    found = Sensitivity.load(data)
+    assert found.settled == ()
+    ranked = found.ranked()
+    assert all(math.isfinite(group.damage.sqnr) for group in ranked if group.bits == 4)
+    assert ranked[0].name.endswith(":weight"), "4-bit weights cost more than 16-bit activations"
+    recipe = Recipe.load(mixed)
+    assert recipe.steps == Recipe.preset("w4a16").steps
+    assert recipe.policy == found.policy_of(found.choose(worst=2))
+    assert f"wrote {mixed}: 2 groups wider" in capsys.readouterr().out

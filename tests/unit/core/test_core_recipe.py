@@ -30,6 +30,18 @@ def test_every_preset_loads_and_its_policy_is_the_one_that_prepare_takes(name: s
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_preset_names_its_evidence_and_what_it_is_for(name: str) -> None:
+    recipe = Recipe.preset(name)
+    assert recipe.evidence
+    assert recipe.description
+
+
+@pytest.mark.parametrize("name", ["w4a16", "w4a8", "w8a8", "w8a16"])
+def test_the_fast_presets_have_no_steps(name: str) -> None:
+    assert Recipe.preset(f"{name}-fast").steps == ()
+
+
 def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(recipes.schema())
 

@@ -6,6 +6,7 @@ The figures of the last tests are of the trained digits classifier, on images th
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -17,7 +18,7 @@ from torch import nn
 
 import pyquant
 from examples.digits import data, model, quant  # noqa: F401
-from pyquant import reporter
+from pyquant import Recipe, Step, algorithms, reporter
 from pyquant.errors import InputError, PhaseError, PolicyError
 from pyquant.models import gemma4
 from pyquant.policy import Policy, Rule
@@ -277,6 +278,73 @@ def measured(recipe: str) -> Sensitivity:
 def heldout_sqnr(policy: Policy) -> float:
     _, inputs, expected = digits()
     return float(sqnr_db(expected, model.predict(quantized(policy), inputs)))
+
+
+def decided() -> tuple[Net, QModule, QModule, list[torch.Tensor]]:
+    """A float net, its tree with both weights decided by GPTQ, the tree before that, and batches."""
+    torch.manual_seed(3)
+    fp, batches = Net().eval(), [torch.randn(40, 8), torch.randn(6, 8)]
+    recipe = Recipe("g", Policy.preset("w4a16"), (Step("gptq"),))
+    q = pyquant.quantize(fp, batches, recipe=recipe, progress=False)
+    return fp, q, pyquant.prepare(fp, recipe.policy), batches
+
+
+def test_a_decided_weight_is_measured_by_its_integers_against_its_float_value():
+    fp, q, reference, batches = decided()
+    found = sensitivity(q, batches, groups="site", reference=reference, progress=False)
+    assert found.settled == ()
+    groups = {group.name: group.damage.sqnr for group in found.groups}
+    with torch.no_grad():
+        plain = torch.cat([fp(x) for x in batches])
+        for name in ("first", "second"):
+            other = copy.deepcopy(fp)
+            weight = q.get_submodule(name).weight
+            nearest = reference.get_submodule(name).weight
+            assert not torch.equal(weight, nearest)
+            other.get_submodule(name).weight.data = weight.clone()
+            by_hand = float(sqnr_db(plain, torch.cat([other(x) for x in batches])))
+            assert groups[f"{name}:weight"] == pytest.approx(by_hand, abs=1e-3)
+        whole = float(sqnr_db(plain, torch.cat([q(x) for x in batches])))
+    assert found.together.sqnr == pytest.approx(whole, abs=1e-3)
+    assert math.isfinite(groups["first:weight"])
+    wider = found.choose(worst=1)
+    assert next(iter(wider)).endswith(":weight"), "4-bit weights cost more than 16-bit activations"
+
+
+def test_without_a_reference_decided_weights_are_named(tmp_path):
+    _, q, reference, batches = decided()
+    found = sensitivity(q, batches, groups="site", progress=False)
+    assert found.settled == ("first:weight", "second:weight")
+    assert {g.name: g.damage.sqnr for g in found.groups}["first:weight"] == math.inf
+    assert "2 weights are on their grid already (decided, or loaded), and were measured against themselves" in str(
+        found
+    )
+    assert Sensitivity.from_json(found.to_json()) == found
+    pyquant.save_quantized(q, tmp_path / "q")
+    loaded = pyquant.load_quantized(tmp_path / "q", Net())
+    assert sensitivity(loaded, batches, progress=False).settled == found.settled
+    assert sensitivity(loaded, batches, reference=reference, progress=False).settled == ()
+    with pytest.raises(PhaseError, match="it is pyquant"):
+        sensitivity(q, batches, reference=q)
+    other = pyquant.prepare(Net(), q.policy)
+    algorithms.gptq(other, batches, progress=False)
+    with pytest.raises(PhaseError, match=r"'first:weight' of the reference is decided too \(gptq\)"):
+        sensitivity(q, batches, reference=other)
+    with pytest.raises(InputError, match="the reference has no such weight where the tree has 'first:weight'"):
+        sensitivity(q, batches, reference=pyquant.prepare(nn.Linear(8, 8), Policy.preset("w8a8")))
+
+
+def test_a_report_compares_decided_weights_with_the_reference():
+    fp, q, reference, batches = decided()
+    with torch.no_grad():
+        whole = sqnr_db(torch.cat([fp(x).flatten() for x in batches]), torch.cat([q(x).flatten() for x in batches]))
+    found = reporter.collect(q, batches, reference=reference)
+    assert found.output.sqnr == pytest.approx(float(whole), abs=1e-3)
+    assert found.settled == 0
+    alone = reporter.collect(q, batches)
+    assert alone.settled == 2
+    assert alone.output.sqnr > found.output.sqnr + 20
+    assert "2, compared with themselves" in dict(alone.rows())["weights on their grid"]
 
 
 def test_mixed_beats_uniform_w8a8_at_the_same_mean_of_8_bits(record_property):
