@@ -40,6 +40,7 @@ class AutoRoundReader:
     weights: frozenset[str]
     owned: frozenset[str]
     less_one: bool
+    bits: int
     tool: str = "AutoRound"
     advice: Advice = ADVICE
 
@@ -57,10 +58,12 @@ class AutoRoundReader:
                 f"{str(folder.path)!r} has rotations that the model computes as it runs ({rotations}), which no "
                 "wrapper does; quantize it without them"
             )
-        return cls(folder, modules_of(folder, "AutoRound"), owned_by(folder), packing in _LESS_ONE)
+        return cls(
+            folder, modules_of(folder, "AutoRound"), owned_by(folder), packing in _LESS_ONE, int(config.get("bits", 4))
+        )
 
     def weight(self, path: str) -> StoredWeight:
-        return read_weight(self.folder, path, self._zero_points)
+        return read_weight(self.folder, path, self.bits, self._zero_points)
 
     def _zero_points(self, packed: Tensor, bits: int, count: int) -> Tensor:
         """AutoRound adds to each number, without a carry."""

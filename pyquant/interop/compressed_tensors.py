@@ -8,7 +8,8 @@ It owns the meaning of their tensors and of their quantization_config, as of com
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,18 +150,27 @@ class CompressedReader:
         return stored.to(torch.int32).contiguous()
 
     def activations(self) -> Mapping[str, QParams]:
-        found = {}
+        return {
+            f"{path}:{_CACHES.get(kind, kind)}": self._grid(path, kind, spec)
+            for path, kind, spec in self._scales()
+            if isinstance(spec, QuantSpec)
+        }
+
+    def _scales(self) -> Iterator[tuple[str, str, QuantSpec | str]]:
+        """(module, kind, format) of each static scale of an activation; or why it has no format here."""
         for name in sorted(self.owned):
             path, _, ending = name.rpartition(".")
             kind = ending.removesuffix("_scale")
-            if not ending.endswith("_scale") or kind not in ("input", "output", *_CACHES):
+            if not ending.endswith("_scale") or kind not in ("input", "output", "q", *_CACHES):
                 continue
-            args = self._args(path, f"{kind}_activations") if kind in ("input", "output") else self.cache
-            spec = _activation_spec(args)
-            if spec is None or (kind in _CACHES and self.folder[name].numel() != 1):
-                continue  # named by remarks
-            found[f"{path}:{_CACHES.get(kind, kind)}"] = self._grid(path, kind, spec)
-        return found
+            if kind == "q":
+                yield path, kind, "are of queries, for attention of integers"
+                continue
+            args = self.cache if kind in _CACHES else self._args(path, f"{kind}_activations")
+            if self.folder[name].numel() != 1:
+                yield path, kind, "are several for a tensor (one per head)"
+            else:
+                yield path, kind, _activation_spec(args)
 
     def _grid(self, path: str, kind: str, spec: QuantSpec) -> QParams:
         scale = self.folder.number(f"{path}.{kind}_scale")
@@ -172,17 +182,12 @@ class CompressedReader:
             raise ModelError(f"{path}.{kind}_scale is no grid: {error}; repair the checkpoint") from error
 
     def remarks(self) -> list[str]:
-        caches = [name for name in self.owned if name.endswith((".k_scale", ".v_scale"))]
-        heads = [name for name in caches if self.folder[name].numel() != 1]
-        said = []
-        if caches and _activation_spec(self.cache) is None:
-            form = f"{self.cache.get('type', 'int')} of {self.cache.get('num_bits', 8)} bits"
-            said.append(f"{len(caches)} scales of the KV cache are of {form} and are calibrated instead")
-        elif heads:
-            said.append(f"{len(heads)} scales of the KV cache are one per head and are calibrated instead")
-        if queries := [name for name in self.owned if name.endswith(".q_scale")]:
-            said.append(f"{len(queries)} scales of queries (attention quantization) are calibrated instead")
-        return said
+        counts = Counter(
+            (spec, "the KV cache" if kind in _CACHES else "activations")
+            for _, kind, spec in self._scales()
+            if isinstance(spec, str)
+        )
+        return [f"{count} scales of {what} {why}, and are calibrated instead" for (why, what), count in counts.items()]
 
     def _args(self, path: str, kind: str) -> Mapping[str, Any]:
         """By name, else the first that goes by the class of a module; {} for none."""
@@ -206,13 +211,15 @@ def _scheme(folder: TensorFolder, name: str, group: Any) -> _Scheme:
     return _Scheme(tuple(group.get("targets") or ()), {kind: group.get(kind) or {} for kind in kinds})
 
 
-def _activation_spec(args: Mapping[str, Any]) -> QuantSpec | None:
-    """The format of a static scale; None where it has none here (float8, dynamic)."""
-    bits, symmetric = args.get("num_bits", 8), bool(args.get("symmetric", True))
-    if args.get("type", "int") != "int" or args.get("dynamic") or (bits == 16 and not symmetric):
-        return None
+def _activation_spec(args: Mapping[str, Any]) -> QuantSpec | str:
+    """The format of a static scale; in its place, why it has none here."""
+    if not args:
+        return "have no scheme in quantization_config"
+    bits, kind, symmetric = args.get("num_bits", 8), args.get("type", "int"), bool(args.get("symmetric", True))
     types = {8: INT8, 16: INT16}
-    return QuantSpec(types[bits], symmetric=symmetric, granularity=PerTensor()) if bits in types else None
+    if kind != "int" or bits not in types or (bits == 16 and not symmetric):
+        return f"are {kind} of {bits} bits{'' if symmetric else ' with a zero point'}"
+    return QuantSpec(types[bits], symmetric=symmetric, granularity=PerTensor())
 
 
 def _require_format(folder: TensorFolder, config: Mapping[str, Any]) -> None:

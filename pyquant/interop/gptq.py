@@ -38,6 +38,7 @@ class GPTQReader:
     weights: frozenset[str]
     owned: frozenset[str]
     less_one: bool
+    bits: int
     tool: str = "GPTQ"
     advice: Advice = ADVICE
 
@@ -49,10 +50,10 @@ class GPTQReader:
                 f"{str(folder.path)!r} is of the format {form!r} of GPTQModel; pyquant reads gptq and gptq_v2: save "
                 'it with QuantizeConfig(..., format="gptq")'
             )
-        return cls(folder, modules_of(folder, "GPTQ"), owned_by(folder), form == "gptq")
+        return cls(folder, modules_of(folder, "GPTQ"), owned_by(folder), form == "gptq", int(config.get("bits", 4)))
 
     def weight(self, path: str) -> StoredWeight:
-        return read_weight(self.folder, path, self._zero_points)
+        return read_weight(self.folder, path, self.bits, self._zero_points)
 
     def _zero_points(self, packed: Tensor, bits: int, count: int) -> Tensor:
         return unpack(add_one(packed, bits) if self.less_one else packed, bits, count).to(torch.int32)
@@ -80,10 +81,11 @@ def owned_by(folder: TensorFolder) -> frozenset[str]:
     return frozenset(name for name in folder if name.rpartition(".")[2] in _ENDINGS)
 
 
-def read_weight(folder: TensorFolder, path: str, zero_points: Any) -> StoredWeight:
+def read_weight(folder: TensorFolder, path: str, usual: int, zero_points: Any) -> StoredWeight:
     """The integers of one module. zero_points(packed, bits, count) -> signed ones as int32 (groups, count).
 
-    The number of bits follows from the shapes, as modules of one model may differ in it.
+    The number of bits is the `usual` one of the folder where the shapes fit it, else what they say (modules of one
+    model may differ in it).
     """
     packed = folder[f"{path}.qweight"]
     scale = folder.require(f"{path}.scales", f"has the scales of {path!r}").to(torch.float32)
@@ -94,7 +96,7 @@ def read_weight(folder: TensorFolder, path: str, zero_points: Any) -> StoredWeig
             f"{tuple(zeros.shape)}, expected int32 matrices (pack_dtype int32); save the model with it"
         )
     rows, groups = int(packed.shape[1]), int(scale.shape[0])
-    bits = next((bits for bits in (2, 3, 4, 5, 6, 7, 8) if words(rows, bits) == zeros.shape[1]), 0)
+    bits = next((bits for bits in (usual, 2, 3, 4, 5, 6, 7, 8) if words(rows, bits) == zeros.shape[1]), 0)
     if bits and bits not in BITS:
         raise ModelError(f"the weight of {path!r} has {bits} bits; pyquant reads 2, 4 and 8: quantize it with bits=4")
     if not bits or tuple(scale.shape) != (groups, rows) or zeros.shape[0] != groups:

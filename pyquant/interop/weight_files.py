@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # in the order in which transformers looks for them; the first that is there is the one that it reads
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+_WORDS = (".weight_packed", ".qweight")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -42,10 +43,16 @@ def elements(folder: Path) -> int:
             return 0
         try:
             with safe_open(file, framework="pt") as content:
-                total += sum(math.prod(content.get_slice(key).get_shape()) for key in content.keys())  # noqa: SIM118
+                total += sum(_count(content, key) for key in content.keys())  # noqa: SIM118
         except (OSError, SafetensorError):
             return 0  # check_files has the error
     return total
+
+
+def _count(content: Any, key: str) -> int:
+    """The numbers of a tensor; of 32-bit words of integers (reader.py), those that 4 bits each would be."""
+    shape: list[int] = content.get_slice(key).get_shape()
+    return math.prod(shape) * (8 if key.endswith(_WORDS) else 1)
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -194,6 +194,14 @@ def test_cache_scales_of_another_kind_are_said(tmp_path: Path) -> None:
     cache = {f"model.layers.{layer}.self_attn.{kind}_scale": 0.1 for layer in range(2) for kind in "kv"}
     cases.compressed(cases.llama(), tmp_path, cache=cache)
     cases.config_of(tmp_path, kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})
-    with pytest.warns(UserWarning, match="4 scales of the KV cache are of float of 8 bits and are calibrated instead"):
+    with pytest.warns(UserWarning, match="4 scales of the KV cache are float of 8 bits, and are calibrated instead"):
         q: Any = pyquant.prepare(pyquant.interop.load(tmp_path), W8A16, checkpoint=tmp_path)
     assert not q.model.layers[0].self_attn.site("key").decided
+
+
+def test_scales_of_activations_without_a_scheme_are_said(tmp_path: Path) -> None:
+    pack(tmp_path)
+    with_("output_scale", torch.tensor([0.1]))(tmp_path)
+    with pytest.warns(UserWarning, match="1 scales of activations have no scheme in quantization_config, and are"):
+        q: Any = pyquant.prepare(pyquant.interop.load(tmp_path), W8A16, checkpoint=tmp_path)
+    assert not q.get_submodule(FIRST).site("act_out").decided
