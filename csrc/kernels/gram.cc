@@ -28,6 +28,13 @@ struct PackPanel {
   }
 };
 
+/// The lines of n values: gram is large, and its rows are far from each other.
+void prefetch(const float* row, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(row + i, 1);
+  __builtin_prefetch(row + n - 1, 1);
+}
+
 }  // namespace
 
 template <class T>
@@ -36,29 +43,31 @@ void pack_panel(const T* x, int64_t rows, int64_t columns, int64_t panel, float*
 }
 
 void gram_add(const float* a, int64_t a_panel, const float* b, int64_t b_panel, int64_t rows, int64_t columns,
-              float* gram) {
+              float* gram, bool mirror) {
   const int64_t first = a_panel * kPanel, left = b_panel * kPanel;
   const int64_t height = std::min(kPanel, columns - first), width = std::min(kPanel, columns - left);
+  float* above = gram + first * columns + left;  // where the sums go, and where their mirror image does
+  float* below = gram + left * columns + first;
+  for (int64_t i = 0; i < height; ++i) prefetch(above + i * columns, width);
+  for (int64_t l = 0; mirror && l < width; ++l) prefetch(below + l * columns, height);
+  float tile[kPanel * kPanel];
   for (int64_t at = 0; at < rows; at += kGramRows) {
     const int64_t count = std::min(kGramRows, rows - at);
     for (int64_t i = 0; i < height; i += kStrip) {
-      float sums[kStrip * kPanel] = {};
-      dispatch<FmaTile>(a + at * kPanel + i, kPanel, b + at * kPanel, count, static_cast<float*>(sums));
-      for (int64_t s = 0; s < std::min(kStrip, height - i); ++s) {
-        float* row = gram + (first + i + s) * columns + left;
-        for (int64_t l = a_panel == b_panel ? i + s : 0; l < width; ++l) row[l] += sums[s * kPanel + l];
+      float* sums = tile + i * kPanel;
+      std::fill_n(sums, kStrip * kPanel, 0.0f);
+      dispatch<FmaTile>(a + at * kPanel + i, kPanel, b + at * kPanel, count, sums);
+      for (int64_t s = i; s < std::min(i + kStrip, height); ++s) {
+        for (int64_t l = a_panel == b_panel ? s : 0; l < width; ++l) {
+          tile[s * kPanel + l] = above[s * columns + l] += tile[s * kPanel + l];
+        }
       }
     }
   }
-}
-
-void gram_mirror(int64_t a_panel, int64_t b_panel, int64_t columns, float* gram) {
-  const int64_t bottom = std::min((a_panel + 1) * kPanel, columns);
-  const int64_t right = std::min((b_panel + 1) * kPanel, columns);
-  for (int64_t j = b_panel * kPanel; j < right; ++j) {
-    for (int64_t i = a_panel * kPanel; i < std::min(bottom, j); ++i) {
-      gram[j * columns + i] = gram[i * columns + j];
-    }
+  if (!mirror || rows == 0) return;
+  for (int64_t l = 0; l < width; ++l) {
+    for (int64_t i = 0; i < (a_panel == b_panel ? l : height); ++i)
+      below[l * columns + i] = tile[i * kPanel + l];
   }
 }
 

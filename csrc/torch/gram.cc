@@ -49,8 +49,7 @@ void gram_accumulate_(const Tensor& gram, const Tensor& x_) {
       parallel(panels * (panels + 1) / 2, std::max<int64_t>(1, kGrain / step),
                [&](int64_t begin, int64_t end) {
                  each_pair(panels, begin, end, [&](int64_t a, int64_t b) {
-                   kernels::gram_add(packed + a * step, a, packed + b * step, b, count, columns, sums);
-                   if (last) kernels::gram_mirror(a, b, columns, sums);
+                   kernels::gram_add(packed + a * step, a, packed + b * step, b, count, columns, sums, last);
                  });
                });
     }

@@ -173,11 +173,9 @@ template <class T>
 void pack_panel(const T* x, int64_t rows, int64_t columns, int64_t panel, float* packed);
 /// gram[i][j] += sum over n of a[n][i] * b[n][j], for i of panel number `a_panel` and j of `b_panel` with
 /// a_panel <= b_panel and i <= j: kGramRows rows at a time, from 0, row after row. gram is [columns,
-/// columns].
+/// columns]. With `mirror`, gram[j][i] becomes gram[i][j].
 void gram_add(const float* a, int64_t a_panel, const float* b, int64_t b_panel, int64_t rows, int64_t columns,
-              float* gram);
-/// gram[j][i] = gram[i][j] for the elements of gram_add.
-void gram_mirror(int64_t a_panel, int64_t b_panel, int64_t columns, float* gram);
+              float* gram, bool mirror);
 
 /// Integers of a weight, column by column; what a column loses is moved to the columns after it (GPTQ,
 /// Frantar et al. 2022, arXiv 2210.17323). For j = 0, 1, ...: q = quantize(w[j]); e = (w[j] - dequantize(q))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// gram_add and gram_mirror: chains of fused multiply-adds in every version, nothing written beside the
+// gram_add: chains of fused multiply-adds in every version, nothing written beside the
 // panels.
 #include "../check.h"
 #include "data.h"
@@ -20,7 +20,7 @@ std::vector<float> packed(const std::vector<T>& x, int64_t rows, int64_t columns
 template <class T>
 void check_type() {
   for (int64_t columns : {1, 5, 23, 24, 25, 48, 53}) {
-    for (int64_t rows : {0, 1, 3, 255, 256, 257, 600}) {
+    for (int64_t rows : {1, 3, 255, 256, 257, 600}) {
       const std::vector<T> x = data::ordinary<T>(rows * columns, 1.0f, static_cast<uint32_t>(rows + columns));
       for (Isa isa : data::isas()) {
         const check::Context here(isa_name(isa), " ", rows, " rows, ", columns, " columns");
@@ -30,8 +30,7 @@ void check_type() {
         for (int64_t a = 0; a < panels_of(columns); ++a) {
           for (int64_t b = a; b < panels_of(columns); ++b) {
             gram_add(packed(x, rows, columns, a).data(), a, packed(x, rows, columns, b).data(), b, rows,
-                     columns, gram.data());
-            gram_mirror(a, b, columns, gram.data());
+                     columns, gram.data(), true);
           }
         }
         CHECK(gram.intact());
