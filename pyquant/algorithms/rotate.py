@@ -50,8 +50,8 @@ def rotate(
 
     Raises InputError where a stream cannot be rotated, with the module that stands in the way: a norm between a linear
     and the stream (Gemma4), a linear that reads the stream without a norm, a final norm whose head is not in the tree;
-    and for a path in `towers` that names no stream. Raises PhaseError for a tree that is calibrated or converted, or
-    has decided weights. Nothing is changed then.
+    and for a path in `towers` that names no stream. Raises PhaseError for a tree that is calibrated or converted, that
+    has decided weights, or whose float model was edited after prepare. Nothing is changed then.
     """
     require_foldable(q, "rotate")
     streams = structure.streams(q)

@@ -69,8 +69,8 @@ def smooth(
     Weights that are edited in the float model later do not reach the tree.
 
     Raises InputError for arguments that are none, and where there is nothing to smooth; CalibrationError for no batches
-    and for NaN or Inf; PhaseError for a tree that is calibrated or converted, or has decided weights. Nothing is
-    changed then.
+    and for NaN or Inf; PhaseError for a tree that is calibrated or converted, that has decided weights, or whose float
+    model was edited after prepare. Nothing is changed then.
     """
     require_foldable(q, "smooth")
     _check(alpha, kinds)
