@@ -204,7 +204,7 @@ def _convert(tree: QModule, unused: Sequence[str]) -> None:
     problems: list[str] = []
     total = 0
     for site in _used(list(tree.all_sites()), unused):
-        found = site.qparams if site.decided else site.compute_qparams()
+        found = site.compute_qparams() if site.scale is None else site.qparams
         if isinstance(found, str):
             problems.append(f"{site.path}: {found}")
         elif found is not None:

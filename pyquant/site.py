@@ -20,7 +20,7 @@ from pyquant import autocast, observe, ops
 from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
 from pyquant.qparams import QParams
 from pyquant.role import Phase, Role, fixed_grid
-from pyquant.spec import PerAxis, PerGroup, QuantSpec
+from pyquant.spec import BlockSpec, PerAxis, PerGroup, QuantSpec
 from pyquant.tree_state import Phased, TreeState
 
 __all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState"]
@@ -85,7 +85,7 @@ class Site(Phased):
         super().__init__(state if state is not None else TreeState())
         self.path, self.role, self.spec = path, role, spec
         self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
-        self.decided = ""  # who decided the grid before convert, if somebody did; see decide()
+        self.decided = ""  # who decided the grid or the format before convert; see decide(), reformat()
         self.final = True  # a decided grid that not even a bias may widen
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
@@ -300,6 +300,28 @@ class Site(Phased):
         self.adopt(qparams.spec, how)
         self.final = final
         self.set_qparams(qparams)
+
+    def reformat(self, spec: QuantSpec, how: str) -> None:
+        """Give the site another format than the policy's, and leave its range to calibration: what was observed stays.
+
+        `how` says who chose it, in words for a user; it is saved with the tree, and loading gives the site this format
+        again. Raises PhaseError for a converted tree and a site whose grid is decided, PolicyError for a site that the
+        policy leaves float or gives blocks, and for another granularity than it has.
+        """
+        if self.state.converted or self.scale is not None:
+            why = f"its grid is decided ({self.decided})" if not self.state.converted else "the tree is converted"
+            raise PhaseError(f"site {self.path!r} stays as it is: {why}")
+        if not self.takes_grid or self.observer is None or isinstance(spec, BlockSpec):
+            raise PolicyError(f"site {self.path!r} is {self.spec or 'float'} by the policy, and cannot become {spec}")
+        try:
+            if self.role.known_range is not None:
+                self.observer = _observer(self.role, spec, "fixed", {})
+            else:
+                self.observer = self.observer.recast(spec)
+        except SpecError as error:
+            raise PolicyError(f"site {self.path!r} cannot become {spec}: {error}") from error
+        self.spec, self.decided = spec, how
+        self._scanned = TensorStamp()  # a constant is looked at again: a search depends on the format
 
     @property
     def takes_grid(self) -> bool:

@@ -63,8 +63,8 @@ class Weight:
 
     @property
     def how(self) -> str:
-        """Who decided it, in words; "" for nobody."""
-        return self.site.decided
+        """Who decided it, in words; "" for nobody (a format alone is no decision)."""
+        return self.site.decided if self.site.scale is not None else ""
 
     @property
     def value(self) -> Tensor:

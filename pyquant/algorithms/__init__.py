@@ -7,9 +7,10 @@ pyquant.calibrate; none knows a model family.
 
 from __future__ import annotations
 
+from pyquant.algorithms.auto16 import auto16
 from pyquant.algorithms.gptq import gptq
 from pyquant.algorithms.range_search import range_search
 from pyquant.algorithms.rotate import rotate
 from pyquant.algorithms.smooth import Smoothed, smooth
 
-__all__ = ["Smoothed", "gptq", "range_search", "rotate", "smooth"]
+__all__ = ["Smoothed", "auto16", "gptq", "range_search", "rotate", "smooth"]

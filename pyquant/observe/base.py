@@ -8,6 +8,7 @@ in the subclasses.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -95,6 +96,19 @@ class Observer(abc.ABC):
         """Move the statistics."""
         for name in self.STATE:
             setattr(self, name, getattr(self, name).to(device))
+
+    def recast(self, spec: QuantSpec) -> Observer:
+        """An observer for the format `spec` with the statistics of this one, which stays as it is.
+
+        Raises SpecError for another granularity: the statistics are one for each scale.
+        """
+        if spec.granularity != self.spec.granularity:
+            raise SpecError(f"statistics of {self.spec} say nothing about {spec}; observe the data anew")
+        other = copy.copy(self)
+        other.spec = spec
+        for name in self.STATE:
+            setattr(other, name, getattr(self, name).clone())
+        return other
 
     @property
     def needs_data(self) -> bool:

@@ -204,14 +204,14 @@ class QModule(Phased):
             scale = bias_scale(x, weight)
             if bias is None or scale is None or scale.shape not in ((), bias.shape):
                 continue
-            if site.observer is None and not site.decided:
+            if site.observer is None and site.scale is None:
                 continue
             assert x is not None
             assert weight is not None
             out = grids.get(self.site(output_site[0])) if output_site else None
             empty = torch.zeros_like(scale, dtype=torch.bool) if site.observer is None else site.observer.empty()
             fitted = BiasGrid(bias, x, weight, empty, out).fit()
-            if site.decided and site.final and isinstance(fitted, QParams) and fitted is not weight:
+            if site.observer is None and site.final and isinstance(fitted, QParams) and fitted is not weight:
                 fitted = (
                     f"the bias beside it does not fit 32 (64) bits with this grid, which is decided ({site.decided}): "
                     "leave its input or its weight float by a rule"

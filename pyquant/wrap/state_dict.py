@@ -73,7 +73,7 @@ def _faults(
         if not isinstance(site, Site) or not (isinstance(scale, Tensor) and isinstance(zero_point, Tensor)):
             continue
         there = formats.get(prefix + name, {}).get("format", str(site.spec))
-        if not converted and not site.decided:
+        if not converted and site.scale is None:
             yield f"site {site.path!r} has a scale there, and this tree is not converted yet"
         elif there != str(site.spec):
             yield f"site {site.path!r} is {there} there, {site.spec or 'float'} here"
