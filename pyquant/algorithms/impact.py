@@ -66,7 +66,8 @@ class Impact:
         used = self.weight > 0
         weight, x = self.weight[used], _centers()[used].clamp(self.low, self.high)
         found = []
-        for low, high, step in zip(grids.low.split(64), grids.high.split(64), grids.step.split(64), strict=True):
+        for start in range(0, len(grids.step), 64):
+            low, high, step = (each[start : start + 64] for each in (grids.low, grids.high, grids.step))
             beyond = torch.maximum(low[:, None] - x, x - high[:, None]).clamp(min=0).square()
             inside = torch.minimum(x.square(), step.square()[:, None] / 12)
             found.append(torch.where(beyond > 0, beyond, inside) @ weight / 2)
@@ -161,7 +162,7 @@ class Impacts:
         impact = self._of.setdefault(site, Impact([site]))
         impact.fixed |= observed is not None
         self._memory[key] = impact
-        seen: Tensor = _Probe.apply(out, self._start, impact)  # type: ignore[no-untyped-call]
+        seen: Tensor = _Probe.apply(out, self._start, impact)
         return seen
 
 
