@@ -162,7 +162,7 @@ class Impacts:
         impact = self._of.setdefault(site, Impact([site]))
         impact.fixed |= observed is not None
         self._memory[key] = impact
-        seen: Tensor = _Probe.apply(out, self._start, impact)
+        seen: Tensor = _Probe.apply(out, self._start, impact)  # type: ignore[no-untyped-call]
         return seen
 
 
@@ -177,7 +177,7 @@ class _Probe(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
         ctx.impact.see(x.detach(), gradient.detach())
         return gradient, torch.zeros((), dtype=torch.float32, device="cpu"), None
