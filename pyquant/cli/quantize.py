@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, type=Path, metavar="OUT", help="folder for the result; a former result is replaced")
     add("--samples", type=count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
     add("--seed", type=int, default=0, help="which samples --samples picks (%(default)s)")
+    add("--resume", type=Path, metavar="DIR", help=_RESUME)
     add("--requantize", action="store_true", help=_REQUANTIZE)
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
     add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
+_RESUME = "steps that decide weights keep each finished block in DIR, and a run that was ended goes on from there"
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _REQUANTIZE = (
     "quantize those weights of a checkpoint of another tool anew whose grid no file can hold (scales per group)"
@@ -203,7 +205,7 @@ def _quantized(
         with released(name), _sites_listed() if name == "convert" else _placed(walk):
             yield
 
-    oneshot.run(q, walk, recipe, unused=args.unused, log=note, step=step)
+    oneshot.run(q, walk, recipe, unused=args.unused, resume=args.resume, log=note, step=step)
     return fp, q
 
 
@@ -308,7 +310,7 @@ def _facts(args: argparse.Namespace, job: Job, q: QModule) -> dict[str, str]:
     add_arguments(parser)
     words = ["pyquant", "quantize"]
     for name, value in vars(args).items():
-        if name in ("verb", "run", "out") or value in (None, []) or value == parser.get_default(name):
+        if name in ("verb", "run", "out", "resume") or value in (None, []) or value == parser.get_default(name):
             continue
         values = value if isinstance(value, list) else [] if value is True else [value]
         given = ["x".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in values]

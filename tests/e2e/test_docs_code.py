@@ -20,7 +20,7 @@ PAGES = {
     str(page.relative_to(ROOT)): page for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 }
 BLOCKS = {name: re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for name, page in PAGES.items()}
-RECIPES = [recipe.stem for recipe in sorted((ROOT / "pyquant" / "recipes").glob("*.yaml"))]
+RECIPES = sorted(recipe.stem for recipe in (ROOT / "pyquant" / "recipes").glob("*.yaml"))
 PROFILE = qwen3_vl.Profile(max_seq_len=48, image_grids=((1, 4, 8), (1, 4, 12), (1, 8, 8)), prefill_lengths=(40,))
 
 
