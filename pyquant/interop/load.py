@@ -60,6 +60,8 @@ def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
     models.wrapper_of(cls)  # before gigabytes are read
     weight_files.check_files(Path(name))
     reader = _reader(name)
+    if reader is not None:
+        _check_head(name, reader)
     options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "output_loading_info": True}
     try:
         if reader is None:
@@ -80,6 +82,16 @@ def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
             f"would be random: use a complete checkpoint"
         )
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_head(name: str, reader: Reader) -> None:
+    """As check_ties, for a head that is stored as integers."""
+    heads = [path for path in reader.weights if path.rpartition(".")[2] == "lm_head"]
+    if heads and bool(getattr(_config(name), "tie_word_embeddings", False)):
+        raise ModelError(
+            f"{name!r}: config.json has tie_word_embeddings=true, but the weights have a quantized {heads[0]!r} of "
+            "its own; set tie_word_embeddings to false in config.json"
+        )
 
 
 def _reader(name: str) -> Reader | None:

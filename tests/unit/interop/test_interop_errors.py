@@ -205,3 +205,14 @@ def test_scales_of_activations_without_a_scheme_are_said(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="1 scales of activations have no scheme in quantization_config, and are"):
         q: Any = pyquant.prepare(pyquant.interop.load(tmp_path), W8A16, checkpoint=tmp_path)
     assert not q.get_submodule(FIRST).site("act_out").decided
+
+
+def test_a_head_of_its_own_in_a_tied_config_is_said(tmp_path: Path) -> None:
+    def head(tensors: dict[str, Tensor]) -> None:
+        for name in ("weight_packed", "weight_scale", "weight_shape"):
+            tensors[f"lm_head.{name}"] = tensors[f"{FIRST}.{name}"].clone()
+
+    pack(tmp_path)
+    cases.edit(tmp_path, head)
+    with pytest.raises(ModelError, match="tie_word_embeddings=true, but the weights have a quantized 'lm_head'"):
+        pyquant.interop.load(tmp_path)
