@@ -29,7 +29,7 @@ from pyquant.evaluation import Series, paired_difference, token_losses
 from pyquant.policy import Role
 from pyquant.wrap import QModule, Site
 
-CALIBRATION, HELDOUT, LENGTH = 64, 40, 512  # windows of 256 tokens; tokens of a calibration sample
+CALIBRATION, HELDOUT = 64, 40  # windows of 256 tokens
 
 
 def losses(logits: Callable[[Tensor], Tensor], texts: Tensor) -> Series:
@@ -68,7 +68,7 @@ def row(fp: nn.Module, tokenizer: Any, args: argparse.Namespace) -> dict[str, An
     texts = smollm2.windows(tokenizer)
     data = texts[:CALIBRATION] if args.calibration is None else text_of(args.calibration, tokenizer, CALIBRATION)
     data = data[: args.samples]
-    batches = [{"input_ids": each.reshape(1, -1), "use_cache": False} for each in data.split(LENGTH // smollm2.WINDOW)]
+    batches = [{"input_ids": each[None], "use_cache": False} for each in data]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     q = pyquant.quantize(fp, batches, args.recipe, progress=False)
