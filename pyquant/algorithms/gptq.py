@@ -135,7 +135,10 @@ def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Facto
     columns = torch.argsort(diagonal, descending=True, stable=True) if order else torch.arange(len(h), device=h.device)
     h = h[columns][:, columns]
     h.diagonal().add_(damping * mean)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    # With L L^T = H of the columns in reverse, H^-1 = U^T U for U = L^-1 with rows and columns in reverse.
+    lower = torch.linalg.cholesky(h.flip(0, 1))
+    upper = torch.linalg.solve_triangular(lower, torch.eye(len(h), dtype=h.dtype, device=h.device), upper=False)
+    upper = upper.flip(0, 1)
     correction = None
     if alpha and moment.cross is not None:
         lost = (moment.cross - moment.gram).double()[columns][:, columns]  # D X^T, D what the inputs have lost
@@ -162,4 +165,5 @@ def _solve(matrix: Tensor, factor: _Factor, grid: QParams) -> tuple[Tensor, floa
 
 def _nearest(matrix: Tensor, grid: QParams) -> Tensor:
     spec: QuantSpec = grid.spec
-    return ops.quantize(matrix, grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, torch.int32)
+    storage = ops.STORAGE[spec.dtype.name]
+    return ops.quantize(matrix, grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax, storage).int()

@@ -380,3 +380,21 @@ def test_a_copy_moves_and_casts() -> None:
     half = copy.deepcopy(q).bfloat16()
     assert half(*(each.bfloat16() if each.is_floating_point() else each for each in arguments)).dtype == torch.bfloat16
     assert fp.gate_up_proj.dtype == torch.float32
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "range_search"])
+def test_an_algorithm_names_the_experts_that_no_data_reached_and_rounds_them_to_the_nearest(algorithm: str) -> None:
+    """Expert 3 gets no row: its integers are the nearest ones; the others' are chosen by their own rows."""
+    fp = mixture(4, 2)
+    x, weights, _ = chosen(4, 2, 64)
+    index = torch.stack([torch.arange(64) % 3, (torch.arange(64) + 1) % 3], dim=1)
+    q = pyquant.prepare(fp, Policy.preset("w4a16"))
+    decisions = getattr(pyquant.algorithms, algorithm)(q, [(x, index, weights)], progress=False)
+    assert [decision.note for decision in decisions] == ["experts 3 saw no data: nearest integers"] * 2
+    assert [decision.rows for decision in decisions] == [128, 128]
+    for stacked, own in ((q.gate_up_proj, fp.gate_up_proj), (q.down_proj, fp.down_proj)):
+        scale = stacked.site("weight").scale.view(4, -1, 1)
+        nearest = (own / scale).round().clamp(-7, 7) * scale
+        values = stacked.weight.detach().view_as(own)
+        assert torch.allclose(values[3], nearest[3], atol=1e-6)
+        assert torch.allclose(values, nearest, atol=1e-6) == (algorithm == "range_search")
