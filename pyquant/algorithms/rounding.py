@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block tuning: which way each weight is rounded, and the range of each row, learned against the float block's output.
+
+It owns the steps of the optimization. Where a weight starts is range_search.py and gptq.py, the order of blocks and what
+they are called with blocks.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyquant.algorithms.blocks import Block, Samples, run_blocks
+from pyquant.algorithms.learned import Learned
+from pyquant.algorithms.log import Decision, record
+from pyquant.algorithms.range_search import grid_of, stacked
+from pyquant.algorithms.targets import chosen_weights
+from pyquant.errors import InputError
+from pyquant.qparams import QParams
+from pyquant.weight import Weight
+from pyquant.wrap import QModule
+
+__all__ = ["tune"]
+
+HOW = "tune"
+CHECKS = 5  # how often a block's loss is measured on the same samples, the start and the end included
+CHECKED = 16  # samples that it is measured on
+Start = Literal["nearest", "gptq"]
+
+
+def tune(
+    q: QModule,
+    batches: Iterable[Any],
+    *,
+    match: str | Sequence[str] = "*",
+    max_bits: int = 4,
+    steps: int = 100,
+    batch: int = 4,
+    lr: float | None = None,
+    start: Start = "nearest",
+    seed: int = 0,
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> list[Decision]:
+    """Decide the weights of linears block by block, so that each block returns what it does in the float model:
+    W' = s * (clamp(round(W / s + V) + z, qmin, qmax) - z), with offsets V in [-.5, .5] and the factor of s's range in
+    [.5, 1.5] learned by signed gradients (AutoRound: Cheng et al. 2023, arXiv 2309.05516).
+
+    A block's inputs are those that the decided blocks before it make; its target is what the float model returns on its
+    own inputs. The loss of a place is |y' - y|^2 / |y|^2, so that no attention sink outweighs all other tokens. Of the
+    iterates that are compared, the start among them, the best is kept: a block never gets worse on its samples.
+
+    q: a tree in the CALIBRATE phase, before calibrate. batches: as calibrate takes them; 32 or more windows of text.
+    match, max_bits: as of gptq. steps: updates of each block. batch: calls of the block that one update sees (a batch
+    whose rows run one by one is several). lr: of the first step, falling to 0 linearly; 1 / steps by default. start:
+    "nearest" integers on the range of least error, or those of "gptq". seed: of the order of samples; the same seed
+    gives the same bits. resume: a folder with a file for each finished block, from which an interrupted run goes on.
+
+    Weights in no block, and those that no data reached, are left at their start. Returns a Decision for each weight,
+    whose loss is the block's. Raises what gptq raises; InputError for numbers that make no sense; CheckpointError for a
+    folder of another run.
+    """
+    if steps < 1 or batch < 1 or (lr is not None and not 0 < lr <= 1):
+        raise InputError(f"tune takes steps >= 1, batch >= 1 and lr in (0, 1], got {steps = }, {batch = }, {lr = }")
+    paths = {weight.path for weight in chosen_weights(q, match, max_bits)}
+    rate = 1 / steps if lr is None else lr
+    solver = _Tuner(steps, batch, rate, start, seed)
+    settings = {"steps": steps, "batch": batch, "lr": rate, "start": start, "seed": seed, "weights": sorted(paths)}
+    with q.state.exclusive(HOW):
+        log = run_blocks(
+            q,
+            batches,
+            solver,
+            propagate="quantized",
+            choose=lambda weight: weight.path in paths,
+            settings=settings,
+            resume=None if resume is None else Path(resume),
+            progress=progress,
+            verb=HOW,
+        )
+    record(q, log)
+    return log
+
+
+class _Tuner:
+    """The solver of one run."""
+
+    def __init__(self, steps: int, batch: int, lr: float, start: Start, seed: int) -> None:
+        self.steps, self.batch, self.lr, self.start, self.seed = steps, batch, lr, start, seed
+
+    def __call__(self, block: Block) -> list[Decision]:
+        began = time.perf_counter()
+        learned = [self._started(block, weight) for weight in block.weights]
+        note, after = "", None
+        if block.samples is not None:
+            before, after = self._learn(block.samples, learned)
+            note = f"loss of the block, {before:.3g} at the start"
+        seconds = (time.perf_counter() - began) / len(learned)
+        log = []
+        for each in learned:
+            moments = block.moments.of(each.weight)
+            each.decide(HOW)
+            rows = sum(moment.rows for moment in moments if moment is not None)
+            log.append(Decision(each.weight.path, HOW, each.bits, after, rows, seconds, note))
+        return log
+
+    def _started(self, block: Block, weight: Weight) -> Learned:
+        spec = weight.spec
+        assert spec is not None
+        matrices = weight.value.float().chunk(weight.matrices)
+        grids: list[QParams] = []
+        for matrix, moment in zip(matrices, block.moments.of(weight), strict=True):
+            grids.append(grid_of(matrix, None if moment is None else moment.diagonal, spec, "search"))
+        return Learned(weight, stacked(grids, spec), block.path)
+
+    def _learn(self, samples: Samples, learned: Sequence[Learned]) -> tuple[float, float]:
+        """Tune them in place -> the loss at the start and of what is kept."""
+        order = torch.Generator().manual_seed(self.seed)
+        count = len(samples)
+        checked = sorted({round(i * (count - 1) / max(1, CHECKED - 1)) for i in range(CHECKED)})
+        checks = {round(i * self.steps / (CHECKS - 1)) for i in range(CHECKS)}
+        first = best = math.inf
+        queue: list[int] = []
+        for step in range(self.steps + 1):
+            if step in checks:
+                loss = self._checked(samples, learned, checked)
+                first = loss if step == 0 else first
+                if loss < best:
+                    best = loss
+                    for each in learned:
+                        each.keep()
+            if step == self.steps:
+                break
+            if len(queue) < self.batch:
+                queue += torch.randperm(count, generator=order).tolist()
+            chosen, queue = queue[: self.batch], queue[self.batch :]
+            with torch.enable_grad():
+                leaves = {each.name: each.leaf() for each in learned}
+                for sample in chosen:
+                    _loss(samples.output(sample, leaves), samples.target(sample)).backward()
+            for each in learned:
+                each.step(self.lr * (1 - step / self.steps))
+        return first, best
+
+    def _checked(self, samples: Samples, learned: Sequence[Learned], numbers: Sequence[int]) -> float:
+        weights = {each.name: each.value() for each in learned}
+        return sum(float(_loss(samples.output(n, weights), samples.target(n))) for n in numbers) / len(numbers)
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    """The mean over places of |output - target|^2 / |target|^2."""
+    off = (output.float() - target.float()).square().sum(-1)
+    size = target.float().square().sum(-1)
+    return (off / size.clamp(min=1e-12)).mean()
