@@ -11,6 +11,7 @@ from pyquant.algorithms.auto16 import auto16
 from pyquant.algorithms.gptq import gptq
 from pyquant.algorithms.range_search import range_search
 from pyquant.algorithms.rotate import rotate
+from pyquant.algorithms.rounding import tune
 from pyquant.algorithms.smooth import Smoothed, smooth
 
-__all__ = ["Smoothed", "auto16", "gptq", "range_search", "rotate", "smooth"]
+__all__ = ["Smoothed", "auto16", "gptq", "range_search", "rotate", "smooth", "tune"]

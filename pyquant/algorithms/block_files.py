@@ -103,7 +103,7 @@ class RunFolder:
             tensors[f"{weight.path}/scale"], tensors[f"{weight.path}/zero_point"] = grid.scale, grid.zero_point
         about = {
             "path": path,
-            "weights": json.dumps([[w.path, _spec(w).to_dict(), w.how] for w in decided]),
+            "weights": json.dumps([[w.path, _spec(w).to_dict(), w.how, w.site.final] for w in decided]),
             "log": json.dumps([asdict(entry) for entry in log]),
         }
         with files.whole_file(self._file(number)) as new:
@@ -125,13 +125,13 @@ class RunFolder:
                     raise CheckpointError(f"it is of {about['path']!r}, expected {path!r}")
                 log = [Decision(**entry) for entry in json.loads(about["log"])]
                 chosen = []
-                for name, spec, how in listed:
+                for name, spec, how, final in listed:
                     weight = open_weights[name]
                     parts = (opened.get_tensor(f"{name}/{part}") for part in ("scale", "zero_point", "integers"))
                     scale, zero_point, integers = (part.to(weight.value.device) for part in parts)
-                    chosen.append((weight, QParams(QuantSpec.from_dict(spec), scale, zero_point), how, integers))
-            for weight, grid, how, integers in chosen:
-                weight.decide(grid, how, integers)
+                    chosen.append((weight, QParams(QuantSpec.from_dict(spec), scale, zero_point), how, integers, final))
+            for weight, grid, how, integers, final in chosen:
+                weight.decide(grid, how, integers, final=final)
             return log
         except (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(

@@ -178,13 +178,15 @@ class _Run:
 
     def _tower(self, tower: structure.Blocks, floats: list[Call], calls: list[Call], bar: Any) -> None:
         assert len(floats) == len(calls), f"{tower.path!r} ran {len(floats)} times, then {len(calls)}"
-        for number, block in enumerate(tower.modules):
+        last = max((n for n, block in enumerate(tower.modules) if self.chosen[block]), default=-1)
+        for number, block in enumerate(tower.modules[: last + 1]):
             ran = [(f, c) for f, c in zip(floats, calls, strict=True) if number < len(f.arguments)]
             if ran:
                 self._block(number, block, [f for f, _ in ran], [c for _, c in ran])
             else:
                 self.left += self.chosen[block]
             bar.update()
+        bar.update(len(tower.modules) - last - 1)
 
     def _block(self, number: int, block: QModule, floats: list[Call], calls: list[Call]) -> None:
         chosen = self.chosen[block]

@@ -28,7 +28,7 @@ from pyquant.spec import PerGroup, QuantSpec
 from pyquant.weight import Weight
 from pyquant.wrap import QModule
 
-__all__ = ["gptq"]
+__all__ = ["Solver", "gptq"]
 
 HOW = "gptq"
 
@@ -77,7 +77,7 @@ def gptq(
         raise InputError(f"gptq: damping is a part of the mean of diag(H), from 0 to 1, got {damping!r}")
     if not 0 <= alpha <= 1 or (alpha and propagate != "quantized"):
         raise InputError(f"gptq: alpha is from 0 to 1, and 0 unless propagate='quantized'; got {alpha=}, {propagate=}")
-    solver = _Solver(ranges, damping, order, alpha)
+    solver = Solver(ranges, damping, order, alpha)
     chosen = chosen_weights(q, match, max_bits)
     way = Way(memory, propagate, "cross" if alpha else "gram", resume, progress)
     settings = {"ranges": ranges, "damping": damping, "order": order, "alpha": alpha}
@@ -93,7 +93,7 @@ class _Factor:
     correction: Tensor | None
 
 
-class _Solver:
+class Solver:
     """Chooses for one weight after the other; linears that share an input follow each other and share a factor."""
 
     def __init__(self, ranges: Ranges, damping: float, order: bool, alpha: float) -> None:

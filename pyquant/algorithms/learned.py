@@ -23,13 +23,13 @@ class Learned:
     """W' = s * (clamp(round(W / s + V) + z, qmin, qmax) - z) of `weight`, with s = f * the scale of `grid`.
 
     V (the weight's shape) is 0 and f (the scale's shape) 1 at the start. integers: those to start from; V is then what
-    gives them, as near to 0 as can be, and stays within .5 of that. The name is that of the parameter in the block at
-    the path `block`.
+    gives them, as near to 0 as can be, and stays within .5 of that; None for the nearest. The name is that of the
+    parameter in the block at the path `block`.
     """
 
     def __init__(self, weight: Weight, grid: QParams, block: str, integers: Tensor | None = None) -> None:
         self.weight, self.grid = weight, grid
-        self.name = f"{weight.module.path.removeprefix(block).lstrip('.')}.{weight.name}"
+        self.name = f"{weight.module.path.removeprefix(block)}.{weight.name}".lstrip(".")
         self._dtype = weight.value.dtype
         self._rows = _view(weight.value.float(), grid)
         self._offset = torch.zeros_like(self._rows)
@@ -70,6 +70,7 @@ class Learned:
         """V and f by `lr` against the sign of their gradients, which pass where the value is within the grid."""
         assert self._leaf is not None
         assert self._on_grid is not None
+        assert self._before is not None
         if self._leaf.grad is None:  # nothing of it was used: an expert that no sample reached
             return
         gradient = self._leaf.grad.float()
@@ -100,7 +101,7 @@ class Learned:
             self.keep()
         assert self._kept is not None
         integers, scale = self._kept
-        self.weight.decide(QParams(self.grid.spec, scale, self.grid.zero_point), how, integers)
+        self.weight.decide(QParams(self.grid.spec, scale, self.grid.zero_point), how, integers, final=False)
 
     def _moved(self) -> Tensor:
         """W + V s, which the grid then rounds to the nearest."""
@@ -121,7 +122,7 @@ def _view(value: Tensor, grid: QParams) -> Tensor:
         case PerAxis():
             return value.unsqueeze(1)
         case PerGroup(_, size):
-            return value.unflatten(1, (-1, size))
+            return value.reshape(len(value), -1, size)
         case _:
             return value.reshape(1, 1, -1)
 

@@ -25,7 +25,7 @@ from pyquant.spec import PerTensor, QuantSpec
 from pyquant.weight import Weight
 from pyquant.wrap import QModule
 
-__all__ = ["Ranges", "decision", "grid_of", "range_search", "stacked"]
+__all__ = ["Ranges", "decision", "grid_of", "nearest", "range_search", "stacked"]
 
 HOW = "range search"
 Ranges = Literal["search", "minmax"]
@@ -48,10 +48,11 @@ def range_search(
     """
     chosen = chosen_weights(q, match, max_bits)
     way = Way(memory, resume=resume, progress=progress)
-    return decide(q, batches, chosen, _choose, way, HOW, paths=[weight.path for weight in chosen])
+    return decide(q, batches, chosen, nearest, way, HOW, paths=[weight.path for weight in chosen])
 
 
-def _choose(weight: Weight, found: Sequence[Moment | None]) -> Choice:
+def nearest(weight: Weight, found: Sequence[Moment | None]) -> Choice:
+    """The nearest integers on the grid of least error by the second moments of its matrices."""
     spec = weight.spec
     assert spec is not None
     matrices = weight.value.float().chunk(weight.matrices)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block tuning: which way each weight is rounded, and the range of each row, learned against the float block's output.
 
-It owns the steps of the optimization. Where a weight starts is range_search.py and gptq.py, the order of blocks and what
-they are called with blocks.py.
+It owns the steps of the optimization. Where a weight starts is range_search.py and gptq.py, the order of blocks and
+what they are called with blocks.py.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyquant.algorithms.blocks import Block, Samples, run_blocks
+from pyquant.algorithms.decide import Choose
+from pyquant.algorithms.gptq import Solver
 from pyquant.algorithms.learned import Learned
 from pyquant.algorithms.log import Decision, record
-from pyquant.algorithms.range_search import grid_of, stacked
+from pyquant.algorithms.range_search import nearest
 from pyquant.algorithms.targets import chosen_weights
 from pyquant.errors import InputError
-from pyquant.qparams import QParams
-from pyquant.weight import Weight
 from pyquant.wrap import QModule
 
 __all__ = ["tune"]
@@ -66,11 +67,13 @@ def tune(
     whose loss is the block's. Raises what gptq raises; InputError for numbers that make no sense; CheckpointError for a
     folder of another run.
     """
+    if start not in get_args(Start):
+        raise InputError(f"tune starts from {' or '.join(map(repr, get_args(Start)))}, got {start!r}")
     if steps < 1 or batch < 1 or (lr is not None and not 0 < lr <= 1):
         raise InputError(f"tune takes steps >= 1, batch >= 1 and lr in (0, 1], got {steps = }, {batch = }, {lr = }")
     paths = {weight.path for weight in chosen_weights(q, match, max_bits)}
     rate = 1 / steps if lr is None else lr
-    solver = _Tuner(steps, batch, rate, start, seed)
+    solver = _Tuner(steps, batch, rate, Solver("search", 0.01, True, 0.0) if start == "gptq" else nearest, seed)
     settings = {"steps": steps, "batch": batch, "lr": rate, "start": start, "seed": seed, "weights": sorted(paths)}
     with q.state.exclusive(HOW):
         log = run_blocks(
@@ -91,33 +94,30 @@ def tune(
 class _Tuner:
     """The solver of one run."""
 
-    def __init__(self, steps: int, batch: int, lr: float, start: Start, seed: int) -> None:
+    def __init__(self, steps: int, batch: int, lr: float, start: Choose, seed: int) -> None:
         self.steps, self.batch, self.lr, self.start, self.seed = steps, batch, lr, start, seed
 
     def __call__(self, block: Block) -> list[Decision]:
         began = time.perf_counter()
-        learned = [self._started(block, weight) for weight in block.weights]
-        note, after = "", None
+        choices = [self.start(weight, block.moments.of(weight)) for weight in block.weights]
+        learned = [
+            Learned(weight, choice.qparams, block.path, choice.integers)
+            for weight, choice in zip(block.weights, choices, strict=True)
+        ]
+        loss, note = None, "in no block that data reached: as at the start"
         if block.samples is not None:
-            before, after = self._learn(block.samples, learned)
-            note = f"loss of the block, {before:.3g} at the start"
-        seconds = (time.perf_counter() - began) / len(learned)
-        log = []
+            first, loss = self._learn(block.samples, learned)
+            note = f"loss of the block; {first:.3g} at the start"
         for each in learned:
-            moments = block.moments.of(each.weight)
             each.decide(HOW)
-            rows = sum(moment.rows for moment in moments if moment is not None)
-            log.append(Decision(each.weight.path, HOW, each.bits, after, rows, seconds, note))
-        return log
-
-    def _started(self, block: Block, weight: Weight) -> Learned:
-        spec = weight.spec
-        assert spec is not None
-        matrices = weight.value.float().chunk(weight.matrices)
-        grids: list[QParams] = []
-        for matrix, moment in zip(matrices, block.moments.of(weight), strict=True):
-            grids.append(grid_of(matrix, None if moment is None else moment.diagonal, spec, "search"))
-        return Learned(weight, stacked(grids, spec), block.path)
+        seconds = (time.perf_counter() - began) / len(learned)
+        return [
+            replace(
+                choice.decision, how=HOW, loss=choice.decision.loss if loss is None else loss, seconds=seconds,
+                note="; ".join(filter(None, (note, choice.decision.note))),
+            )
+            for choice in choices
+        ]  # fmt: skip
 
     def _learn(self, samples: Samples, learned: Sequence[Learned]) -> tuple[float, float]:
         """Tune them in place -> the loss at the start and of what is kept."""
@@ -143,7 +143,7 @@ class _Tuner:
             with torch.enable_grad():
                 leaves = {each.name: each.leaf() for each in learned}
                 for sample in chosen:
-                    _loss(samples.output(sample, leaves), samples.target(sample)).backward()
+                    torch.autograd.backward(_loss(samples.output(sample, leaves), samples.target(sample)))
             for each in learned:
                 each.step(self.lr * (1 - step / self.steps))
         return first, best
