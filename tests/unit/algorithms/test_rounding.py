@@ -139,7 +139,7 @@ def test_experts_are_tuned_and_one_without_data_stays_nearest() -> None:
     nearest = pyquant.prepare(gemma.conditional("experts", num_hidden_layers=1, layer_types=["full_attention"]), W4)
     batches = [gemma.inputs([2])]  # two rows of two choices: one of four experts sees nothing
     algorithms.range_search(nearest, batches, match="*experts*")
-    log = tune(q, batches, match="*experts*", steps=4, batch=1)
+    log = tune(q, batches, match="*experts*", steps=20, batch=1)
     expected = {w.path: w.integers.chunk(w.matrices) for w in weights(nearest) if w.how}
     assert [entry.path.rpartition(".")[2] for entry in log] == ["gate_up_proj:weight", "down_proj:weight"]
     note = log[0].note.partition("experts ")[2]
