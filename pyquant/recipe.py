@@ -24,7 +24,14 @@ __all__ = ["STAGES", "Recipe", "Step"]
 
 # The order of a run. A step may follow one of its own stage or of an earlier one.
 STAGES: Mapping[str, str] = MappingProxyType(
-    {"rotate": "fold", "smooth": "fold", "range_search": "decide", "gptq": "decide", "calibrate": "calibrate"}
+    {
+        "rotate": "fold",
+        "smooth": "fold",
+        "range_search": "decide",
+        "gptq": "decide",
+        "calibrate": "calibrate",
+        "auto16": "adapt",
+    }
 )
 _ORDER = ("fold", "decide", "calibrate", "adapt")
 _MEANING = {

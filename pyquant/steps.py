@@ -28,6 +28,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "range_search": algorithms.range_search,
     "gptq": algorithms.gptq,
     "calibrate": lifecycle.calibrate,
+    "auto16": algorithms.auto16,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -131,6 +132,29 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     assert main(again) == 0
     files = [(place / name / "vision_h4_w6.circle").read_bytes() for name in ("more", "again")]
     assert files[0] == files[1], "a recipe.yaml gives the same files again"
+
+
+def test_a_recipe_file_with_steps_and_its_log(place: Path, capsys: Any) -> None:
+    text = "format: pyquant-recipe\nversion: 1\nname: mine\nextends: w4a16-fast\nsteps:\n  - gptq: {samples: 2}\n"
+    (place / "mine.yaml").write_text(text)
+    more = ["--image-grid", "4x6"]
+    assert quantize(place, place / "steps", *more, "--resume", str(place / "r"), recipe=str(place / "mine.yaml")) == 0
+    output = capsys.readouterr().out
+    assert "Gemma4VisionModel, recipe mine (gptq): " in output
+    assert re.search(r"^time: .*gptq [\d.]+ s, calibrate [\d.]+ s, convert", output, re.MULTILINE)
+    log = (place / "steps" / "quantization_log.csv").read_text()
+    assert log.startswith("path,how,bits,loss,rows,seconds,note\nencoder.layers.0.")
+    assert (place / "steps" / "quantized" / "quantization_log.csv").read_text() == log
+    q = pyquant.load_quantized(place / "steps" / "quantized")
+    assert q.state.recipe == pyquant.Recipe.load(place / "steps" / "recipe.yaml")
+    assert len(q.state.log) == len(log.splitlines()) - 1
+    assert quantize(place, place / "steps2", *more, recipe=str(place / "steps" / "recipe.yaml")) == 0
+    files = [(place / name / "vision_h4_w6.circle").read_bytes() for name in ("steps", "steps2")]
+    assert files[0] == files[1], "the recipe of the result gives the same files, resumed or not"
+    assert quantize(place, place / "no", "--resume", str(place / "r2"), recipe="w8a8") == 2
+    assert "no step of recipe 'w8a8' (none) can go on; leave it out" in capsys.readouterr().err
+    assert quantize(place, place / "no", "--policy", str(place / "mine.yaml"), recipe="w8a16") == 0
+    assert "its steps (gptq(samples=2)) are not; --recipe" in capsys.readouterr().out
 
 
 def test_the_table_and_the_guesses_are_printed(place: Path, made: Path) -> None:

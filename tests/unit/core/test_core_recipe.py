@@ -98,6 +98,12 @@ BAD = {
     "no-mapping": ("steps:\n  - calibrate\n", r"line 5: steps\[0\]: expected a mapping, got 'calibrate'"),
     "key": ("step: []\n", r"line 1: 'step' is not known here \(did you mean 'steps'\?\)"),
     "twice": ("steps:\n  - calibrate: {}\n  - calibrate: {}\n", r"line 4: steps: calibrate is one step"),
+    "order": (
+        "steps:\n  - gptq: {}\n  - rotate: {}\n",
+        r"line 4: steps: step 'rotate' changes float .* before 'gptq'",
+    ),
+    "after": ("steps:\n  - auto16: {}\n  - calibrate: {}\n", r"line 4: steps: step 'calibrate' finds the ranges"),
+    "no-alpha": ("steps:\n  - smooth: {alpha: much}\n", r"line 5: steps\[0\].smooth.alpha: How much .* got 'much'"),
     "rule": (
         'rules:\n  - {match: "*", spec: null}\n  - {match: "*", spec: {dtype: int99}}\n',
         r"line 6: rules\[1\]: ",

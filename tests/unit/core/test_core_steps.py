@@ -121,3 +121,14 @@ def test_integers_of_a_checkpoint_stay_and_that_is_said() -> None:
     assert said[1].startswith("gptq left out: no weight to decide: ")
     assert q.state.notes == said
     assert all(torch.equal(w.value, values[w.path]) for w in weights(q) if w.path in values)
+
+
+def test_auto16_is_run_after_calibrate_and_is_recorded() -> None:
+    fp, batches = llama()
+    recipe = Recipe("a", Policy.preset("w8a8"), (Step("auto16", {"samples": 2, "share": 0.5, "loss": 0.0}),))
+    assert [step.algorithm for step in oneshot.whole(recipe)] == ["calibrate", "auto16"]
+    q = pyquant.quantize(fp, batches, recipe=recipe, progress=False)
+    wide = [site for site in q.all_sites() if site.spec is not None and site.spec.dtype.bits == 16]
+    assert wide
+    assert any(note.startswith("auto16: ") for note in q.state.notes)
+    assert {decision.path for decision in q.state.log} >= {site.path for site in wide}
