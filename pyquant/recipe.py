@@ -29,6 +29,7 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "smooth": "fold",
         "range_search": "decide",
         "gptq": "decide",
+        "tune": "decide",
         "calibrate": "calibrate",
         "auto16": "adapt",
     }

@@ -27,6 +27,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "smooth": algorithms.smooth,
     "range_search": algorithms.range_search,
     "gptq": algorithms.gptq,
+    "tune": algorithms.tune,
     "calibrate": lifecycle.calibrate,
     "auto16": algorithms.auto16,
 }
