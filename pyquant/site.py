@@ -87,6 +87,7 @@ class Site(Phased):
         self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
         self.decided = ""  # who decided the grid or the format before convert; see decide(), reformat()
         self.final = True  # a decided grid that not even a bias may widen
+        self.apart = False  # whether its range was observed on other values than it passes (masked logits)
         self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
@@ -127,6 +128,7 @@ class Site(Phased):
             return self._saturate(x, clip)
         x = _clamp(x, clip)
         if self._phase is Phase.CALIBRATE and self.observer is not None:
+            self.apart |= observed is not None
             self.observe(x if observed is None else observed)
         return x
 
@@ -222,6 +224,12 @@ class Site(Phased):
             self.observer.reset()
             self.observe(value)
             self._scanned = TensorStamp(value)
+
+    def forget(self) -> None:
+        """Drop the statistics of a constant that has another value now; it is observed again when it is next seen."""
+        if self.observer is not None:
+            self.observer.reset()
+        self._scanned = TensorStamp()
 
     def observe(self, x: Tensor) -> None:
         """Take `x` into the statistics."""

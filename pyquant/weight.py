@@ -204,6 +204,8 @@ def _store(module: QModule, name: str, value: Tensor) -> None:
         raise InputError(f"parameter {where!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
     new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
     module.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
+    if name in module.sites:
+        module.site(name).forget()
 
 
 def weights(q: QModule) -> Iterator[Weight]:

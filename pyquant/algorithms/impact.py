@@ -157,10 +157,10 @@ class Impacts:
             known = self._of.setdefault(site, impact)
             if site not in impact.sites and known is impact:
                 impact.sites.append(site)
-            impact.fixed |= observed is not None
+            impact.fixed |= site.apart
             return out
         impact = self._of.setdefault(site, Impact([site]))
-        impact.fixed |= observed is not None
+        impact.fixed |= site.apart
         self._memory[key] = impact
         seen: Tensor = _Probe.apply(out, self._start, impact)  # type: ignore[no-untyped-call]
         return seen
