@@ -29,7 +29,7 @@ from pyquant.evaluation import Series, paired_difference, token_losses
 from pyquant.policy import Role
 from pyquant.wrap import QModule, Site
 
-CALIBRATION, HELDOUT = 64, 40  # windows of 256 tokens
+CALIBRATION, HELDOUT, SECOND = 64, 33, 17  # windows of 256 tokens
 
 
 def losses(logits: Callable[[Tensor], Tensor], texts: Tensor) -> Series:
@@ -86,7 +86,7 @@ def row(fp: nn.Module, tokenizer: Any, args: argparse.Namespace) -> dict[str, An
     found["activation_shares"] = {str(bits): round(share, 4) for bits, share in shares.end().items()}
     measured = {"reference": texts[-HELDOUT:]}
     if args.text is not None:
-        measured["second"] = text_of(args.text, tokenizer, HELDOUT)
+        measured["second"] = text_of(args.text, tokenizer, SECOND)
     for name, rows in measured.items():
         base, own = (
             losses(lambda ids: fp(input_ids=ids).logits, rows),

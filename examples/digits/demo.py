@@ -65,11 +65,10 @@ class Answers:
 
 
 def quantize(fp: nn.Module, recipe: str, samples: int, family: Family = QWEN3_VL) -> pyquant.QModel:
-    """prepare -> calibrate -> convert."""
-    q = pyquant.prepare(fp, pyquant.Policy.preset(recipe))
-    pyquant.calibrate(q, list(vlm_data.calibration_batches(samples, inputs=family.inputs)), progress=True)
-    pyquant.convert(q)
-    return q
+    """By the whole recipe, its steps included."""
+    return pyquant.quantize(
+        fp, list(vlm_data.calibration_batches(samples, inputs=family.inputs)), recipe, progress=True
+    )
 
 
 def forced(asked: Sequence[Question], batch_size: int, family: Family = QWEN3_VL) -> list[Forced]:

@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def command(place: Path, out: str, *more: str, data: str = "c.jsonl", recipe: str = "w4a16") -> list[str]:
+def command(place: Path, out: str, *more: str, data: str = "c.jsonl", recipe: str = "w4a16-fast") -> list[str]:
     words = ["quantize", "--model", str(place / "model"), "--recipe", recipe, "--data", str(place / data)]
     return [*words, "--out", str(place / out), *more]
 
@@ -61,7 +61,7 @@ def test_the_command_says_what_it_guessed_and_did(ran: subprocess.CompletedProce
         "guessed: image grids 4x4, 4x6: those of the calibration data",
         "guessed: max sequence length 128: the longest prompt has ",
         "guessed: prefill length 64: the longest prompt has ",
-        "Qwen3VLForConditionalGeneration, policy w4a16: ",
+        "Qwen3VLForConditionalGeneration, policy w4a16-fast: ",
         "calibrated on 3 samples",
         "time: read data ",
         "peak memory: read data ",
@@ -96,7 +96,7 @@ def test_the_folder_is_bundle_model_and_recipe(ran: subprocess.CompletedProcess[
 def test_the_files_are_those_of_the_public_functions(ran: subprocess.CompletedProcess[str], place: Path) -> None:
     fp = Qwen3VLForConditionalGeneration.from_pretrained(place / "model", attn_implementation="eager")
     data = calibration.read(place / "c.jsonl", place / "model")
-    q = pyquant.prepare(fp, pyquant.Policy.preset("w4a16"))
+    q = pyquant.prepare(fp, pyquant.Policy.preset("w4a16-fast"))
     pyquant.calibrate(q, data)
     pyquant.convert(q)
     profile = qwen3_vl.Profile(max_seq_len=128, image_grids=((1, 4, 4), (1, 4, 6)), prefill_lengths=(64,))

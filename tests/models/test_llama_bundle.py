@@ -137,7 +137,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fp.save_pretrained(place / "model")
     checkpoints.processor_files(place / "model", images=False)
     checkpoints.lines(place / "c.jsonl", {"prompt": "what is this ?"}, {"prompt": "read the digits"})
-    words = ["quantize", "--model", str(place / "model"), "--recipe", "w8a16", "--data", str(place / "c.jsonl")]
+    words = ["quantize", "--model", str(place / "model"), "--recipe", "w8a16-fast", "--data", str(place / "c.jsonl")]
     words += ["--prefill-lengths", "32", "--max-seq-len", "40", "--out", str(place / "out")]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-W", "error::UserWarning:pyquant", "-m", "pyquant.cli.main", *words]

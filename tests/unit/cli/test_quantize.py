@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def quantize(place: Path, out: Path, *more: str, data: str = "c.jsonl", recipe: str = "w8a8") -> int:
+def quantize(place: Path, out: Path, *more: str, data: str = "c.jsonl", recipe: str = "w8a8-fast") -> int:
     model, lines = str(place / "model"), str(place / data)
     return main(["quantize", "--model", model, "--recipe", recipe, "--data", lines, "--out", str(out), *more])
 
@@ -83,14 +83,14 @@ def test_the_folder_holds_bundle_model_and_recipe(made: Path) -> None:
         assert pyquant.circle.check(made / graph, "luci") == []
     card = (made / "quantized" / "README.md").read_text()
     assert "`pyquant quantize --model " in card
-    assert "--recipe w8a8 --data " in card
+    assert "--recipe w8a8-fast --data " in card
     assert "| calibration | 3 of 3 samples of c.jsonl |" in card
     assert (made / "quantized" / "preprocessor_config.json").is_file()
     recipe = yaml.safe_load((made / "recipe.yaml").read_text())
     assert recipe["calibration"]["samples"] == recipe["calibration"]["of"] == 3
     assert recipe["graphs"] == {"image_grids": [[1, 12, 20], [1, 16, 16]], "batch_size": 1, "target": "circle"}
     assert recipe["model"]["class"] == "Gemma4VisionModel"
-    assert pyquant.Recipe.load(made / "recipe.yaml") == pyquant.Recipe.preset("w8a8")
+    assert pyquant.Recipe.load(made / "recipe.yaml") == pyquant.Recipe.preset("w8a8-fast")
 
 
 def test_it_computes_what_the_public_functions_compute(made: Path, place: Path) -> None:
@@ -115,7 +115,7 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     )
     pyquant.Policy((keep,), "keep").save(rules)
     more = ["--policy", str(rules), "--samples", "2", "--seed", "4", "--image-grid", "4x6", "--batch-size", "2"]
-    assert quantize(place, place / "more", *more, recipe="w8a16") == 0
+    assert quantize(place, place / "more", *more, recipe="w8a16-fast") == 0
     output = capsys.readouterr().out
     assert "guessed" not in output
     assert "calibrated on 2 samples" in output
@@ -151,9 +151,9 @@ def test_a_recipe_file_with_steps_and_its_log(place: Path, capsys: Any) -> None:
     assert quantize(place, place / "steps2", *more, recipe=str(place / "steps" / "recipe.yaml")) == 0
     files = [(place / name / "vision_h4_w6.circle").read_bytes() for name in ("steps", "steps2")]
     assert files[0] == files[1], "the recipe of the result gives the same files, resumed or not"
-    assert quantize(place, place / "no", "--resume", str(place / "r2"), recipe="w8a8") == 2
-    assert "no step of recipe 'w8a8' (none) can go on; leave it out" in capsys.readouterr().err
-    assert quantize(place, place / "no", "--policy", str(place / "mine.yaml"), recipe="w8a16") == 0
+    assert quantize(place, place / "no", "--resume", str(place / "r2"), recipe="w8a8-fast") == 2
+    assert "no step of recipe 'w8a8-fast' (none) can go on; leave it out" in capsys.readouterr().err
+    assert quantize(place, place / "no", "--policy", str(place / "mine.yaml"), recipe="w8a16-fast") == 0
     assert "its steps (gptq(samples=2)) are not; --recipe" in capsys.readouterr().out
 
 
@@ -295,7 +295,7 @@ def test_a_failure_at_the_end_leaves_the_former_result(
 
 
 def test_faults_of_a_target_are_a_list_and_the_error_one_line(place: Path, tmp_path: Path, capsys: Any) -> None:
-    assert quantize(place, tmp_path / "out", "--image-grid", "4x4", "--target", "luci", recipe="w8a16") == 2
+    assert quantize(place, tmp_path / "out", "--image-grid", "4x4", "--target", "luci", recipe="w8a16-fast") == 2
     *rows, last = capsys.readouterr().err.splitlines()
     assert last.startswith("pyquant: ExportError: ")
     assert last.endswith("rule(s) of target 'luci'; listed above")
@@ -307,7 +307,7 @@ def test_faults_of_a_target_are_a_list_and_the_error_one_line(place: Path, tmp_p
     assert quantize(place, tmp_path / "out", "--policy", str(rules)) == 2
     *rows, last = capsys.readouterr().err.splitlines()
     assert any("'nowhere.*' -> float: nearest sites are" in row for row in rows)
-    assert last.startswith("pyquant: PolicyError: policy 'w8a8+typo': 1 of ")
+    assert last.startswith("pyquant: PolicyError: policy 'w8a8-fast+typo': 1 of ")
     assert list(tmp_path.iterdir()) == [rules]
 
 

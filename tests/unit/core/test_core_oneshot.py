@@ -24,10 +24,10 @@ from pyquant.wrap import Phase, QModule
 
 
 def test_quantize_is_prepare_calibrate_convert(block: ToyBlock, xs: list[Tensor], converted: QModule) -> None:
-    q = pyquant.quantize(block, xs, recipe="w8a8", progress=False)
+    q = pyquant.quantize(block, xs, recipe="w8a8-fast", progress=False)
     assert q.phase is Phase.QUANTIZED
     assert torch.equal(q(xs[0]), converted(xs[0]))
-    assert q.state.recipe == Recipe.preset("w8a8")
+    assert q.state.recipe == Recipe.preset("w8a8-fast")
     assert q.state.notes == []
 
 
@@ -67,7 +67,7 @@ def test_a_step_reads_as_many_samples_as_it_says(
         monkeypatch.delattr(Loader, "__len__")
     recipe = Recipe("few", Policy.preset("w8a8"), (Step("calibrate", {"samples": 2}),))
     q = pyquant.quantize(block, kind(xs), recipe=recipe, progress=False)
-    by_hand = pyquant.quantize(block, [xs[i] for i in wanted], recipe="w8a8", progress=False)
+    by_hand = pyquant.quantize(block, [xs[i] for i in wanted], recipe="w8a8-fast", progress=False)
     assert torch.equal(q(xs[0]), by_hand(xs[0]))
 
 
@@ -83,11 +83,11 @@ def test_an_iterator_is_kept_for_the_steps_and_that_is_said(block: ToyBlock, xs:
 
 def test_what_cannot_be_is_refused(block: ToyBlock, xs: list[Tensor]) -> None:
     with pytest.raises(CalibrationError, match=r"got one Tensor; pass \[batch\]"):
-        pyquant.quantize(block, xs[0], recipe="w8a8")
+        pyquant.quantize(block, xs[0], recipe="w8a8-fast")
     with pytest.raises(PolicyError, match="recipe 'w9' does not exist"):
         pyquant.quantize(block, xs, recipe="w9")
-    with pytest.raises(InputError, match=r"resume='x': no step of recipe 'w8a8' \(none\) can go on"):
-        pyquant.quantize(block, xs, recipe="w8a8", resume="x")
+    with pytest.raises(InputError, match=r"resume='x': no step of recipe 'w8a8-fast' \(none\) can go on"):
+        pyquant.quantize(block, xs, recipe="w8a8-fast", resume="x")
     q = pyquant.prepare(block, Policy.preset("w8a8"))
     with pytest.raises(PolicyError, match="prepared with policy 'w8a8', and recipe 'w8a16' has another"):
         oneshot.run(q, xs, Recipe.preset("w8a16"))
@@ -101,7 +101,7 @@ def test_each_step_is_entered_by_name(block: ToyBlock, xs: list[Tensor]) -> None
         names.append(name)
         yield
 
-    recipe = Recipe.preset("w8a8")
+    recipe = Recipe.preset("w8a8-fast")
     oneshot.run(pyquant.prepare(block, recipe.policy), xs, recipe, progress=False, step=step)
     assert names == ["calibrate", "convert"]
 
@@ -135,7 +135,7 @@ def test_recipe_log_and_notes_are_saved_and_loaded(block: ToyBlock, xs: list[Ten
 def test_a_recipe_of_another_release_does_not_keep_a_model_from_loading(
     block: ToyBlock, xs: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    q = pyquant.quantize(block, xs, recipe="w8a8", progress=False)
+    q = pyquant.quantize(block, xs, recipe="w8a8-fast", progress=False)
     pyquant.save_quantized(q, tmp_path / "q")
     index = json.loads((tmp_path / "q" / "quantization.json").read_text())
     index["recipe"]["steps"] = [{"newer": {}}]
@@ -151,7 +151,7 @@ def test_a_recipe_of_another_release_does_not_keep_a_model_from_loading(
 
 
 def test_a_damaged_log_is_named(block: ToyBlock, xs: list[Tensor], tmp_path: Path) -> None:
-    q = pyquant.quantize(block, xs, recipe="w8a8", progress=False)
+    q = pyquant.quantize(block, xs, recipe="w8a8-fast", progress=False)
     q.state.log = [Decision("up:weight", "gptq", 8)]
     pyquant.save_quantized(q, tmp_path / "q")
     (tmp_path / "q" / "quantization_log.csv").write_text("path\n")
