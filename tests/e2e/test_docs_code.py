@@ -94,9 +94,7 @@ def test_the_commands_of_the_first_screen_stay() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_table_of_runtimes_is_true(recipe: str, tmp_path: Path) -> None:
     target: Any = "onert" if recipe.endswith("_onert") or recipe == "float" else "circle"
-    q: Any = pyquant.prepare(vlm.load_model(), pyquant.Policy.preset(recipe))
-    pyquant.calibrate(q, list(vlm_data.calibration_batches(32)))
-    pyquant.convert(q)
+    q: Any = pyquant.quantize(vlm.load_model(), list(vlm_data.calibration_batches(32)), recipe)
     pyquant.export_bundle(q, tmp_path / "bundle", PROFILE, target=target)
     tico, luci, onert = rows()[recipe]
     for cell, checked in ((luci, "luci"), (onert, "onert")):
