@@ -36,7 +36,7 @@ _TYPE_OF_RANGE = {
     (-32767, 32767): "int16",
     (-32768, 32767): "int16",
 }
-_FULL_RANGE = {"int4": (-8, 7), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
+_FULL_RANGE = {"int4": (-8, 7), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 #: plan type -> the torch type of one of its integers
 STORAGE = {**ops.STORAGE, "int32": torch.int32, "int64": torch.int64}
 

@@ -126,7 +126,7 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     assert manifest["graphs"]["vision_h4_w6"]["inputs"][0]["shape"] == [2, 24, 48]
     policy = pyquant.Policy.preset("w8a16").with_rule(keep)
     assert recipe["rules"] == policy.to_dict()["rules"]
-    assert recipe["name"] == "w8a16+keep"
+    assert recipe["name"] == "w8a16-fast+keep"
     again = ["quantize", "--model", str(place / "model"), "--recipe", str(place / "more" / "recipe.yaml"), "--data",
              str(place / "c.jsonl"), "--out", str(place / "again"), *more[2:]]  # fmt: skip
     assert main(again) == 0
