@@ -93,11 +93,10 @@ def page(out: Path) -> str:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    share = row["activation_shares"].get("16", 0.0)
     beside = f"{row['files']['nats']:+.4f} on {row['files']['tokens']} tokens" if "files" in row else ""
     losses = f"{_loss(row, 'reference')} | {_loss(row, 'second')}"
     cost = f"{row['minutes']:.1f} | {row['peak_mb']}"
-    return f"| `{name}` | {row['weight_bits']} | {100 * share:.1f} % | {losses} | {beside} | {cost} |"
+    return f"| `{name}` | {row['weight_bits']} | {100 * row['share16']:.1f} % | {losses} | {beside} | {cost} |"
 
 
 def _loss(row: dict[str, Any], text: str) -> str:

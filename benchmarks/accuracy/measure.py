@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ import pyquant
 from examples import smollm2
 from pyquant.evaluation import Series, paired_difference, token_losses
 from pyquant.policy import Role
-from pyquant.wrap import QModule, Site
+from pyquant.wrap import QModule
 
 CALIBRATION, HELDOUT, SECOND = 64, 33, 17  # windows of 256 tokens
 
@@ -43,24 +44,6 @@ def text_of(path: Path, tokenizer: Any, count: int) -> Tensor:
     """The first `count` windows of a text file."""
     ids = tokenizer(path.read_text(encoding="utf-8")[: count * smollm2.WINDOW * 8], return_tensors="pt")["input_ids"][0]
     return ids[: count * smollm2.WINDOW].reshape(-1, smollm2.WINDOW)
-
-
-class _Shares:
-    """The share of activation elements that each width has, counted while a tree runs."""
-
-    def __init__(self, q: QModule) -> None:
-        self.counts: dict[int, int] = {}
-        self._handles = [site.tap(self._count) for site in q.all_sites() if not site.role.is_constant]
-
-    def _count(self, site: Site, x: Tensor, out: Tensor, **_: object) -> None:
-        bits = 32 if site.spec is None else site.spec.dtype.bits
-        self.counts[bits] = self.counts.get(bits, 0) + out.numel()
-
-    def end(self) -> dict[int, float]:
-        for handle in self._handles:
-            handle.remove()
-        whole = sum(self.counts.values())
-        return {bits: count / whole for bits, count in sorted(self.counts.items())}
 
 
 def row(fp: nn.Module, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -81,9 +64,8 @@ def row(fp: nn.Module, tokenizer: Any, args: argparse.Namespace) -> dict[str, An
         "peak_mb": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024),
         "weight_bits": round(_bits(q), 2),
     }
-    shares = _Shares(q)
-    q(**batches[0])
-    found["activation_shares"] = {str(bits): round(share, 4) for bits, share in shares.end().items()}
+    found["notes"] = list(q.state.notes)
+    found["share16"] = _share16(q)
     measured = {"reference": texts[-HELDOUT:]}
     if args.text is not None:
         measured["second"] = text_of(args.text, tokenizer, SECOND)
@@ -108,6 +90,15 @@ def row(fp: nn.Module, tokenizer: Any, args: argparse.Namespace) -> dict[str, An
         )
         found["files"] = {"nats": difference.value, "tokens": int(difference.weight)}
     return found
+
+
+def _share16(q: QModule) -> float:
+    """The part of activation elements at 16 bits: as auto16 says, else all or none."""
+    said = [re.search(r"auto16: .* ([0-9.]+)% of the activation elements", note) for note in q.state.notes]
+    if found := next((each for each in said if each), None):
+        return float(found[1]) / 100
+    widths = {site.spec.dtype.bits for site in q.all_sites() if site.spec is not None and not site.role.is_constant}
+    return float(widths == {16})
 
 
 def _bits(q: QModule) -> float:
