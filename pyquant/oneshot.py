@@ -117,8 +117,6 @@ def calibrate_by(
     _check_resume(recipe, resume)
     data = _again(batches, recipe, log or _warn)
     folder = None if resume is None else Path(resume)
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
     steps = Steps(q, progress, log or _warn)
     came = _decided_before(q)
     q.state.recipe = recipe
@@ -169,6 +167,10 @@ def _check_resume(recipe: Recipe, resume: str | Path | None) -> None:
     if not any(takes(step, "resume") for step in recipe.steps):
         steps = ", ".join(map(str, recipe.steps)) or "none"
         raise InputError(f"resume={str(resume)!r}: no step of recipe {recipe.name!r} ({steps}) can go on; leave it out")
+    try:
+        Path(resume).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"resume={str(resume)!r} cannot be a folder ({error.strerror}); name another place") from error
 
 
 def _warn(line: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from pyquant import ops
 from pyquant.algorithms.impact import Grids, Impact, Impacts, candidates
 from pyquant.algorithms.log import Decision, record
-from pyquant.errors import InputError
+from pyquant.errors import InputError, PhaseError
 from pyquant.qparams import QParams
 from pyquant.role import Role
 from pyquant.site import Site
@@ -81,6 +81,8 @@ def auto16(
     """
     if not (loss >= 0 and 0 <= share <= 1):
         raise InputError(f"auto16 takes a loss of at least 0 and a share between 0 and 1, got {loss = }, {share = }")
+    if not isinstance(q, QModule):
+        raise PhaseError(f"auto16 takes the tree that pyquant.prepare returned, got {type(q).__name__}")
     q.require(Phase.CALIBRATE, "auto16")
     q.state.require_intact("auto16")
     began = time.perf_counter()

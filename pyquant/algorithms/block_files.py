@@ -105,6 +105,7 @@ class RunFolder:
             "path": path,
             "weights": json.dumps([[w.path, _spec(w).to_dict(), w.how, w.site.final] for w in decided]),
             "log": json.dumps([asdict(entry) for entry in log]),
+            "digest": _digest(tensors),
         }
         with files.whole_file(self._file(number)) as new:
             tensor_file.save(new, {name: tensor_file.whole(value) for name, value in tensors.items()}, about)
@@ -123,6 +124,8 @@ class RunFolder:
                 listed = json.loads(about["weights"])
                 if about["path"] != path or [each[0] for each in listed if each[0] not in open_weights]:
                     raise CheckpointError(f"it is of {about['path']!r}, expected {path!r}")
+                if about["digest"] != _digest({key: opened.get_tensor(key) for key in opened.keys()}):  # noqa: SIM118
+                    raise CheckpointError("its tensors are not those that were written")
                 log = [Decision(**entry) for entry in json.loads(about["log"])]
                 chosen = []
                 for name, spec, how, final in listed:
@@ -145,6 +148,12 @@ class RunFolder:
 def _spec(weight: Weight) -> QuantSpec:
     assert weight.spec is not None
     return weight.spec
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    _add(digest, dict(tensors))
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str:

@@ -108,7 +108,7 @@ def run_blocks(
     cache, CheckpointError for a folder of another run.
     """
     q.require(Phase.CALIBRATE, verb)
-    data = list(batches)
+    data = list(batches) if isinstance(batches, Iterable) else [batches]
     if not data or not all(map(is_batch, data)):
         odd = next((type(each).__name__ for each in data if not is_batch(each)), "no batches")
         raise CalibrationError(

@@ -40,6 +40,8 @@ def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Tensor:
     """
     if n < 1:
         raise InputError(f"a rotation has at least one channel, got {n}")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"a seed is an integer from 0 to 2^63 - 1, got {seed}")
     generator = torch.Generator().manual_seed(seed)
     if keep_mean:
         return _keeping_ones(n, generator)

@@ -25,6 +25,10 @@ def run_batches(q: QModule, batches: Iterable[Any], what: str, progress: bool | 
 
     Raises CalibrationError for no batches, and for one that the model fails on.
     """
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise CalibrationError(
+            f"{what} takes an iterable of batches, got {type(batches).__name__}; pass a list or a data loader"
+        )
     number, hide = -1, None if progress is None else not progress
     with autocast.off(), torch.no_grad():
         for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):

@@ -54,6 +54,8 @@ def rotate(
     has decided weights, or whose float model was edited after prepare. Nothing is changed then.
     """
     require_foldable(q, "rotate")
+    if not residual and not heads:
+        raise InputError("rotate with residual=False and heads=False rotates nothing; leave the step out")
     streams = structure.streams(q)
     chosen = _chosen(streams, towers, residual)
     folds = Folds(q)
@@ -90,19 +92,19 @@ def _chosen(streams: list[structure.Stream], towers: Sequence[str] | None, resid
         )
     for stream in chosen if residual else []:
         if stream.obstacles:
-            raise InputError(_obstacle(stream))
+            raise InputError(_obstacle(stream, [other.path for other in streams if not other.obstacles]))
     return chosen
 
 
-def _obstacle(stream: structure.Stream) -> str:
+def _obstacle(stream: structure.Stream, free: Sequence[str]) -> str:
     first = stream.obstacles[0]
     more = f" (and {len(stream.obstacles) - 1} more)" if len(stream.obstacles) > 1 else ""
+    where = repr(stream.path) if stream.path else "the model"
     return (
-        f"the residual stream of {stream.path or 'the model'!r} cannot be rotated: {first.path!r} of "
+        f"the residual stream of {where} cannot be rotated: {first.path!r} of "
         f"{type(first).__name__}{more} adds to it or reads it, and has no weight that could take the rotation. A norm "
         "after a linear stands between that and the stream; a final norm needs its head in the tree (prepare the whole "
-        "model). Use pyquant.algorithms.smooth, rotate(q, residual=False) for heads alone where the attention has "
-        "plain values, or towers=[...] for other towers"
+        "model). Use pyquant.algorithms.smooth" + (f", or rotate(q, towers={list(free)!r})" if free else "")
     )
 
 

@@ -26,15 +26,21 @@ def chosen_weights(q: QModule, match: str | Sequence[str], max_bits: int) -> lis
     if not isinstance(q, QModule):
         raise PhaseError(f"an algorithm takes the tree that pyquant.prepare returned, got {type(q).__name__}")
     q.require(Phase.CALIBRATE, "an algorithm")
+    if seen := next((site for site in q.all_sites() if not site.role.is_constant and site.last_seen), None):
+        raise PhaseError(
+            f"the site {seen.path!r} was calibrated with weights that are not decided yet; decide weights after "
+            "prepare and before pyquant.calibrate"
+        )
     globs = (match,) if isinstance(match, str) else tuple(match)
     linears = [weight for weight in weights(q) if weight.is_linear]
     found = [w for w in linears if any(fnmatchcase(w.path, glob) for glob in globs)]
     chosen = [w for w in found if w.open and w.spec is not None and w.spec.dtype.bits <= max_bits and _by_rows(w)]
     if not chosen:
-        seen = f"{len(linears)} weights of linears, {len(found)} match {', '.join(map(repr, globs))}"
+        decided = sorted({weight.how for weight in found if weight.how})
+        count = f"{len(linears)} weights of linears, {len(found)} match {', '.join(map(repr, globs))}"
         raise PolicyError(
-            f"no weight to decide: the tree has {seen}, and none of these has integers of at most {max_bits} bits by "
-            "its policy and is undecided; see q.policy.explain(q)"
+            f"no weight to decide: the tree has {count}, and none of these has integers of at most {max_bits} bits by "
+            f"its policy and is undecided{f' (decided already: {decided})' if decided else ''}; see q.policy.explain(q)"
         )
     return chosen
 

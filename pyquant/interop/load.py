@@ -17,6 +17,7 @@ from pyquant.interop import weight_files
 from pyquant.interop.reader import Reader, reader_of, require_read
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["load", "model_class"]
@@ -38,7 +39,10 @@ def model_class(name: str) -> type[nn.Module]:
     return found[0]
 
 
-def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(folder: str | Path, dtype: str | torch.dtype = "float32") -> nn.Module:
     """The float model of a checkpoint folder (or hub name), in eval mode, with the eager attention that wrappers
     simulate.
 
@@ -55,14 +59,18 @@ def load(folder: str | Path, dtype: str = "float32") -> nn.Module:
     from pyquant import models
     from pyquant.interop.gemma_qat import zero_absent_
 
-    name = str(folder)
+    name, form = str(folder), str(dtype).removeprefix("torch.")
+    if not isinstance(folder, str | Path) or form not in DTYPES:
+        raise ModelError(
+            f"load takes a folder and one of the types {', '.join(DTYPES)}, got {folder!r:.100} and {dtype!r}"
+        )
     cls: Any = model_class(name)
     models.wrapper_of(cls)  # before gigabytes are read
     weight_files.check_files(Path(name))
     reader = _reader(name)
     if reader is not None:
         _check_head(name, reader)
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "output_loading_info": True}
+    options = {"dtype": getattr(torch, form), "attn_implementation": "eager", "output_loading_info": True}
     try:
         if reader is None:
             model, said = cls.from_pretrained(name, **options)

@@ -281,7 +281,11 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another model"):
         run_blocks(other, batches, Nearest(), resume=tmp_path / "run", settings={"damp": 0.01})
     file = tmp_path / "run" / "block_001.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of the last tensor
+    with pytest.raises(CheckpointError, match=r"its tensors are not those that were written.*remove this file"):
+        run_blocks(llama_tree()[0], batches, Nearest(), resume=tmp_path / "run", settings={"damp": 0.01})
+    file.write_bytes(whole[:100])
     with pytest.raises(CheckpointError, match=r"block_001.safetensors' cannot be used .*remove this file"):
         run_blocks(llama_tree()[0], batches, Nearest(), resume=tmp_path / "run", settings={"damp": 0.01})
     (tmp_path / "run" / "run.json").unlink()

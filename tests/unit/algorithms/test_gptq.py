@@ -176,10 +176,18 @@ def test_what_cannot_be_is_said() -> None:
         algorithms.gptq(tree(), [torch.ones(2, 3)])
     with pytest.raises(CalibrationError, match="inputs of ':weight' have NaN"):
         algorithms.gptq(tree(), [torch.full((2, IN), torch.nan)], progress=False)
+    with pytest.raises(CalibrationError, match="gptq takes an iterable of batches, got NoneType"):
+        algorithms.gptq(tree(), None)  # type: ignore[arg-type]
+    with pytest.raises(PhaseError, match=r"auto16 takes the tree that pyquant\.prepare returned, got Linear"):
+        algorithms.auto16(nn.Linear(2, 2), data())  # type: ignore[arg-type]
     q = tree()
     algorithms.gptq(q, data(), progress=False)
-    with pytest.raises(PolicyError, match="undecided"):
+    with pytest.raises(PolicyError, match=r"undecided \(decided already: \['gptq'\]\)"):
         algorithms.gptq(q, data(), progress=False)
+    late = tree()
+    pyquant.calibrate(late, data(), progress=False)
+    with pytest.raises(PhaseError, match=r"':act_in' was calibrated with weights that are not decided yet"):
+        algorithms.range_search(late, data(), progress=False)
     pyquant.calibrate(q, data(), progress=False)
     pyquant.convert(q)
     with pytest.raises(PhaseError, match="QUANTIZED"):

@@ -201,3 +201,10 @@ def test_shards_ties_and_the_generation_config_are_read(tmp_path: Path) -> None:
     path = "model.layers.1.self_attn.v_proj"
     assert np.array_equal(back.get_submodule(path).weight.detach().numpy(), truths[path].value)
     assert not hasattr(back.config, "quantization_config")
+
+
+def test_a_type_has_two_spellings(tmp_path: Path) -> None:
+    with pytest.raises(pyquant.errors.ModelError, match=r"types float32, bfloat16, float16, got .* 'bf17'"):
+        pyquant.interop.load(tmp_path, dtype="bf17")
+    with pytest.raises(pyquant.errors.ModelError, match="load takes a folder and one of the types"):
+        pyquant.interop.load(None)  # type: ignore[arg-type]
