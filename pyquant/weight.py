@@ -64,7 +64,8 @@ class Weight:
     @property
     def how(self) -> str:
         """Who decided it, in words; "" for nobody (a format alone is no decision)."""
-        return self.site.decided if self.site.scale is not None else ""
+        site = self.site
+        return site.decided if site.scale is not None or isinstance(site, BlockSite) else ""
 
     @property
     def value(self) -> Tensor:

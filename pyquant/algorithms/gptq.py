@@ -132,7 +132,9 @@ def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Facto
     diagonal = h.diagonal()
     mean = diagonal.mean()
     diagonal[diagonal == 0] = mean if float(mean) > 0 else 1.0
-    columns = torch.argsort(diagonal, descending=True, stable=True) if order else torch.arange(len(h), device=h.device)
+    columns = torch.argsort(diagonal, descending=True, stable=True)
+    if not order:
+        columns = torch.arange(len(h), dtype=torch.int64, device=h.device)
     h = h[columns][:, columns]
     h.diagonal().add_(damping * mean)
     # With L L^T = H of the columns in reverse, H^-1 = U^T U for U = L^-1 with rows and columns in reverse.

@@ -71,7 +71,8 @@ def _random(n: int, generator: torch.Generator) -> Tensor:
     gaussian = torch.randn(n, n, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(gaussian)
     signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return signs * torch.as_tensor(q)
+    found: Tensor = signs * q
+    return found
 
 
 def _doubled(matrix: Tensor, times: int) -> Tensor:

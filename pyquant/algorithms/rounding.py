@@ -138,7 +138,7 @@ class _Tuner:
             if step == self.steps:
                 break
             if len(queue) < self.batch:
-                queue += torch.randperm(count, generator=order).tolist()
+                queue += torch.randperm(count, generator=order, dtype=torch.int64, device="cpu").tolist()
             chosen, queue = queue[: self.batch], queue[self.batch :]
             with torch.enable_grad():
                 leaves = {each.name: each.leaf() for each in learned}

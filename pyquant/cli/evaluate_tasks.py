@@ -114,7 +114,7 @@ def _throughput(rest: str, reader: Reader) -> Task:
         raise UsageError(f"--tasks throughput:{rest}: expected throughput:IN,OUT in tokens, such as throughput:64,16")
     width, new = map(int, numbers)
     ids = list(reader.tokenizer(PROMPT * width)["input_ids"])[:width]
-    return evaluation.Throughput(torch.tensor(ids), new)
+    return evaluation.Throughput(torch.tensor(ids, dtype=torch.int64, device="cpu"), new)
 
 
 def _prepare(subjects: Mapping[str, Any]) -> Any:

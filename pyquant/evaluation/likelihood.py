@@ -47,7 +47,7 @@ class Likelihood:
         exact: list[list[float]] = [[] for _ in subjects]
         pairs = {each: Paired() for each in ordered_pairs(subjects, reference)}
         for index, part in enumerate(tqdm(self.parts, desc=self.name, unit="batch", disable=None)):
-            targets = [torch.tensor(answer) for answer in part.answers]
+            targets = [torch.tensor(answer, dtype=torch.int64, device="cpu") for answer in part.answers]
             logits: dict[int, list[Tensor]] = {}
             for number, subject in enumerate(subjects):
                 if sum(sizes[:index]) >= limits[number]:

@@ -178,9 +178,9 @@ class FilesSubject:
             return out
 
         steps, rows = max(map(len, asked.answers)), len(asked.prompt["input_ids"])
-        filled = torch.zeros(rows, steps, dtype=torch.int64)
+        filled = torch.zeros(rows, steps, dtype=torch.int64, device="cpu")
         for row, answer in enumerate(asked.answers):
-            filled[row, : len(answer)] = torch.tensor(answer)
+            filled[row, : len(answer)] = torch.tensor(answer, dtype=torch.int64, device="cpu")
 
         def right(_: Tensor, tokens: Tensor) -> Tensor:
             return filled[:, tokens.shape[1] - asked.prompt["input_ids"].shape[1]]

@@ -137,7 +137,7 @@ def _beginning(tokenizer: Any) -> Tensor:
     ids = list(tokenizer("a")["input_ids"])
     bos = getattr(tokenizer, "bos_token_id", None)
     first = ids[:1] if bos is not None and len(ids) > 1 and ids[0] == bos else []
-    return torch.tensor(first, dtype=torch.int64)
+    return torch.tensor(first, dtype=torch.int64, device="cpu")
 
 
 def _places(subject: Subject, ids: Tensor) -> Tensor:

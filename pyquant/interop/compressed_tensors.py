@@ -106,7 +106,7 @@ class CompressedReader:
         rows, columns = integers.shape
         if scale.numel() == 1 and args.get("strategy") in ("tensor", None):
             zero = self.folder.get(f"{path}.weight_zero_point")
-            zero_point = torch.zeros(1) if zero is None else zero
+            zero_point = torch.zeros(1, dtype=torch.float32, device="cpu") if zero is None else zero
             return StoredWeight(path, bits, integers, scale.reshape(()), zero_point.reshape(()).to(torch.int32))
         if scale.dim() != 2 or scale.shape[0] != rows or columns % scale.shape[1]:
             raise ModelError(
@@ -139,7 +139,7 @@ class CompressedReader:
         if name not in self.folder:
             if not symmetric:
                 self.folder.require(name, f"has the zero points of {path!r}")
-            return torch.zeros(scale.shape, dtype=torch.int32)
+            return torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
         stored = self.folder[name]
         if stored.dtype == torch.int32 and f"{path}.weight_packed" in self.folder and not symmetric:
             stored = unpack(stored.t(), bits, int(scale.shape[0])).t() if stored.dim() == 2 else stored
@@ -175,7 +175,9 @@ class CompressedReader:
     def _grid(self, path: str, kind: str, spec: QuantSpec) -> QParams:
         scale = self.folder.number(f"{path}.{kind}_scale")
         zero = f"{path}.{kind}_zero_point"
-        zero_point = self.folder.number(zero) if zero in self.folder else torch.zeros((), dtype=torch.int32)
+        zero_point = (
+            self.folder.number(zero) if zero in self.folder else torch.zeros((), dtype=torch.int32, device="cpu")
+        )
         try:
             return QParams(spec, scale, zero_point.to(torch.int32))
         except SpecError as error:

@@ -126,5 +126,7 @@ def _order(path: str, index: Tensor, groups: int) -> Tensor | None:
             "checkpoint again"
         )
     count = index.numel()
-    plain = count % groups == 0 and torch.equal(index, torch.arange(count) // (count // groups))
+    plain = count % groups == 0 and torch.equal(
+        index, torch.arange(count, dtype=index.dtype, device=index.device) // (count // groups)
+    )
     return None if plain or groups == 1 else index

@@ -144,8 +144,8 @@ def test_a_recipe_by_name_file_or_policy(tmp_path: Path) -> None:
 
 
 def test_steps_are_checked_when_they_are_made() -> None:
-    with pytest.raises(SpecError, match=r"'rotat' is not known here"):
-        Step("rotat")
+    with pytest.raises(SpecError, match=r"'rotatex' is not known here"):
+        Step("rotatex")
     with pytest.raises(SpecError, match="expected a value of at least 1, got -3"):
         Step("calibrate", {"samples": -3})
     with pytest.raises(SpecError, match="recipe 'x': calibrate is one step"):
