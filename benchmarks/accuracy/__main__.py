@@ -68,6 +68,7 @@ def page(out: Path) -> str:
         "calibrate; *other prose* is another text. Activations are static, one range a tensor; *16-bit share*",
         "is the part of activation elements at 16 bits. Minutes and memory: from the float model to the converted tree",
         f"on {_machine()}; memory is what the process took beyond the loaded float model (540 MB).",
+        "*Files beside simulation*: what the written bundle loses more than the tree, in TICO's reference runtime.",
         "",
         "| recipe | weight bits | 16-bit share | loss | other prose | files beside simulation | minutes | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
