@@ -18,11 +18,11 @@ from torch import Tensor
 from pyquant import ops
 from pyquant.algorithms.blocks import Propagate
 from pyquant.algorithms.decide import Choice, Way, decide
-from pyquant.algorithms.range_search import Ranges, decision, grid_of, stacked
+from pyquant.algorithms.range_search import Ranges, decision, grids_of
 from pyquant.algorithms.statistics import Moment
 from pyquant.algorithms.targets import chosen_weights
 from pyquant.decision import Decision
-from pyquant.errors import InputError
+from pyquant.errors import CalibrationError, InputError
 from pyquant.qparams import QParams
 from pyquant.spec import PerGroup, QuantSpec
 from pyquant.weight import Weight
@@ -101,30 +101,34 @@ class Solver:
         self._last: tuple[Moment, _Factor] | None = None
 
     def __call__(self, weight: Weight, moments: Sequence[Moment | None]) -> Choice:
-        spec = weight.spec
-        assert spec is not None
-        grids, integers, lost, whole = [], [], 0.0, 0.0
-        for matrix, moment in zip(weight.value.float().chunk(weight.matrices), moments, strict=True):
-            grid = grid_of(matrix, None if moment is None else moment.diagonal, spec, self.ranges)
-            grids.append(grid)
+        matrices, grids, stacked = grids_of(weight, moments, self.ranges)
+        integers, lost, whole = [], 0.0, 0.0
+        for matrix, grid, moment in zip(matrices, grids, moments, strict=True):
             if moment is None:
                 integers.append(_nearest(matrix, grid))
                 continue
-            found, loss = _solve(matrix, self._factor_of(moment), grid)
+            found, loss = _solve(matrix, self._factor_of(weight, moment), grid)
             integers.append(found)
             lost += 2 * loss
             whole += float(((matrix @ moment.gram) * matrix).double().sum())
         record = decision(weight, HOW, lost / whole if whole else None, moments)
-        return Choice(stacked(grids, spec), torch.cat(integers), record)
+        return Choice(stacked, torch.cat(integers), record)
 
-    def _factor_of(self, moment: Moment) -> _Factor:
+    def _factor_of(self, weight: Weight, moment: Moment) -> _Factor:
         if self._last is None or self._last[0] is not moment:
-            self._last = (moment, _factor(moment, self.damping, self.order, self.alpha))
+            factor = _factor(moment, self.damping, self.order, self.alpha)
+            if factor is None:
+                raise CalibrationError(
+                    f"gptq: the second moments of what {weight.path!r} multiplies, of {moment.rows} rows, have no "
+                    f"inverse with damping={self.damping}; use a larger one, such as 0.01, or more data"
+                )
+            self._last = (moment, factor)
         return self._last[1]
 
 
-def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Factor:
-    """The factor of the damped inverse, in float64: a Hessian of a real network has a condition number of 1e9.
+def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Factor | None:
+    """The factor of the damped inverse, in float64: a Hessian of a real network has a condition number of 1e9. None for
+    one without an inverse.
 
     A column whose input was always 0 gets the mean of the diagonal: its weight is rounded to the nearest.
     """
@@ -138,7 +142,9 @@ def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Facto
     h = h[columns][:, columns]
     h.diagonal().add_(damping * mean)
     # With L L^T = H of the columns in reverse, H^-1 = U^T U for U = L^-1 with rows and columns in reverse.
-    lower = torch.linalg.cholesky(h.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+    if int(failed):
+        return None
     upper = torch.linalg.solve_triangular(lower, torch.eye(len(h), dtype=h.dtype, device=h.device), upper=False)
     upper = upper.flip(0, 1)
     correction = None

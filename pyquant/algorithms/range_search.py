@@ -25,7 +25,7 @@ from pyquant.spec import PerTensor, QuantSpec
 from pyquant.weight import Weight
 from pyquant.wrap import QModule
 
-__all__ = ["Ranges", "decision", "grid_of", "nearest", "range_search", "stacked"]
+__all__ = ["Ranges", "decision", "grid_of", "grids_of", "nearest", "range_search"]
 
 HOW = "range search"
 Ranges = Literal["search", "minmax"]
@@ -53,20 +53,15 @@ def range_search(
 
 def nearest(weight: Weight, found: Sequence[Moment | None]) -> Choice:
     """The nearest integers on the grid of least error by the second moments of its matrices."""
-    spec = weight.spec
-    assert spec is not None
-    matrices = weight.value.float().chunk(weight.matrices)
-    grids = [
-        grid_of(matrix, None if moment is None else moment.diagonal, spec, "search")
-        for matrix, moment in zip(matrices, found, strict=True)
-    ]
+    matrices, grids, stacked = grids_of(weight, found, "search")
     lost = whole = 0.0
     for matrix, grid, moment in zip(matrices, grids, found, strict=True):
         if moment is not None:
+            spec = grid.spec
             value = ops.fake_quantize(matrix, grid.scale, grid.zero_point, grid.axis, grid.group, spec.qmin, spec.qmax)
             lost += float(((matrix - value).square() @ moment.diagonal).double().sum())
             whole += float((matrix.square() @ moment.diagonal).double().sum())
-    return Choice(stacked(grids, spec), None, decision(weight, HOW, lost / whole if whole else None, found))
+    return Choice(stacked, None, decision(weight, HOW, lost / whole if whole else None, found))
 
 
 def decision(weight: Weight, how: str, loss: float | None, moments: Sequence[Moment | None]) -> Decision:
@@ -76,6 +71,28 @@ def decision(weight: Weight, how: str, loss: float | None, moments: Sequence[Mom
     note = f"experts {', '.join(without)} saw no data: nearest integers" if without else ""
     rows = sum(moment.rows for moment in moments if moment is not None)
     return Decision(weight.path, how, weight.spec.dtype.bits, loss, rows, note=note)
+
+
+def grids_of(
+    weight: Weight, moments: Sequence[Moment | None], ranges: Ranges
+) -> tuple[Sequence[Tensor], Sequence[QParams], QParams]:
+    """The matrices of a weight, each (out, in) float32, the grid of each, and the grid of the whole weight.
+
+    Matrices have grids of their own, by their own inputs; with one scale for the whole weight they share one, by all
+    inputs together.
+    """
+    spec = weight.spec
+    assert spec is not None, f"{weight.path} is float"
+    value = weight.value.float()
+    matrices = value.chunk(weight.matrices)
+    diagonals = [None if moment is None else moment.diagonal for moment in moments]
+    if isinstance(spec.granularity, PerTensor):
+        seen = [diagonal for diagonal in diagonals if diagonal is not None]
+        whole = grid_of(value, torch.stack(seen).sum(0) if seen else None, spec, ranges)
+        return matrices, [whole] * len(matrices), whole
+    grids = [grid_of(matrix, own, spec, ranges) for matrix, own in zip(matrices, diagonals, strict=True)]
+    scale, zero_point = (torch.cat([getattr(grid, part) for grid in grids]) for part in ("scale", "zero_point"))
+    return matrices, grids, QParams(spec, scale, zero_point)
 
 
 def grid_of(weight: Tensor, importance: Tensor | None, spec: QuantSpec, ranges: Ranges) -> QParams:
@@ -99,14 +116,3 @@ def _whole_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     size = getattr(spec.granularity, "size", 0)
     grouped = weight.reshape(len(weight), -1, size) if size else weight
     return grouped.amin(-1), grouped.amax(-1)
-
-
-def stacked(grids: Sequence[QParams], spec: QuantSpec) -> QParams:
-    """One grid for matrices on top of each other, from theirs; per tensor, the largest scale of all."""
-    if len(grids) == 1:
-        return grids[0]
-    scales = [grid.scale for grid in grids]
-    if isinstance(spec.granularity, PerTensor):
-        widest = max(range(len(grids)), key=lambda i: float(scales[i]))
-        return grids[widest]
-    return QParams(spec, torch.cat(scales), torch.cat([grid.zero_point for grid in grids]))

@@ -398,3 +398,15 @@ def test_an_algorithm_names_the_experts_that_no_data_reached_and_rounds_them_to_
         values = stacked.weight.detach().view_as(own)
         assert torch.allclose(values[3], nearest[3], atol=1e-6)
         assert torch.allclose(values, nearest, atol=1e-6) == (algorithm == "range_search")
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "range_search"])
+def test_experts_with_one_scale_share_their_grid(algorithm: str) -> None:
+    fp = mixture(4, 2)
+    fp.gate_up_proj.data[1] *= 3  # an expert whose own range is another
+    policy = Policy.preset("w4a16").with_rule(Rule("*", Role.WEIGHT, QuantSpec(INT4, symmetric=True)))
+    q = pyquant.prepare(fp, policy)
+    getattr(pyquant.algorithms, algorithm)(q, [chosen(4, 2, 64)], progress=False)
+    for stacked, own in ((q.gate_up_proj, fp.gate_up_proj), (q.down_proj, fp.down_proj)):
+        off = (stacked.weight.detach().view_as(own) - own.detach()).abs()
+        assert float(off.mean()) < 0.6 * float(stacked.site("weight").scale)

@@ -170,6 +170,8 @@ def test_what_cannot_be_is_said() -> None:
         algorithms.gptq(tree(), data(), max_bits=2)
     with pytest.raises(InputError, match="damping"):
         algorithms.gptq(tree(), data(), damping=1.5)
+    with pytest.raises(CalibrationError, match=r"':weight' multiplies, of 2 rows, have no inverse with damping=0; use"):
+        algorithms.gptq(tree(), [torch.ones(2, IN)], damping=0, progress=False)
     with pytest.raises(CalibrationError, match="gptq got no batches"):
         algorithms.gptq(tree(), [])
     with pytest.raises(CalibrationError, match=r"gptq: batch 0: the model raised RuntimeError.*float32 \(2, 3\)"):
