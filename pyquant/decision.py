@@ -38,7 +38,8 @@ class Decision:
     note: str = ""
 
 
-_COLUMNS = tuple(field.name for field in fields(Decision))
+# Not the seconds: the same run gives the same file.
+_COLUMNS = tuple(field.name for field in fields(Decision) if field.name != "seconds")
 
 
 def to_csv(decisions: Iterable[Decision]) -> str:
@@ -48,7 +49,7 @@ def to_csv(decisions: Iterable[Decision]) -> str:
     writer.writerow(_COLUMNS)
     for d in decisions:
         loss = "" if d.loss is None else f"{d.loss:.9g}"
-        writer.writerow((d.path, d.how, d.bits, loss, d.rows, f"{d.seconds:.3f}", d.note))
+        writer.writerow((d.path, d.how, d.bits, loss, d.rows, d.note))
     return text.getvalue()
 
 
@@ -62,8 +63,8 @@ def from_csv(text: str) -> list[Decision]:
     found = []
     for number, row in enumerate(rows[1:], 2):
         try:
-            path, how, bits, loss, seen, seconds, note = row
-            decision = Decision(path, how, int(bits), float(loss) if loss else None, int(seen), float(seconds), note)
+            path, how, bits, loss, seen, note = row
+            decision = Decision(path, how, int(bits), float(loss) if loss else None, int(seen), note=note)
         except ValueError as error:
             raise SpecError(f"line {number} of the quantization log is {','.join(row)!r}: {error}") from None
         if decision.loss is not None and math.isnan(decision.loss):

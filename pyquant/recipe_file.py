@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,16 @@ def faults(data: Any, *, partial: bool = False) -> list[Fault]:
     if partial:
         schema = {key: value for key, value in schema.items() if key != "required"}
     found = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(key) for key in e.absolute_path])
-    return [Fault(tuple(error.absolute_path), _text(error)) for error in found]
+    return [*(Fault(tuple(error.absolute_path), _text(error)) for error in found), *_not_numbers(data, ())]
+
+
+def _not_numbers(value: Any, path: tuple[Key, ...]) -> Iterator[Fault]:
+    """NaN, which is within every bound."""
+    if isinstance(value, float) and math.isnan(value):
+        yield Fault(path, "expected a number, got nan")
+    elif isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_numbers(item, (*path, key))
 
 
 def _text(error: Any) -> str:
@@ -93,7 +105,8 @@ def _text(error: Any) -> str:
         )
     if rule == "type":
         kinds = [value] if isinstance(value, str) else [kind for kind in value if kind != "null"]
-        return f"expected {' or '.join(_KINDS[kind] for kind in kinds)}, got {error.instance!r}"
+        hint = " (YAML reads 1e-2 as text: write 0.01 or 1.0e-2)" if _is_exponent(error.instance) else ""
+        return f"expected {' or '.join(_KINDS[kind] for kind in kinds)}, got {error.instance!r}{hint}"
     if rule == "enum":
         return f"expected one of {', '.join(map(repr, value))}, got {error.instance!r}"
     if rule == "anyOf":
@@ -101,6 +114,10 @@ def _text(error: Any) -> str:
     if rule in _BOUNDS:
         return f"expected a value {_BOUNDS[rule]} {value}, got {error.instance!r}"
     return str(error.message)
+
+
+def _is_exponent(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9]+[eE][-+]?[0-9]+", value) is not None
 
 
 _KINDS = {

@@ -106,12 +106,11 @@ def _in_one_pass(
 
 
 def _timed(choose: Choose, weight: Weight, moments: Sequence[Moment | None]) -> Choice:
-    for moment in moments:
-        if moment is not None and not bool(moment.gram.isfinite().all()):
-            raise CalibrationError(
-                f"the inputs of {weight.path!r} have NaN or infinite values, or squares beyond float32; repair the "
-                "model or the data"
-            )
+    if not all(moment is None or bool(moment.gram.isfinite().all()) for moment in moments):
+        raise CalibrationError(
+            f"the inputs of {weight.path!r} have NaN or infinite values, or squares beyond float32; repair the data or "
+            "the model"
+        )
     began = time.perf_counter()
     choice = choose(weight, moments)
     return replace(choice, decision=replace(choice.decision, seconds=time.perf_counter() - began))

@@ -114,6 +114,11 @@ class Folds:
             )
         if value.is_meta:
             raise InputError(f"{where!r} has no data (device meta); load the whole model before folding")
+        if not bool(value.isfinite().all()):
+            raise InputError(
+                f"{where!r} has NaN or infinite values, which folding would carry into other weights; repair the "
+                "checkpoint"
+            )
         if name in module.sites and (how := Weight(module, name).how):
             raise PhaseError(f"{where!r} is decided ({how}), and stays as it is; fold before weights are decided")
 

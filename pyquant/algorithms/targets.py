@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from pyquant.errors import PhaseError, PolicyError
+from pyquant.errors import CalibrationError, PhaseError, PolicyError
 from pyquant.spec import PerAxis, PerGroup
 from pyquant.weight import Weight, weights
 from pyquant.wrap import Phase, QModule
@@ -21,7 +21,8 @@ def chosen_weights(q: QModule, match: str | Sequence[str], max_bits: int) -> lis
     """The linears whose weights nobody decided, of at most `max_bits`, whose path one of the globs of `match` fits.
 
     Weights that the policy leaves float or gives blocks are left out, and so are formats with scales along another
-    axis than the rows. Raises PolicyError where none is left, PhaseError for a tree that is not in the CALIBRATE phase.
+    axis than the rows. Raises PolicyError where none is left, PhaseError for a tree that is not in the CALIBRATE phase or
+    was calibrated, CalibrationError for NaN or Inf in a weight.
     """
     if not isinstance(q, QModule):
         raise PhaseError(f"an algorithm takes the tree that pyquant.prepare returned, got {type(q).__name__}")
@@ -42,6 +43,12 @@ def chosen_weights(q: QModule, match: str | Sequence[str], max_bits: int) -> lis
             f"no weight to decide: the tree has {count}, and none of these has integers of at most {max_bits} bits by "
             f"its policy and is undecided{f' (decided already: {decided})' if decided else ''}; see q.policy.explain(q)"
         )
+    for weight in chosen:
+        if not bool(weight.value.isfinite().all()):
+            raise CalibrationError(
+                f"the weight {weight.path!r} has NaN or infinite values; repair the checkpoint, and start again from "
+                "pyquant.prepare"
+            )
     return chosen
 
 

@@ -47,13 +47,14 @@ class Threshold:
         return f"{self.metric} {'>' if METRICS[self.metric] else '<'} {self.limit:g}"
 
 
-def threshold(text: str) -> Threshold:
-    """The `type=` of an argparse option: `METRIC=NUMBER`, upper or lower case."""
+def threshold(text: str, metrics: Sequence[str] = tuple(TENSORS)) -> Threshold:
+    """The `type=` of an argparse option: `METRIC=NUMBER`, upper or lower case, of one of `metrics`."""
     name, mark, number = text.partition("=")
     metric = name.strip().upper()
     if not mark or metric not in METRICS:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no threshold; expected METRIC=NUMBER such as PEIR=0.05, with one of {', '.join(METRICS)}"
+            f"{text!r} is no threshold; expected METRIC=NUMBER such as {metrics[0]}=0.05, with one of "
+            f"{', '.join(metrics)}"
         )
     try:
         limit = float(number)
@@ -68,7 +69,7 @@ def add_fail_above(parser: argparse.ArgumentParser, metrics: Sequence[str] = tup
     """`--fail-above` for a verb that measures `metrics`; may be given several times."""
 
     def known(text: str) -> Threshold:
-        found = threshold(text)
+        found = threshold(text, metrics)
         if found.metric not in metrics:
             raise argparse.ArgumentTypeError(
                 f"{text!r}: {found.metric} is not measured here; expected one of {', '.join(metrics)}"
@@ -103,7 +104,7 @@ def add_limits(parser: argparse.ArgumentParser, above: Sequence[str], below: Seq
 
 
 def _of(metrics: Sequence[str], option: str, text: str) -> Threshold:
-    found = threshold(text)
+    found = threshold(text, metrics)
     if found.metric not in metrics:
         raise argparse.ArgumentTypeError(
             f"{text!r}: {option} is for {', '.join(metrics)} here; {found.metric} is not one of them"

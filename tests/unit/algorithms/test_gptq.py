@@ -176,7 +176,7 @@ def test_what_cannot_be_is_said() -> None:
         algorithms.gptq(tree(), [])
     with pytest.raises(CalibrationError, match=r"gptq: batch 0: the model raised RuntimeError.*float32 \(2, 3\)"):
         algorithms.gptq(tree(), [torch.ones(2, 3)])
-    with pytest.raises(CalibrationError, match="inputs of ':weight' have NaN"):
+    with pytest.raises(CalibrationError, match=r"inputs of ':weight' have NaN .*; repair the data"):
         algorithms.gptq(tree(), [torch.full((2, IN), torch.nan)], progress=False)
     with pytest.raises(CalibrationError, match="gptq takes an iterable of batches, got NoneType"):
         algorithms.gptq(tree(), None)  # type: ignore[arg-type]
@@ -194,3 +194,12 @@ def test_what_cannot_be_is_said() -> None:
     pyquant.convert(q)
     with pytest.raises(PhaseError, match="QUANTIZED"):
         algorithms.gptq(q, data())
+
+
+def test_a_damaged_weight_is_named() -> None:
+    model = llama.tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan
+    q = pyquant.prepare(model, Policy.preset("w4a16"))
+    with pytest.raises(CalibrationError, match=r"the weight 'model.layers.0.self_attn.q_proj:weight' has NaN or inf"):
+        algorithms.gptq(q, [llama.example_inputs(model)], progress=False)

@@ -245,3 +245,10 @@ def test_it_comes_before_calibration_and_before_decisions() -> None:
         rotate(late)
     with pytest.raises(PhaseError, match="got LlamaForCausalLM"):
         rotate(fp)
+
+
+def test_a_damaged_weight_is_named_before_it_spreads() -> None:
+    fp = llama.tiny_model()
+    fp.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(InputError, match=r"'model.norm.weight' has NaN or infinite values, which folding would carry"):
+        rotate(pyquant.prepare(fp, pyquant.Policy.preset("w8a8")))

@@ -94,6 +94,11 @@ BAD = {
         r"line 6: steps\[0\].calibrate.samples: expected a whole number, got 'many'",
     ),
     "bound": ("steps: [calibrate: {samples: 0}]\n", r"line 4: steps.*samples: expected a value of at least 1, got 0"),
+    "nan": ("steps:\n  - gptq: {damping: .nan}\n", r"line 5: steps\[0\].gptq.damping: expected a number, got nan"),
+    "exponent": (
+        "steps:\n  - gptq: {damping: 1e-2}\n",
+        r"line 5: .*got '1e-2' \(YAML reads 1e-2 as text: write",
+    ),
     "two-keys": ("steps:\n  - {calibrate: {}, rotate: {}}\n", r"line 5: steps\[0\]"),
     "no-mapping": ("steps:\n  - calibrate\n", r"line 5: steps\[0\]: expected a mapping, got 'calibrate'"),
     "key": ("step: []\n", r"line 1: 'step' is not known here \(did you mean 'steps'\?\)"),
