@@ -21,8 +21,8 @@ def chosen_weights(q: QModule, match: str | Sequence[str], max_bits: int) -> lis
     """The linears whose weights nobody decided, of at most `max_bits`, whose path one of the globs of `match` fits.
 
     Weights that the policy leaves float or gives blocks are left out, and so are formats with scales along another
-    axis than the rows. Raises PolicyError where none is left, PhaseError for a tree that is not in the CALIBRATE phase or
-    was calibrated, CalibrationError for NaN or Inf in a weight.
+    axis than the rows. Raises PolicyError where none is left, PhaseError for a tree that is not in the CALIBRATE phase
+    or was calibrated, CalibrationError for NaN or Inf in a weight.
     """
     if not isinstance(q, QModule):
         raise PhaseError(f"an algorithm takes the tree that pyquant.prepare returned, got {type(q).__name__}")
