@@ -201,7 +201,9 @@ def test_gemma4_names_the_norms_after_its_linears() -> None:
 def test_a_model_without_its_head_is_refused() -> None:
     fp, _ = given("llama")
     q = prepared(fp.model)
-    with pytest.raises(InputError, match=r"the residual stream of the model cannot.*'norm' of .*needs its head in the tree"):
+    with pytest.raises(
+        InputError, match=r"the residual stream of the model cannot.*'norm' of .*needs its head in the tree"
+    ):
         rotate(q)
     rotate(q, residual=False)
 
