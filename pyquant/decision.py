@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from pyquant.errors import SpecError
 
@@ -26,7 +26,8 @@ class Decision:
     path: of the site. how: who decided, in words ("gptq"). bits: of the format. loss: the squared error of the layer's
     output over the rows seen, relative to that output's own square, where the algorithm knows it. rows: how many
     rows of calibration data it was decided by, 0 where it takes none. seconds: how long the decision took, without
-    running the model. note: what a reader of the log should know besides ("3 of 128 experts saw no data: nearest").
+    running the model; neither compared nor in the file. note: what a reader of the log should know besides ("3 of 128
+    experts saw no data: nearest").
     """
 
     path: str
@@ -34,12 +35,12 @@ class Decision:
     bits: int
     loss: float | None = None
     rows: int = 0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     note: str = ""
 
 
 # Not the seconds: the same run gives the same file.
-_COLUMNS = tuple(field.name for field in fields(Decision) if field.name != "seconds")
+_COLUMNS = tuple(each.name for each in fields(Decision) if each.name != "seconds")
 
 
 def to_csv(decisions: Iterable[Decision]) -> str:
