@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "circle/check/check.h"
+#include "circle/ops/row.h"
 
 namespace pyquant::circle {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 class LuciCheck {
  public:
   LuciCheck(const Model& model, const Operator& op, std::string where, Faults& faults)
-      : model_(model), op_(op), name_(op.op->name), where_(std::move(where)), faults_(faults) {}
+      : model_(model), op_(op), row_(row_of(*op.op)), where_(std::move(where)), faults_(faults) {}
 
   void run() {
     switch (op_.op->luci) {
@@ -77,14 +78,8 @@ class LuciCheck {
   void fixed() {
     const Tensor* out = output(model_, op_, 0);
     if (!out || !is_type(out->dtype) || !out->quant || out->quant->scale.size() != 1) return;
-    const bool narrow = out->dtype == DType::UINT8;
-    float scale = narrow ? 1.0f / 256.0f : 1.0f / 32768.0f;
-    int64_t zero_point = 0;
-    if (name_ == "SOFTMAX") scale = narrow ? 1.0f / 255.0f : 1.0f / 32767.0f;
-    if (name_ == "TANH" && narrow) {
-      scale = 2.0f / 256.0f;
-      zero_point = 128;
-    }
+    if (!row_.fixed) return;
+    const auto [scale, zero_point] = row_.fixed(out->dtype == DType::UINT8);
     if (out->quant->scale[0] == scale && out->quant->zero_point == std::vector<int64_t>{zero_point}) return;
     Tensor expected;
     expected.quant = QParams{{scale}, {zero_point}, 0, 0};
@@ -144,7 +139,7 @@ class LuciCheck {
   // Per channel of the output axis: dimension 0, but 3 for depthwise convolutions; or one scale for all.
   void granularity(const Tensor& w) {
     if (!w.quant || w.quant->scale.size() <= 1) return;
-    const int32_t axis = name_ == "DEPTHWISE_CONV_2D" ? 3 : 0;
+    const int32_t axis = row_.channel_axis;
     if (w.quant->axis == axis) return;
     fault(Code::E_LUCI_GRANULARITY, input_text(model_, op_, 1) + " is quantized along dimension " +
                                         std::to_string(w.quant->axis) + ", expected " + std::to_string(axis));
@@ -168,7 +163,7 @@ class LuciCheck {
 
   const Model& model_;
   const Operator& op_;
-  const std::string_view name_;
+  const OpRow& row_;
   const std::string where_;
   Faults& faults_;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every fault code has a case that produces it, and every message is one line with the place.
 #include <set>
+#include <string_view>
 
 #include "check.h"
 #include "fault_cases.h"
@@ -35,6 +36,8 @@ TEST(no_code_without_a_case) {
   std::set<pyquant::Code> produced;
   for (const FaultCase& one : all_cases()) produced.insert(one.code);
   for (size_t i = 0; i < std::size(pyquant::kCodes); ++i) {
+    if (std::string_view(pyquant::kCodes[i].name).rfind("E_RUN_", 0) == 0)
+      continue;  // tests/cpp/run has them
     CHECK_MSG(produced.count(static_cast<pyquant::Code>(i)) > 0,
               std::string("no case for ") + pyquant::kCodes[i].name);
   }

@@ -69,9 +69,9 @@ TEST(circle_takes) {
          R"({"values_count": 2, "axis": 1})");
   circle("LESS", {{"int32", {2, 1}}, {"int32", {3}}}, {{"bool", {2, 3}}});
   circle("SELECT_V2", {{"bool", {2, 1}}, {"float32", {}}, {"float32", {3}}}, {{"float32", {2, 3}}});
-  circle("ONE_HOT", {{"int32", {2}}, {"int32", {}, {}, true}, {"float32", {}}, {"float32", {}}},
-         {{"float32", {2, 3}}}, R"({"axis": -1})");
-  circle("TOPK_V2", {{"float32", {5}}, {"int32", {}, {}, true}}, {{"float32", {2}}, {"int32", {2}}});
+  circle("ONE_HOT", {{"int32", {2}}, {"int32", {}}, {"float32", {}}, {"float32", {}}}, {{"float32", {2, 3}}},
+         R"({"axis": -1})");
+  circle("TOPK_V2", {{"float32", {5}}, {"int32", {}}}, {{"float32", {2}}, {"int32", {2}}});
   circle("ARG_MAX", {{"float32", {5}}, {"int32", {}, {}, true}}, {{"int64", {}}},
          R"({"output_type": "INT64"})");
   circle("SHAPE", {{"float32", {5, 2}}}, {{"int32", {2}}}, R"({"out_type": "INT32"})");

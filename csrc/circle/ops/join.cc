@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors joined and taken apart: CONCATENATION, SPLIT, SPLIT_V, PACK, UNPACK.
+#include "circle/ops/row.h"
+
+namespace pyquant::circle {
+namespace {
+
+void infer_concatenation(Inference& it) {
+  Shape y = it.shape(0);
+  const auto axis = axis_of(it.option<int64_t>("axis", 0), y.size());
+  if (!axis) return it.fault("an axis of the inputs");
+  int64_t total = y[*axis];
+  for (size_t i = 1; i < it.inputs(); ++i) {
+    Shape part = it.shape(i);
+    if (part.size() != y.size()) return it.fault("one rank");
+    total += part[*axis];
+    part[*axis] = y[*axis];
+    if (part != y) return it.fault("dimensions that agree outside the axis");
+  }
+  if (total > INT32_MAX) return it.fault("a sum of sizes that fits 32 bits");
+  y[*axis] = static_cast<int32_t>(total);
+  it.set(0, y, "the joined inputs");
+}
+
+void infer_split(Inference& it) {
+  const Shape& x = it.shape(1);
+  if (it.elements(0) != 1) return it.fault("one axis");
+  if (!it.knows(0)) {
+    for (size_t k = 0; k < it.outputs(); ++k) it.set_declared(k);
+    return;
+  }
+  const auto axis = axis_of(it.ints(0)[0], x.size());
+  const auto parts = static_cast<int32_t>(it.outputs());
+  if (!axis || x[*axis] % parts != 0) return it.fault("an axis of the input that its outputs divide");
+  Shape y = x;
+  y[*axis] = x[*axis] / parts;
+  for (size_t k = 0; k < it.outputs(); ++k) it.set(k, y, "an equal part");
+}
+
+// One of the sizes may be -1: what the others leave.
+void infer_split_v(Inference& it) {
+  const Shape& x = it.shape(0);
+  const auto parts = static_cast<int64_t>(it.outputs());
+  if (it.elements(1) != parts || it.elements(2) != 1) return it.fault("a size for each output, and one axis");
+  if (!it.knows(1) || !it.knows(2)) {
+    for (size_t k = 0; k < it.outputs(); ++k) it.set_declared(k);
+    return;
+  }
+  const auto axis = axis_of(it.ints(2)[0], x.size());
+  std::vector<int64_t> sizes = it.ints(1);
+  int64_t total = 0, open = -1;
+  for (size_t k = 0; k < sizes.size(); ++k) {
+    if (sizes[k] == -1 && open < 0) {
+      open = static_cast<int64_t>(k);
+    } else if (sizes[k] < 0 || sizes[k] > INT32_MAX) {
+      return it.fault("sizes of 0 or more, one of them -1");
+    } else {
+      total += sizes[k];
+    }
+  }
+  if (!axis || total > x[*axis] || (open < 0 && total != x[*axis])) {
+    return it.fault("outputs that make up the input");
+  }
+  if (open >= 0) sizes[static_cast<size_t>(open)] = x[*axis] - total;
+  for (size_t k = 0; k < sizes.size(); ++k) {
+    Shape y = x;
+    y[*axis] = static_cast<int32_t>(sizes[k]);
+    it.set(k, y, "its part");
+  }
+}
+
+void infer_pack(Inference& it) {
+  Shape y = it.shape(0);
+  for (size_t i = 1; i < it.inputs(); ++i) {
+    if (it.shape(i) != y) return it.fault("inputs of one shape");
+  }
+  const auto axis = axis_of(it.option<int64_t>("axis", 0), y.size() + 1);
+  if (!axis) return it.fault("an axis of the output");
+  y.insert(y.begin() + static_cast<std::ptrdiff_t>(*axis), static_cast<int32_t>(it.inputs()));
+  it.set(0, y, "the stacked inputs");
+}
+
+void infer_unpack(Inference& it) {
+  const Shape& x = it.shape(0);
+  const auto axis = axis_of(it.option<int64_t>("axis", 0), x.size());
+  if (!axis || x[*axis] != static_cast<int32_t>(it.outputs()))
+    return it.fault("an output for each part along the axis");
+  Shape y = x;
+  y.erase(y.begin() + static_cast<std::ptrdiff_t>(*axis));
+  for (size_t k = 0; k < it.outputs(); ++k) it.set(k, y, "the input without its axis");
+}
+
+void onert_concatenation(const TargetCheck& it) {
+  it.onert_dtypes();
+  if (it.data() && it.data()->dtype == DType::INT8) it.onert_one_grid();
+}
+
+void onert_split_v(const TargetCheck& it) {
+  it.fault(Code::E_ONERT_WRONG, "gives zeros; write SLICE or SPLIT instead");
+}
+
+}  // namespace
+
+std::vector<OpRow> join_rows() {
+  return {{"CONCATENATION", infer_concatenation, nullptr, onert_concatenation},
+          {"SPLIT", infer_split},
+          {"SPLIT_V", infer_split_v, nullptr, onert_split_v},
+          {"PACK", infer_pack},
+          {"UNPACK", infer_unpack}};
+}
+
+}  // namespace pyquant::circle
