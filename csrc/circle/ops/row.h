@@ -102,6 +102,8 @@ struct OpRow {
   void (*onert)(const TargetCheck&) = nullptr;
   /// Of operators with LuciRule::Fixed: the output's grid, for uint8 (true) or int16.
   FixedGrid (*fixed)(bool narrow) = nullptr;
+  /// The output is input 0 under another shape: where grids are equal too, it may share its memory.
+  bool alias = false;
   /// Of operators with LuciRule::Weights: the dimension of the weights that is the output's channels.
   int32_t channel_axis = 0;
 };

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// A file that can be run: read, mapped, and found without faults. It computes nothing; Runner does.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "circle/ir.h"
+#include "circle/ops/step.h"
+#include "pyquant/status.h"
+
+namespace pyquant::run {
+
+/// An input or output of a graph.
+struct Port {
+  std::string name;
+  const circle::Tensor* tensor = nullptr;
+  size_t index = 0;            // of the tensor
+  std::vector<int32_t> shape;  // -1 where it is open
+};
+
+class Program {
+ public:
+  /// Maps a file. Fails with its first fault for target `circle`; nothing of the constants is read or copied.
+  static Result<std::shared_ptr<const Program>> load(const std::string& path);
+  /// The same on bytes that `owner` keeps alive (or the caller).
+  static Result<std::shared_ptr<const Program>> from_bytes(circle::Bytes bytes, const std::string& name,
+                                                           std::shared_ptr<const void> owner = nullptr);
+  /// Of a model that was read or bound already; `name` stands in messages.
+  static Result<std::shared_ptr<const Program>> from_model(circle::Model model, const std::string& name);
+
+  const circle::Model& model() const { return model_; }
+  const std::string& name() const { return name_; }
+  /// In the order of the graph; named by the signature where the file has one, else by their tensors.
+  const std::vector<Port>& inputs() const { return inputs_; }
+  const std::vector<Port>& outputs() const { return outputs_; }
+
+ private:
+  Program(circle::Model model, std::string name);
+  std::vector<Port> ports(const std::vector<int32_t>& list, bool inputs) const;
+
+  circle::Model model_;
+  std::string name_;
+  std::vector<Port> inputs_, outputs_;
+};
+
+}  // namespace pyquant::run
