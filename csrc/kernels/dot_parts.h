@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of a matrix product (dot.h), each in a file of its own: rows of x laid out, rows of w unpacked, a
+// tile of sums, sums of few rows straight from packed weights, sums to outputs. Private to csrc/kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dot.h"
+#include "kernels/simd.h"
+
+namespace pyquant::kernels {
+
+/// Where element k of a row of x lies. With `nibbles`, of every 64 elements come first those with k % 4 = 0,
+/// then 1, 2, 3: 16-bit words of packed weights hold four neighbours, and a shift gives one of each word.
+constexpr int64_t kNibbleGroup = 64;
+PYQUANT_INLINE int64_t place_of(int64_t k, bool nibbles) {
+  return nibbles ? (k & ~int64_t{63}) + (k & 3) * 16 + ((k & 63) >> 2) : k;
+}
+
+/// What prepare_rows() made: the sums of x - x_zero of each row, then the rows, `padded` elements and x_parts
+/// each.
+struct Prepared {
+  double* sums;  // of integers
+  int16_t* integers;
+  float* floats;
+};
+Prepared prepared_at(const Linear& problem, const LinearPlan& plan, void* prepared);
+
+/// Elements [0, depth) of a row of x that is at hand, x_zero subtracted, to row m.
+void put_row(const LinearPlan& plan, const int32_t* row, int64_t depth, int64_t m, const Prepared& to);
+void put_row(const LinearPlan& plan, const float* row, int64_t depth, int64_t m, const Prepared& to);
+/// `count` elements of a matrix from number `first` on, `step` apart, minus `zero`; as float where they are.
+void load_elements(Elements type, const void* data, int64_t first, int64_t step, int64_t count, int32_t zero,
+                   int32_t* to);
+void load_elements(Elements type, const void* data, int64_t first, int64_t step, int64_t count, float* to);
+
+/// Rows [first, first + rows) of w, elements [begin, begin + count) of each, to panel[row * padded]; `padded`
+/// is count up to whole vectors, and what is past the ends is 0, up to kUnitColumns rows. 16-bit elements
+/// have two addends, which fit 9 bits: 256 * high + low; `low` is null for others.
+void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, int64_t rows, int64_t begin,
+                 int64_t count, int64_t padded, int16_t* panel, int16_t* low);
+/// The same in float32, dequantized.
+void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
+                 int64_t padded, float* panel, int32_t* scratch);
+
+/// sums[i * kUnitColumns + j] += factor * (sum over k < count of x[i * x_step + k] * w[j * w_step + k]), i <
+/// rows (1 to kTileRows), j < kTileColumns. count is a multiple of 16. Integers: every sum fits 32 bits.
+constexpr int64_t kTileRows = 3;
+constexpr int64_t kTileColumns = 4;
+using IntegerTile = void (*)(const int16_t* x, int64_t x_step, const int16_t* w, int64_t w_step,
+                             int64_t count, double factor, double* sums);
+using FloatTile = void (*)(const float* x, int64_t x_step, const float* w, int64_t w_step, int64_t count,
+                           double factor, double* sums);
+/// For the instruction set in use; number `rows`.
+IntegerTile integer_tile(int64_t rows);
+FloatTile float_tile(int64_t rows);
+
+/// Whether direct_sums() exists for the instruction set in use.
+bool has_direct_sums();
+/// sums[m * kUnitColumns + j] = sum of x[m][k] * w[first + j][k], straight from packed weights; rows of x <=
+/// kFewRows.
+void direct_sums(const Linear& problem, const LinearPlan& plan, const int16_t* x, int64_t first,
+                 int64_t columns, double* sums);
+
+/// Sums of rows [row, row + rows) and columns [first, first + columns) to outputs. x_sums: of these rows.
+void finish_integers(const Linear& problem, int64_t row, int64_t rows, int64_t first, int64_t columns,
+                     const double* sums, const double* x_sums);
+void finish_floats(const Linear& problem, int64_t row, int64_t rows, int64_t first, int64_t columns,
+                   const double* sums);
+
+}  // namespace pyquant::kernels

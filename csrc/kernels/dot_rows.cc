@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of x as the tiles take them: integers minus the zero point in 16 bits (in two parts where it takes
+// 17), laid out as the weights are packed, or float32; zeros up to whole vectors.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/convert.h"
+#include "kernels/dot_parts.h"
+#include "pyquant/kernels.h"
+
+namespace pyquant::kernels {
+namespace {
+
+/// Element `i` of a tensor of 4-bit integers.
+template <bool kSigned>
+PYQUANT_INLINE int32_t nibble_at(const uint8_t* data, int64_t i) {
+  const int32_t nibble = (data[i >> 1] >> ((i & 1) * 4)) & 15;
+  return kSigned ? (nibble ^ 8) - 8 : nibble;
+}
+
+template <class T>
+struct LoadIntegers {
+  static void scalar(const T* from, int64_t step, int64_t count, int32_t zero, int32_t* to) {
+    vector(from, step, count, zero, to);
+  }
+  PYQUANT_INLINE static void vector(const T* __restrict from, int64_t step, int64_t count, int32_t zero,
+                                    int32_t* __restrict to) {
+    if (step == 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i] - zero;
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i * step] - zero;
+    }
+  }
+};
+
+template <class T>
+struct LoadFloats {
+  static void scalar(const T* from, int64_t step, int64_t count, float* to) { vector(from, step, count, to); }
+  PYQUANT_INLINE static void vector(const T* __restrict from, int64_t step, int64_t count,
+                                    float* __restrict to) {
+    if (step == 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = load(from[i]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = load(from[i * step]);
+    }
+  }
+};
+
+struct PutIntegers {
+  static int64_t scalar(const int32_t* row, int64_t depth, int16_t* to) { return vector(row, depth, to); }
+  PYQUANT_INLINE static int64_t vector(const int32_t* __restrict row, int64_t depth, int16_t* __restrict to) {
+    int64_t sum = 0;
+    for (int64_t begin = 0; begin < depth; begin += 4096) {  // 17 bits: 4096 of them fit 32
+      const int64_t end = std::min(depth, begin + 4096);
+      int32_t part = 0;
+      for (int64_t k = begin; k < end; ++k) {
+        part += row[k];
+        to[k] = static_cast<int16_t>(row[k]);
+      }
+      sum += part;
+    }
+    return sum;
+  }
+};
+
+struct PutNibbles {
+  static int64_t scalar(const int32_t* row, int64_t depth, int16_t* to) { return vector(row, depth, to); }
+  PYQUANT_INLINE static int64_t vector(const int32_t* __restrict row, int64_t depth, int16_t* __restrict to) {
+    int64_t sum = 0, k = 0;
+    for (; k + kNibbleGroup <= depth; k += kNibbleGroup) {
+      int32_t part = 0;
+      for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < 16; ++i) {
+          const int32_t v = row[k + 4 * i + j];
+          part += v;
+          to[k + 16 * j + i] = static_cast<int16_t>(v);
+        }
+      }
+      sum += part;
+    }
+    for (; k < depth; ++k) {
+      sum += row[k];
+      to[place_of(k, true)] = static_cast<int16_t>(row[k]);
+    }
+    return sum;
+  }
+};
+
+int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace
+
+void load_elements(Elements type, const void* data, int64_t first, int64_t step, int64_t count, int32_t zero,
+                   int32_t* to) {
+  const auto* bytes = static_cast<const uint8_t*>(data);
+  switch (type) {
+    case Elements::int4:
+      for (int64_t i = 0; i < count; ++i) to[i] = nibble_at<true>(bytes, first + i * step) - zero;
+      return;
+    case Elements::uint4:
+      for (int64_t i = 0; i < count; ++i) to[i] = nibble_at<false>(bytes, first + i * step) - zero;
+      return;
+    case Elements::int8:
+      return dispatch<LoadIntegers<int8_t>>(static_cast<const int8_t*>(data) + first, step, count, zero, to);
+    case Elements::uint8:
+      return dispatch<LoadIntegers<uint8_t>>(bytes + first, step, count, zero, to);
+    default:
+      return dispatch<LoadIntegers<int16_t>>(static_cast<const int16_t*>(data) + first, step, count, zero,
+                                             to);
+  }
+}
+
+void load_elements(Elements type, const void* data, int64_t first, int64_t step, int64_t count, float* to) {
+  switch (type) {
+    case Elements::float16:
+      return dispatch<LoadFloats<Float16>>(static_cast<const Float16*>(data) + first, step, count, to);
+    case Elements::bfloat16:
+      return dispatch<LoadFloats<BFloat16>>(static_cast<const BFloat16*>(data) + first, step, count, to);
+    default:
+      return dispatch<LoadFloats<float>>(static_cast<const float*>(data) + first, step, count, to);
+  }
+}
+
+Prepared prepared_at(const Linear& problem, const LinearPlan& plan, void* prepared) {
+  Prepared at{};
+  auto* bytes = static_cast<uint8_t*>(prepared);
+  at.sums = static_cast<double*>(prepared);
+  if (plan.integers) {
+    at.integers = reinterpret_cast<int16_t*>(bytes + up_to(problem.rows * 8, 64));
+  } else {
+    at.floats = static_cast<float*>(prepared);
+  }
+  return at;
+}
+
+void put_row(const LinearPlan& plan, const int32_t* row, int64_t depth, int64_t m, const Prepared& to) {
+  int16_t* out = to.integers + m * plan.x_parts * plan.padded;
+  const int64_t tail = plan.nibbles ? depth / kNibbleGroup * kNibbleGroup : depth;
+  std::fill(out + tail, out + plan.padded, int16_t{0});
+  if (plan.x_parts == 1) {
+    to.sums[m] = static_cast<double>(plan.nibbles ? dispatch<PutNibbles>(row, depth, out)
+                                                  : dispatch<PutIntegers>(row, depth, out));
+    return;
+  }
+  int16_t* second = out + plan.padded;
+  std::fill(second + tail, second + plan.padded, int16_t{0});
+  int64_t sum = 0;
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t at = place_of(k, plan.nibbles);
+    out[at] = static_cast<int16_t>(row[k] + plan.x_offset);
+    second[at] = 1;
+    sum += row[k];
+  }
+  to.sums[m] = static_cast<double>(sum);
+}
+
+void put_row(const LinearPlan& plan, const float* row, int64_t depth, int64_t m, const Prepared& to) {
+  float* out = to.floats + m * plan.padded;
+  if (depth > 0) std::memcpy(out, row, static_cast<size_t>(depth) * sizeof(float));
+  std::fill(out + depth, out + plan.padded, 0.0f);
+}
+
+void prepare_rows(const Linear& problem, const LinearPlan& plan, int64_t begin, int64_t end, void* prepared,
+                  void* scratch) {
+  const Prepared to = prepared_at(problem, plan, prepared);
+  const Matrix& x = problem.x;
+  for (int64_t m = begin; m < end; ++m) {
+    const int64_t first = m * x.row_step;
+    if (plan.integers) {
+      auto* row = static_cast<int32_t*>(scratch);
+      load_elements(x.type, x.data, first, x.column_step, problem.depth, static_cast<int32_t>(problem.x_zero),
+                    row);
+      put_row(plan, row, problem.depth, m, to);
+    } else {
+      auto* row = static_cast<float*>(scratch);
+      load_elements(x.type, x.data, first, x.column_step, problem.depth, row);
+      put_row(plan, row, problem.depth, m, to);
+    }
+  }
+}
+
+}  // namespace pyquant::kernels

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Some rows of a weight, some elements of each, unpacked for a tile: to 16 bits, or dequantized to float32.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/dot_parts.h"
+#include "pyquant/kernels.h"
+
+#ifdef PYQUANT_X86
+#include <immintrin.h>
+#endif
+
+namespace pyquant::kernels {
+namespace {
+
+/// Packed 4-bit elements in the order of place_of(k, true), groups * 32 bytes.
+template <bool kSigned>
+void plain_nibbles(const uint8_t* from, int64_t groups, int16_t* to) {
+  for (int64_t k = 0; k < groups * kNibbleGroup; ++k) {
+    const int nibble = (from[k / 2] >> (k % 2 * 4)) & 15;
+    to[place_of(k, true)] = static_cast<int16_t>(kSigned ? (nibble ^ 8) - 8 : nibble);
+  }
+}
+
+#ifdef PYQUANT_X86
+template <bool kSigned>
+PYQUANT_TARGET_AVX2 void avx2_nibbles(const uint8_t* from, int64_t groups, int16_t* to) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * g));
+    auto* out = reinterpret_cast<__m256i*>(to + kNibbleGroup * g);
+    const __m256i up[4] = {_mm256_slli_epi16(words, 12), _mm256_slli_epi16(words, 8),
+                           _mm256_slli_epi16(words, 4), words};
+    for (int j = 0; j < 4; ++j) {
+      _mm256_storeu_si256(out + j, kSigned ? _mm256_srai_epi16(up[j], 12) : _mm256_srli_epi16(up[j], 12));
+    }
+  }
+}
+
+/// The block of 8 x 8 16-bit elements whose rows are `from_step` apart, transposed.
+PYQUANT_TARGET_AVX2 void avx2_transpose(const int16_t* from, int64_t from_step, int16_t* to,
+                                        int64_t to_step) {
+  __m128i a[8], b[8];
+  for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_step));
+  for (int i = 0; i < 4; ++i) {  // rows i and i + 4, then i and i + 2, then neighbours
+    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+    a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+  }
+  for (int i = 0; i < 8; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_step), b[i]);
+}
+#endif
+
+void nibbles(bool is_signed, const uint8_t* from, int64_t groups, int16_t* to) {
+#ifdef PYQUANT_X86
+  if (active_isa() >= Isa::avx2) {
+    return is_signed ? avx2_nibbles<true>(from, groups, to) : avx2_nibbles<false>(from, groups, to);
+  }
+#endif
+  is_signed ? plain_nibbles<true>(from, groups, to) : plain_nibbles<false>(from, groups, to);
+}
+
+/// A row of packed 4-bit elements from `begin` (a multiple of 64) on; the last group by way of a copy, since
+/// it may be the end of the mapped file.
+void nibble_row(bool is_signed, const uint8_t* from, int64_t count, int16_t* to) {
+  const int64_t whole = count / kNibbleGroup;
+  nibbles(is_signed, from, whole, to);
+  if (count % kNibbleGroup == 0) return;
+  uint8_t last[32] = {};
+  std::memcpy(last, from + 32 * whole, static_cast<size_t>((count % kNibbleGroup + 1) / 2));
+  nibbles(is_signed, last, 1, to + kNibbleGroup * whole);
+}
+
+template <class T>
+struct Widen {
+  static void scalar(const T* from, int64_t step, int64_t count, int16_t* to) {
+    vector(from, step, count, to);
+  }
+  PYQUANT_INLINE static void vector(const T* __restrict from, int64_t step, int64_t count,
+                                    int16_t* __restrict to) {
+    if (step == 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
+    }
+  }
+};
+
+void widen(const Matrix& w, int64_t first, int64_t step, int64_t count, int16_t* to) {
+  switch (w.type) {
+    case Elements::int8:
+      return dispatch<Widen<int8_t>>(static_cast<const int8_t*>(w.data) + first, step, count, to);
+    case Elements::uint8:
+      return dispatch<Widen<uint8_t>>(static_cast<const uint8_t*>(w.data) + first, step, count, to);
+    case Elements::int16:
+      return dispatch<Widen<int16_t>>(static_cast<const int16_t*>(w.data) + first, step, count, to);
+    default: {
+      const auto* bytes = static_cast<const uint8_t*>(w.data);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = first + i * step;
+        const int nibble = (bytes[at >> 1] >> ((at & 1) * 4)) & 15;
+        to[i] = static_cast<int16_t>(w.type == Elements::int4 ? (nibble ^ 8) - 8 : nibble);
+      }
+    }
+  }
+}
+
+struct Split {
+  static void scalar(int16_t* high, int64_t count, int16_t* low) { vector(high, count, low); }
+  PYQUANT_INLINE static void vector(int16_t* __restrict high, int64_t count, int16_t* __restrict low) {
+    for (int64_t i = 0; i < count; ++i) {
+      low[i] = static_cast<int16_t>(high[i] & 255);
+      high[i] = static_cast<int16_t>(high[i] >> 8);
+    }
+  }
+};
+
+/// A weight that is stored [depth, columns]: its rows are read `kUnitColumns` at a time, which lie side by
+/// side.
+void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin, int64_t count,
+                    int64_t padded, int16_t* panel) {
+  constexpr int64_t kDeep = 8;
+  int16_t part[kDeep * kUnitColumns] = {};
+  for (int64_t k = 0; k < count; k += kDeep) {
+    const int64_t deep = std::min(kDeep, count - k);
+    for (int64_t i = 0; i < deep; ++i) {
+      widen(w, (begin + k + i) * w.column_step + first, 1, rows, part + i * kUnitColumns);
+    }
+#ifdef PYQUANT_X86
+    if (deep == kDeep && active_isa() >= Isa::avx2) {
+      for (int64_t n = 0; n < kUnitColumns; n += 8) {
+        avx2_transpose(part + n, kUnitColumns, panel + n * padded + k, padded);
+      }
+      continue;
+    }
+#endif
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t i = 0; i < deep; ++i) panel[n * padded + k + i] = part[i * kUnitColumns + n];
+    }
+  }
+}
+
+struct Dequantize {
+  static void scalar(const int32_t* q, int64_t count, int32_t zero, float scale, float* to) {
+    vector(q, count, zero, scale, to);
+  }
+  PYQUANT_INLINE static void vector(const int32_t* __restrict q, int64_t count, int32_t zero, float scale,
+                                    float* __restrict to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(q[i] - zero) * scale;
+  }
+};
+
+}  // namespace
+
+void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, int64_t rows, int64_t begin,
+                 int64_t count, int64_t padded, int16_t* panel, int16_t* low) {
+  const Matrix& w = problem.w;
+  const bool transposed = w.row_step == 1 && w.column_step != 1 && !is_four_bit(w.type);
+  if (transposed) {
+    transpose_rows(w, first, rows, begin, count, padded, panel);
+  } else {
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t at = (first + n) * w.row_step + begin * w.column_step;
+      if (plan.nibbles) {
+        const auto* bytes = static_cast<const uint8_t*>(w.data) + at / 2;
+        nibble_row(w.type == Elements::int4, bytes, count, panel + n * padded);
+      } else {
+        widen(w, at, w.column_step, count, panel + n * padded);
+      }
+    }
+  }
+  const int64_t tail = plan.nibbles ? padded : count;
+  for (int64_t n = 0; n < kUnitColumns; ++n) {
+    int16_t* row = panel + n * padded;
+    std::fill(row + (n < rows ? tail : 0), row + padded, int16_t{0});
+  }
+  if (low) dispatch<Split>(panel, kUnitColumns * padded, low);
+}
+
+void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
+                 int64_t padded, float* panel, int32_t* scratch) {
+  const Matrix& w = problem.w;
+  const RowScales& scales = problem.w_scales;
+  for (int64_t n = 0; n < kUnitColumns; ++n) {
+    float* row = panel + n * padded;
+    std::fill(row + (n < rows ? count : 0), row + padded, 0.0f);
+    if (n >= rows) continue;
+    const int64_t at = (first + n) * w.row_step + begin * w.column_step;
+    if (is_grid(w.type)) {
+      const int64_t c = (first + n) * scales.step;
+      load_elements(w.type, w.data, at, w.column_step, count, 0, scratch);
+      const auto zero = static_cast<int32_t>(scales.zero ? scales.zero[c] : 0);
+      dispatch<Dequantize>(scratch, count, zero, scales.scale[c], row);
+    } else if (w.type == Elements::q4_0 || w.type == Elements::q8_0) {
+      const int bits = w.type == Elements::q4_0 ? 4 : 8;
+      const auto* blocks = static_cast<const uint8_t*>(w.data) + at / kBlockLength * block_bytes(bits);
+      dequantize_blocks(blocks, count / kBlockLength, bits, row);
+    } else {
+      load_elements(w.type, w.data, at, w.column_step, count, row);
+    }
+  }
+}
+
+}  // namespace pyquant::kernels
