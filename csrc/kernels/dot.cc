@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kIntegerBlock = 512;
 constexpr int64_t kVector = 32;
+constexpr int64_t kGroup = 64;
 
 int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -54,14 +55,14 @@ bool plan_integers(const Linear& p, LinearPlan* plan) {
   plan->x_offset = plan->x_parts == 2 ? static_cast<int32_t>(p.x_zero) : 0;
   if (plan->x_parts == 2) x_most = 32768;
   const bool whole_bytes = p.w.column_step == 1 && (!is_four_bit(p.w.type) || p.w.row_step % 2 == 0);
-  plan->nibbles = is_four_bit(p.w.type) && whole_bytes;
-  plan->direct = p.rows <= kFewRows && whole_bytes && plan->x_parts == 1 && p.w.type != Elements::int16;
-  plan->padded = up_to(p.depth, plan->nibbles ? kNibbleGroup : kVector);
+  plan->per_word = !whole_bytes || p.w.type == Elements::int16 ? 1 : is_four_bit(p.w.type) ? 4 : 2;
+  plan->direct = p.rows <= kFewRows && plan->per_word > 1 && plan->x_parts == 1;
+  plan->padded = up_to(p.depth, plan->per_word == 4 ? kGroup : kVector);
   // 16-bit weights are unpacked as two addends of 8 bits, the low one without a sign.
   const int64_t product = x_most * std::min<int64_t>(w_most, 255);
   const int64_t fits = std::numeric_limits<int32_t>::max() / product;
   plan->lane_steps = fits;
-  plan->block = std::min(kIntegerBlock, fits / kNibbleGroup * kNibbleGroup);
+  plan->block = std::min(kIntegerBlock, fits / kGroup * kGroup);
   return true;
 }
 
@@ -70,6 +71,7 @@ bool plan_floats(const Linear& p, LinearPlan* plan) {
   const bool blocks = p.w.type == Elements::q4_0 || p.w.type == Elements::q8_0;
   if (blocks && (p.w.column_step != 1 || p.w.row_step % kBlockLength || p.depth % kBlockLength)) return false;
   plan->padded = up_to(p.depth, kVector);
+  plan->per_word = 1;
   plan->block = kFloatBlock;
   return true;
 }

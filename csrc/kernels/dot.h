@@ -90,7 +90,7 @@ constexpr int64_t kFewRows = 4;
 /// What a product needs, from its types and sizes alone (data may be null).
 struct LinearPlan {
   bool integers;  // x is quantized
-  bool nibbles;   // x is laid out for packed 4-bit weights: dot_layout.h
+  int per_word;   // weights in 16 bits, by which x is laid out: 4, 2 or 1 (place_of in dot_parts.h)
   bool direct;    // few rows: weights are not unpacked
   int x_parts;    // 2 where x - x_zero needs 17 bits: x, and ones times -x_offset
   int32_t x_offset;

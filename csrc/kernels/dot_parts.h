@@ -8,13 +8,28 @@
 #include "kernels/dot.h"
 #include "kernels/simd.h"
 
+#ifdef PYQUANT_X86
+#include <immintrin.h>
+#endif
+
 namespace pyquant::kernels {
 
-/// Where element k of a row of x lies. With `nibbles`, of every 64 elements come first those with k % 4 = 0,
-/// then 1, 2, 3: 16-bit words of packed weights hold four neighbours, and a shift gives one of each word.
-constexpr int64_t kNibbleGroup = 64;
-PYQUANT_INLINE int64_t place_of(int64_t k, bool nibbles) {
-  return nibbles ? (k & ~int64_t{63}) + (k & 3) * 16 + ((k & 63) >> 2) : k;
+#ifdef PYQUANT_X86
+#define PYQUANT_AVX2_INLINE __attribute__((always_inline, target(PYQUANT_AVX2_FEATURES))) inline
+
+/// sum += product in 32-bit lanes, in the order that is written: where the compiler may choose the order of
+/// such additions, it keeps more products alive than there are registers, and the sums move to memory.
+PYQUANT_AVX2_INLINE void add_words(__m256i& sum, __m256i product) {
+  __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
+}
+#endif
+
+/// Where element k of a row of x lies. 16-bit words of packed weights hold 4, 2 or 1 neighbours, and a shift
+/// gives one of each of 16 words: of every 16 * per_word elements come first those with k % per_word = 0,
+/// then 1, ...
+PYQUANT_INLINE int64_t place_of(int64_t k, int64_t per_word) {
+  const int64_t in_group = k % (16 * per_word);
+  return k - in_group + in_group % per_word * 16 + in_group / per_word;
 }
 
 /// What prepare_rows() made: the sums of x - x_zero of each row, then the rows, `padded` elements and x_parts

@@ -63,15 +63,16 @@ struct PutIntegers {
   }
 };
 
-struct PutNibbles {
+template <int kWord>
+struct PutWords {
   static int64_t scalar(const int32_t* row, int64_t depth, int16_t* to) { return vector(row, depth, to); }
   PYQUANT_INLINE static int64_t vector(const int32_t* __restrict row, int64_t depth, int16_t* __restrict to) {
     int64_t sum = 0, k = 0;
-    for (; k + kNibbleGroup <= depth; k += kNibbleGroup) {
+    for (; k + 16 * kWord <= depth; k += 16 * kWord) {
       int32_t part = 0;
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < kWord; ++j) {
         for (int i = 0; i < 16; ++i) {
-          const int32_t v = row[k + 4 * i + j];
+          const int32_t v = row[k + kWord * i + j];
           part += v;
           to[k + 16 * j + i] = static_cast<int16_t>(v);
         }
@@ -80,11 +81,22 @@ struct PutNibbles {
     }
     for (; k < depth; ++k) {
       sum += row[k];
-      to[place_of(k, true)] = static_cast<int16_t>(row[k]);
+      to[place_of(k, kWord)] = static_cast<int16_t>(row[k]);
     }
     return sum;
   }
 };
+
+int64_t put_words(int per_word, const int32_t* row, int64_t depth, int16_t* to) {
+  switch (per_word) {
+    case 4:
+      return dispatch<PutWords<4>>(row, depth, to);
+    case 2:
+      return dispatch<PutWords<2>>(row, depth, to);
+    default:
+      return dispatch<PutIntegers>(row, depth, to);
+  }
+}
 
 int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -135,20 +147,19 @@ Prepared prepared_at(const Linear& problem, const LinearPlan& plan, void* prepar
 
 void put_row(const LinearPlan& plan, const int32_t* row, int64_t depth, int64_t m, const Prepared& to) {
   int16_t* out = to.integers + m * plan.x_parts * plan.padded;
-  const int64_t tail = plan.nibbles ? depth / kNibbleGroup * kNibbleGroup : depth;
-  std::fill(out + tail, out + plan.padded, int16_t{0});
+  const int64_t group = 16 * plan.per_word, whole = depth / group * group;
+  std::fill(out + whole, out + plan.padded, int16_t{0});
   if (plan.x_parts == 1) {
-    to.sums[m] = static_cast<double>(plan.nibbles ? dispatch<PutNibbles>(row, depth, out)
-                                                  : dispatch<PutIntegers>(row, depth, out));
+    to.sums[m] = static_cast<double>(put_words(plan.per_word, row, depth, out));
     return;
   }
-  int16_t* second = out + plan.padded;
-  std::fill(second + tail, second + plan.padded, int16_t{0});
+  int16_t* ones = out + plan.padded;
+  std::fill(ones + whole, ones + plan.padded, int16_t{0});
   int64_t sum = 0;
   for (int64_t k = 0; k < depth; ++k) {
-    const int64_t at = place_of(k, plan.nibbles);
+    const int64_t at = place_of(k, plan.per_word);
     out[at] = static_cast<int16_t>(row[k] + plan.x_offset);
-    second[at] = 1;
+    ones[at] = 1;
     sum += row[k];
   }
   to.sums[m] = static_cast<double>(sum);

@@ -6,10 +6,6 @@
 #include "kernels/dot_parts.h"
 #include "kernels/fma_tile.h"
 
-#ifdef PYQUANT_X86
-#include <immintrin.h>
-#endif
-
 namespace pyquant::kernels {
 namespace {
 
@@ -45,8 +41,6 @@ void plain_floats(const float* x, int64_t x_step, const float* w, int64_t w_step
 }
 
 #ifdef PYQUANT_X86
-#define PYQUANT_AVX2_INLINE __attribute__((always_inline, target(PYQUANT_AVX2_FEATURES))) inline
-
 PYQUANT_AVX2_INLINE void add_to(double* sums, __m256d factor, __m256d sum) {
   _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_mul_pd(factor, sum)));
 }
@@ -66,7 +60,7 @@ PYQUANT_TARGET_AVX2 void avx2_integers(const int16_t* x, int64_t x_step, const i
     PYQUANT_UNROLL for (int j = 0; j < kColumns; ++j) {
       const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + j * w_step + k));
       PYQUANT_UNROLL for (int i = 0; i < kRows; ++i) {
-        sum[i][j] = _mm256_add_epi32(sum[i][j], _mm256_madd_epi16(weight, value[i]));
+        add_words(sum[i][j], _mm256_madd_epi16(weight, value[i]));
       }
     }
   }

@@ -4,34 +4,34 @@
 #include <cstring>
 
 #include "kernels/dot_parts.h"
+#include "kernels/fma_tile.h"
 #include "pyquant/kernels.h"
-
-#ifdef PYQUANT_X86
-#include <immintrin.h>
-#endif
 
 namespace pyquant::kernels {
 namespace {
 
-/// Packed 4-bit elements in the order of place_of(k, true), groups * 32 bytes.
-template <bool kSigned>
-void plain_nibbles(const uint8_t* from, int64_t groups, int16_t* to) {
-  for (int64_t k = 0; k < groups * kNibbleGroup; ++k) {
-    const int nibble = (from[k / 2] >> (k % 2 * 4)) & 15;
-    to[place_of(k, true)] = static_cast<int16_t>(kSigned ? (nibble ^ 8) - 8 : nibble);
+int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+/// Packed elements of kBits bits in the order of place_of(), groups * 32 bytes.
+template <int kBits, bool kSigned>
+void plain_words(const uint8_t* from, int64_t groups, int16_t* to) {
+  constexpr int kWord = 16 / kBits, kHalf = 1 << (kBits - 1);
+  for (int64_t k = 0; k < groups * 16 * kWord; ++k) {
+    const int bits = kBits == 8 ? from[k] : (from[k / 2] >> (k % 2 * 4)) & 15;
+    to[place_of(k, kWord)] = static_cast<int16_t>(kSigned ? (bits ^ kHalf) - kHalf : bits);
   }
 }
 
 #ifdef PYQUANT_X86
-template <bool kSigned>
-PYQUANT_TARGET_AVX2 void avx2_nibbles(const uint8_t* from, int64_t groups, int16_t* to) {
+template <int kBits, bool kSigned>
+PYQUANT_TARGET_AVX2 void avx2_words(const uint8_t* from, int64_t groups, int16_t* to) {
+  constexpr int kWord = 16 / kBits, kRest = 16 - kBits;
   for (int64_t g = 0; g < groups; ++g) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * g));
-    auto* out = reinterpret_cast<__m256i*>(to + kNibbleGroup * g);
-    const __m256i up[4] = {_mm256_slli_epi16(words, 12), _mm256_slli_epi16(words, 8),
-                           _mm256_slli_epi16(words, 4), words};
-    for (int j = 0; j < 4; ++j) {
-      _mm256_storeu_si256(out + j, kSigned ? _mm256_srai_epi16(up[j], 12) : _mm256_srli_epi16(up[j], 12));
+    auto* out = reinterpret_cast<__m256i*>(to + 16 * kWord * g);
+    PYQUANT_UNROLL for (int j = 0; j < kWord; ++j) {
+      const __m256i up = _mm256_slli_epi16(words, kRest - kBits * j);
+      _mm256_storeu_si256(out + j, kSigned ? _mm256_srai_epi16(up, kRest) : _mm256_srli_epi16(up, kRest));
     }
   }
 }
@@ -57,24 +57,37 @@ PYQUANT_TARGET_AVX2 void avx2_transpose(const int16_t* from, int64_t from_step, 
 }
 #endif
 
-void nibbles(bool is_signed, const uint8_t* from, int64_t groups, int16_t* to) {
+using Words = void (*)(const uint8_t* from, int64_t groups, int16_t* to);
+
+template <int kBits, bool kSigned>
+Words words_of() {
 #ifdef PYQUANT_X86
-  if (active_isa() >= Isa::avx2) {
-    return is_signed ? avx2_nibbles<true>(from, groups, to) : avx2_nibbles<false>(from, groups, to);
-  }
+  if (active_isa() >= Isa::avx2) return avx2_words<kBits, kSigned>;
 #endif
-  is_signed ? plain_nibbles<true>(from, groups, to) : plain_nibbles<false>(from, groups, to);
+  return plain_words<kBits, kSigned>;
 }
 
-/// A row of packed 4-bit elements from `begin` (a multiple of 64) on; the last group by way of a copy, since
-/// it may be the end of the mapped file.
-void nibble_row(bool is_signed, const uint8_t* from, int64_t count, int16_t* to) {
-  const int64_t whole = count / kNibbleGroup;
-  nibbles(is_signed, from, whole, to);
-  if (count % kNibbleGroup == 0) return;
+Words words_of(Elements e) {
+  switch (e) {
+    case Elements::int4:
+      return words_of<4, true>();
+    case Elements::uint4:
+      return words_of<4, false>();
+    case Elements::int8:
+      return words_of<8, true>();
+    default:
+      return words_of<8, false>();
+  }
+}
+
+/// A row of packed elements; the last group by way of a copy, since it may be the end of the mapped file.
+void unpack_words(Words words, int bits, const uint8_t* from, int64_t count, int16_t* to) {
+  const int64_t group = 256 / bits, whole = count / group;
+  words(from, whole, to);
+  if (count % group == 0) return;
   uint8_t last[32] = {};
-  std::memcpy(last, from + 32 * whole, static_cast<size_t>((count % kNibbleGroup + 1) / 2));
-  nibbles(is_signed, last, 1, to + kNibbleGroup * whole);
+  std::memcpy(last, from + 32 * whole, static_cast<size_t>((count % group * bits + 7) / 8));
+  words(last, 1, to + group * whole);
 }
 
 template <class T>
@@ -167,15 +180,16 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
   } else {
     for (int64_t n = 0; n < rows; ++n) {
       const int64_t at = (first + n) * w.row_step + begin * w.column_step;
-      if (plan.nibbles) {
-        const auto* bytes = static_cast<const uint8_t*>(w.data) + at / 2;
-        nibble_row(w.type == Elements::int4, bytes, count, panel + n * padded);
+      if (plan.per_word > 1) {
+        const int bits = is_four_bit(w.type) ? 4 : 8;
+        const auto* bytes = static_cast<const uint8_t*>(w.data) + at * bits / 8;
+        unpack_words(words_of(w.type), bits, bytes, count, panel + n * padded);
       } else {
         widen(w, at, w.column_step, count, panel + n * padded);
       }
     }
   }
-  const int64_t tail = plan.nibbles ? padded : count;
+  const int64_t group = 16 * plan.per_word, tail = plan.per_word > 1 ? up_to(count, group) : count;
   for (int64_t n = 0; n < kUnitColumns; ++n) {
     int16_t* row = panel + n * padded;
     std::fill(row + (n < rows ? tail : 0), row + padded, int16_t{0});
