@@ -102,12 +102,12 @@ Scratch scratch_at(const Linear& p, const LinearPlan& plan, void* scratch) {
 
 /// Weights of a block of depth were unpacked once and stay near while all rows pass.
 template <class Tile, class T>
-void add_tiles(Tile (*choose)(int64_t), const T* x, int64_t x_step, const T* w, int64_t count, int64_t rows,
-               int64_t columns, double factor, double* sums) {
+void add_tiles(Tile (*choose)(int64_t), const T* x, int64_t x_step, const T* w, int64_t w_step, int64_t count,
+               int64_t rows, int64_t columns, double factor, double* sums) {
   for (int64_t i = 0; i < rows; i += kTileRows) {
     const Tile tile = choose(std::min(kTileRows, rows - i));
     for (int64_t j = 0; j < columns; j += kTileColumns) {
-      tile(x + i * x_step, x_step, w + j * count, count, count, factor, sums + i * kUnitColumns + j);
+      tile(x + i * x_step, x_step, w + j * w_step, w_step, count, factor, sums + i * kUnitColumns + j);
     }
   }
 }
@@ -130,12 +130,19 @@ void integer_unit(const Linear& p, const LinearPlan& plan, const Prepared& from,
         const int16_t* x = from.integers + u.row * step + part * plan.padded + k;
         const double factor = part == 0 ? 1.0 : static_cast<double>(-plan.x_offset);
         const double high = s.low ? 256.0 * factor : factor;
-        add_tiles(integer_tile, x, step, s.panel, padded, u.rows, u.columns, high, s.sums);
-        if (s.low) add_tiles(integer_tile, x, step, s.low, padded, u.rows, u.columns, factor, s.sums);
+        add_tiles(integer_tile, x, step, s.panel, padded, padded, u.rows, u.columns, high, s.sums);
+        if (s.low) add_tiles(integer_tile, x, step, s.low, padded, padded, u.rows, u.columns, factor, s.sums);
       }
     }
   }
   finish_integers(p, u.row, u.rows, u.column, u.columns, s.sums, from.sums + u.row);
+}
+
+/// Whether tiles may read a block of float32 weights where it is: few rows use it once, and no tile passes
+/// its end.
+bool read_in_place(const Linear& p, const Unit& u, int64_t count, int64_t padded) {
+  return p.w.type == Elements::float32 && p.w.column_step == 1 && p.rows <= kFewRows && count == padded &&
+         u.columns % kTileColumns == 0;
 }
 
 void float_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, const Unit& u,
@@ -143,9 +150,15 @@ void float_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, c
   std::fill_n(s.sums, u.rows * kUnitColumns, 0.0);
   for (int64_t k = 0; k < p.depth; k += plan.block) {
     const int64_t count = std::min(plan.block, p.depth - k), padded = std::min(plan.block, plan.padded - k);
-    unpack_rows(p, u.column, u.columns, k, count, padded, s.floats, s.row);
-    const float* x = from.floats + u.row * plan.padded + k;
-    add_tiles(float_tile, x, plan.padded, s.floats, padded, u.rows, u.columns, 1.0, s.sums);
+    const float *x = from.floats + u.row * plan.padded + k, *w = s.floats;
+    int64_t w_step = padded;
+    if (read_in_place(p, u, count, padded)) {
+      w = static_cast<const float*>(p.w.data) + u.column * p.w.row_step + k;
+      w_step = p.w.row_step;
+    } else {
+      unpack_rows(p, u.column, u.columns, k, count, padded, s.floats, s.row);
+    }
+    add_tiles(float_tile, x, plan.padded, w, w_step, padded, u.rows, u.columns, 1.0, s.sums);
   }
   finish_floats(p, u.row, u.rows, u.column, u.columns, s.sums);
 }
