@@ -136,23 +136,6 @@ struct FloorMod {
   }
 };
 
-template <class T>
-void activate(Fused fused, T* y, int64_t n) {
-  const T lo = fused == Fused::relu_n1_to_1 ? T{0} - T{1} : T{0};
-  const T hi = fused == Fused::relu_n1_to_1 ? T{1} : T{6};
-  for (int64_t i = 0; i < n; ++i) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (fused == Fused::tanh) {
-        y[i] = static_cast<float>(real_tanh(y[i]));
-        continue;
-      }
-    }
-    if (fused == Fused::tanh) continue;
-    y[i] = y[i] < lo ? lo : y[i];
-    if (fused != Fused::relu) y[i] = y[i] > hi ? hi : y[i];
-  }
-}
-
 struct Equal {
   template <class T>
   PYQUANT_INLINE static uint8_t of(T a, T b) {
@@ -237,7 +220,7 @@ void binary(Binary op, Fused fused, const Broadcast& map, const T* a, const T* b
       run_all<FloorMod>(map, a, b, y, begin, end);
       break;
   }
-  if (fused != Fused::none && end > begin) activate(fused, y + begin, end - begin);
+  activate(fused, y + begin, end - begin);
 }
 
 template <class T>

@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "kernels/broadcast.h"
+#include "kernels/fused.h"
 #include "kernels/reals.h"
 #include "pyquant/kernels.h"
 
@@ -35,8 +36,6 @@ enum class Binary : uint8_t {
   floor_mod
 };
 enum class Compare : uint8_t { equal, not_equal, greater, greater_equal, less, less_equal };
-/// What some operators do with their result.
-enum class Fused : uint8_t { none, relu, relu_n1_to_1, relu6, tanh };
 
 /// Where a quantized operand of a binary operator lies on the real line; one scale for all of it.
 struct BinaryPlan {

@@ -140,16 +140,6 @@ void use_short_ratios(BinaryPlan* plan) {
   plan->out.near = 0.0;
 }
 
-void limit(Fused fused, Rounder* out) {
-  const auto steps = [&](double x) {
-    return static_cast<int32_t>(round_exact({{x, 1.0}}, out->scale, 1.0, out->lo, out->hi));
-  };
-  if (fused == Fused::relu || fused == Fused::relu6) out->lo = std::max(out->lo, 0);
-  if (fused == Fused::relu_n1_to_1) out->lo = steps(-1.0);
-  if (fused == Fused::relu6) out->hi = steps(6.0);
-  if (fused == Fused::relu_n1_to_1) out->hi = steps(1.0);
-}
-
 template <class Q>
 void run_block(const BinaryPlan& plan, const Q* a, int64_t a_stride, const Q* b, int64_t b_stride, int64_t n,
                Q* y) {

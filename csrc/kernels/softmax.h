@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Softmax and its logarithm over rows. Private to csrc.
+//
+// e[i] = exp(beta * (x[i] - the largest)) in double (real.h), their sum in 8 lanes (lanes.h), and e[i] / sum,
+// or beta * (x[i] - largest) - log(sum), rounded once: to float32, or to the grid. Quantized results are
+// those of the real numbers, except within 1e-9 of a step. A row of float32 with NaN, or without a finite
+// value, is NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/reals.h"
+
+namespace pyquant::kernels {
+
+struct Softmax {
+  bool log = false;
+  float beta = 1.0f;
+  int64_t size = 0;       // of a row
+  float in_scale = 1.0f;  // of quantized rows; their zero point does not matter
+  Rounder out = {};
+};
+
+/// Rows [begin, end). T: float, int8_t, uint8_t, int16_t.
+template <class T>
+void softmax(const Softmax& plan, const T* x, T* y, int64_t begin, int64_t end);
+
+}  // namespace pyquant::kernels
