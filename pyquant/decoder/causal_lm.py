@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ class CausalLM(QModel):
     """The model and the head, whose weight may be the token table (then they share it, each on its own grid)."""
 
     CHILDREN = ("model", "lm_head")
+    OUTPUT = CausalLMOutputWithPast
     FEEDS = {"model.norm": ("lm_head",), "model.language_model.norm": ("lm_head",)}
 
     model: QModule
@@ -95,10 +95,9 @@ class CausalLM(QModel):
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         out = self.model(**{**arguments, "cache": cache}, return_dict=True, **kwargs)
         logits = self.logits_of(out.last_hidden_state, logits_to_keep)
-        known = {field.name for field in fields(out)}
+        known = hf.field_names(type(out))
         result = hf.make_output(
-            self.fp_type,
-            CausalLMOutputWithPast,
+            self.output_type,
             loss=self.loss_of(logits, labels, for_loss),
             logits=logits,
             cache=hf.cache_of(out),

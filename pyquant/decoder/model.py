@@ -105,6 +105,7 @@ class DecoderModel(QModel):
     """
 
     CHILDREN: ClassVar[tuple[str, ...]] = ("embed_tokens", "layers", "norm", "rotary_emb")
+    OUTPUT = BaseModelOutputWithPast
     SITES = {"inputs_embeds": Role.ACTIVATION}
     BLOCKS = "layers"
     READS: ClassVar[tuple[str, ...]] = ("norm",)
@@ -203,7 +204,7 @@ class DecoderModel(QModel):
             hidden = self._normed(StackInputs(embeds, tables, masks, cache, added, keep=kept))
         else:
             hidden = row_by_row(self._row, tokens, valid, positions, cache, added)
-        out = hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden, cache=cache)
+        out = hf.make_output(self.output_type, last_hidden_state=hidden, cache=cache)
         return hf.as_called(out, kwargs, self.config)
 
     def tables(self, like: Tensor, positions: Tensor) -> Mapping[str, RotaryTables]:

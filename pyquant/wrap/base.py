@@ -24,6 +24,7 @@ from pyquant.tree_state import Phased, phase, set_phase
 from pyquant.wrap import registry
 from pyquant.wrap.adapter import GraphAdapter, plain_graph
 from pyquant.wrap.bias import BiasGrid, bias_bits, bias_scale, fake_quantize_bias
+from pyquant.wrap.hf_facts import output_class
 from pyquant.wrap.snapshot import Snapshot
 from pyquant.wrap.state_dict import follow_state_dict
 
@@ -102,6 +103,7 @@ class QModule(Phased):
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SITES: ClassVar[Mapping[str, Role]] = {}
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
+    OUTPUT: ClassVar[type[Any] | None] = None  # what forward makes, unless HF's forward makes another class
     INFINITE: ClassVar[tuple[str, ...]] = ()
     ACCEPTED: ClassVar[tuple[str, ...]] = ()
     # What algorithms must know, by dotted names of descendants (`*`: every entry of a list); names of optional modules
@@ -117,12 +119,13 @@ class QModule(Phased):
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__(ctx.state)
         self.fp_type = None if fp is None else type(fp)
+        self.output_type = self.OUTPUT if fp is None or self.OUTPUT is None else output_class(type(fp)) or self.OUTPUT
         self.path = ctx.path
         self.config: Any = getattr(fp, "config", None)
         self._context = ctx
         self.snapshot = Snapshot()
         self.checked: dict[str, TensorStamp] = {}  # of the whole tree, see finite.py
-        self._bias_cache: dict[str, TensorCache] = {}
+        self._bias_cache = {name: TensorCache() for name in self.BIASES}
         self.sites = nn.ModuleDict()
         for name, role in self.site_roles(fp).items():
             self.add_site(name, role)
@@ -188,7 +191,7 @@ class QModule(Phased):
         bits = bias_bits(spec)
         if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return fake_quantize_bias(value, scale, bits)
-        cache = self._bias_cache.setdefault(name, TensorCache())
+        cache = self._bias_cache[name]
         return cache.get((value, scale), lambda: fake_quantize_bias(value, scale, bits))
 
     def fit_biases_(self, grids: dict[Site, QParams]) -> list[str]:

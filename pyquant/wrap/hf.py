@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from pyquant.errors import InputError
-from pyquant.wrap.hf_facts import CACHE_NAMES, output_class
+from pyquant.wrap.hf_facts import CACHE_NAMES
 from pyquant.wrap.hf_records import supported
 
 
@@ -80,7 +80,7 @@ def take_cache(cache: Any, kwargs: MutableMapping[str, Any]) -> Any:
 
 def cache_name(holder: Any) -> str:
     """What `holder` (an output, or its class) calls the cache. Raises InputError when it has no field for one."""
-    names = [field.name for field in fields(holder)]
+    names = field_names(holder if isinstance(holder, type) else type(holder))
     for name in CACHE_NAMES:
         if name in names:
             return name
@@ -95,22 +95,23 @@ def cache_of(output: Any) -> Any:
 # --- outputs ---
 
 
-def make_output(hf_class: type[Any] | None, default: type[Any], **values: Any) -> Any:
-    """An object of the class that the forward of `hf_class` returns in this release, else of `default`.
+def make_output(cls: type[Any] | None, **values: Any) -> Any:
+    """An object of the output class `cls`: QModule.output_type of a wrapper that says OUTPUT.
 
     The cache is given as `cache`. Fields that the class lacks are left out; a wrapper's contract lists those it has.
     """
-    cls = default if hf_class is None else _output_class(hf_class) or default
-    known = {field.name for field in fields(cls)}
+    assert cls is not None, "a wrapper that makes an output says OUTPUT"
+    known = field_names(cls)
     if "cache" in values:
         values[cache_name(cls)] = values.pop("cache")
     return cls(**{name: value for name, value in values.items() if name in known})
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _output_class(hf_class: type[Any]) -> type[Any] | None:
-    """output_class for torch.compile, which cannot trace the parsing of source code."""
-    return output_class(hf_class)
+def field_names(cls: type[Any]) -> tuple[str, ...]:
+    """The fields of an output class. torch.compile, which cannot trace dataclasses.fields of a class, takes the result:
+    otherwise every module that makes an output ends a graph, and what is around it is traced again for each."""
+    return tuple(field.name for field in fields(cls))
 
 
 def as_called(output: Any, kwargs: Mapping[str, Any], config: Any) -> Any:

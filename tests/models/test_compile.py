@@ -29,7 +29,10 @@ def tree(family: str) -> tuple[QModule, dict[str, Any]]:
     return q, batch
 
 
-SLOW = ("gemma4.text.example", "gemma4.audio.example")  # whose classes the whole Gemma4 has too, but for the experts
+# Whose classes the whole Gemma4 has too, but for the experts.
+SLOW = ("gemma4", "gemma4.text.example", "gemma4.audio.example")
+# Of the other two families, towers read their grids and masks as numbers, which ends a graph.
+WHOLE = ("llama",)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +43,11 @@ def test_compiled_is_eager(family: str) -> None:
     """Of a Qwen3-VL, positions of a prompt with an image were those of text, 14.6 dB from the tree's."""
     q, batch = tree(family)
     expected = q(**batch)[0]
-    compiled = torch.compile(q, backend="eager")
+    compiled = torch.compile(q, backend="eager", fullgraph=family in WHOLE)
     assert torch.equal(compiled(**batch)[0], expected)
-    assert torch.equal(compiled(**batch)[0], expected), "the second call takes what the first compiled"
+    # A Qwen3-VL keeps the positions of its last prompt.
+    with torch._dynamo.config.patch(error_on_recompile=family != "qwen3_vl"):
+        assert torch.equal(compiled(**batch)[0], expected), "the second call takes what the first compiled"
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ class QuantGemma4Model(MultimodalModel):
     """Towers and text model; rows of images, videos and audio replace the placeholders of the prompt."""
 
     CHILDREN = ("vision_tower", "language_model", "audio_tower", "embed_vision", "embed_audio")
+    OUTPUT = BaseModelOutputWithPast
     OPTIONAL = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
     WRITES_TO = {
         "language_model": ("embed_vision.embedding_projection", "embed_audio.embedding_projection"),
@@ -118,8 +119,7 @@ class QuantGemma4Model(MultimodalModel):
         )
         image = outputs.get("image")
         out = hf.make_output(
-            self.fp_type,
-            BaseModelOutputWithPast,
+            self.output_type,
             last_hidden_state=out.last_hidden_state,
             cache=hf.cache_of(out),
             image_outputs=image,

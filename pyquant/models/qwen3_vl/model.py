@@ -47,6 +47,7 @@ class QuantQwen3VLModel(MultimodalModel):
     """Vision tower and text model; visual tokens replace the placeholders of the prompt."""
 
     CHILDREN = ("visual", "language_model")
+    OUTPUT = BaseModelOutputWithPast
     WRITES_TO = {"language_model": ("visual.merger.linear_fc2", "visual.deepstack_merger_list.*.linear_fc2")}
     visual: QuantQwen3VLVisionModel
     language_model: QuantQwen3VLTextModel
@@ -123,8 +124,7 @@ class QuantQwen3VLModel(MultimodalModel):
         cache = hf.cache_of(out)
         self.deltas.note(cache, found)
         out = hf.make_output(
-            self.fp_type,
-            BaseModelOutputWithPast,
+            self.output_type,
             last_hidden_state=out.last_hidden_state,
             cache=cache,
             rope_deltas=self.rope_deltas,

@@ -50,6 +50,7 @@ class QuantQwen3VLVisionModel(QModel):
     """
 
     CHILDREN = ("patch_embed", "rotary_pos_emb", "blocks", "merger", "deepstack_merger_list")
+    OUTPUT = BaseModelOutputWithPooling
     SITES = {"pos_embed": Role.ACTIVATION, "pos_add": Role.ACTIVATION}
     BLOCKS = "blocks"
     READS = ("merger.norm", "deepstack_merger_list.*.norm")
@@ -102,8 +103,7 @@ class QuantQwen3VLVisionModel(QModel):
                 tap = self.deepstack_visual_indexes.index(number)
                 features.append(self.deepstack_merger_list[tap](hidden))
         out = hf.make_output(
-            self.fp_type,
-            BaseModelOutputWithPooling,
+            self.output_type,
             last_hidden_state=hidden,
             pooler_output=self.merger(hidden),
             deepstack_features=features,

@@ -171,7 +171,7 @@ class ToyModel(PreTrainedModel):
         shared: dict[int, Any] = {}
         for variant, layer in zip(LAYERS, self.layers, strict=True):
             hidden = layer(hidden, tables[variant], masks[variant], cache, shared)
-        return make_output(None, BaseModelOutputWithPast, last_hidden_state=self.norm(hidden), cache=cache)
+        return make_output(BaseModelOutputWithPast, last_hidden_state=self.norm(hidden), cache=cache)
 
 
 class ToyForCausalLM(PreTrainedModel, GenerationMixin):
@@ -198,7 +198,7 @@ class ToyForCausalLM(PreTrainedModel, GenerationMixin):
         out = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
         logits = self.lm_head(out.last_hidden_state[:, kept])
-        return make_output(None, CausalLMOutputWithPast, logits=logits, cache=cache_of(out))
+        return make_output(CausalLMOutputWithPast, logits=logits, cache=cache_of(out))
 
 
 # --- the wrappers ---

@@ -89,23 +89,6 @@ def test_a_llama_like_block_compiles_to_the_same(block: QModule, phase: Phase, w
         assert torch.equal(got[name], want[name]), name
 
 
-def test_gemma4_vision_compiles_to_the_same() -> None:
-    import numpy as np
-
-    family = by_name("gemma4").example
-    model = family.tiny_model()
-    image = np.linspace(0, 255, 48 * 48 * 3).reshape(48, 48, 3).astype(np.uint8)
-    batch = family.example_inputs(model, [image], None)
-    q = pyquant.prepare(model, W8A8)
-    pyquant.calibrate(q, [batch], progress=False)
-    pyquant.convert(q, unused=[site.path for site in q.uncalibrated_sites()])
-    with torch.no_grad():
-        want = q(**batch).last_hidden_state
-        assert torch.equal(torch.compile(q, backend="eager")(**batch).last_hidden_state, want)
-        assert torch.equal(q(**batch).last_hidden_state, want)
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("mask", ["none", "kept"])
 def test_an_own_export_gives_the_same(block: QModule, mask: str) -> None:
     given = () if mask == "none" else (AdditiveMask.of(MASKS["padded"], torch.float32),)

@@ -39,6 +39,7 @@ class QuantGemma4AudioModel(QModel):
     """
 
     CHILDREN = ("subsample_conv_projection", "rel_pos_enc", "layers", "output_proj")
+    OUTPUT = BaseModelOutputWithPooling
     BLOCKS = "layers"
 
     subsample_conv_projection: QuantGemma4AudioSubSampleConvProjection
@@ -65,7 +66,7 @@ class QuantGemma4AudioModel(QModel):
         hf.refuse_recording(kwargs, self.config)
         self._check(input_features, attention_mask)
         tokens, valid = self._in_phase(input_features, attention_mask)
-        out = hf.make_output(self.fp_type, BaseModelOutputWithPooling, last_hidden_state=tokens, attention_mask=valid)
+        out = hf.make_output(self.output_type, last_hidden_state=tokens, attention_mask=valid)
         return hf.as_called(out, kwargs, self.config)
 
     def _in_phase(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

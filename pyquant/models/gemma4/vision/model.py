@@ -38,6 +38,7 @@ class QuantGemma4VisionEncoder(QModule):
     """The stack of layers. Has no site of its own."""
 
     CHILDREN = ("layers",)
+    OUTPUT = BaseModelOutputWithPast
     BLOCKS = "layers"
 
     layers: nn.ModuleList
@@ -73,7 +74,7 @@ class QuantGemma4VisionEncoder(QModule):
             hidden = image_by_image(self._through, inputs_embeds, position_embeddings, mask)
         else:
             hidden = self._through(inputs_embeds, position_embeddings, mask)
-        return hf.make_output(self.fp_type, BaseModelOutputWithPast, last_hidden_state=hidden)
+        return hf.make_output(self.output_type, last_hidden_state=hidden)
 
     def _through(self, hidden: Tensor, tables: RotaryTables, mask: AdditiveMask | None) -> Tensor:
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -110,6 +111,7 @@ class QuantGemma4VisionModel(QModel):
     """Patches of images -> soft tokens of all images in a row, padding stripped."""
 
     CHILDREN = ("patch_embedder", "encoder", "pooler")
+    OUTPUT = BaseModelOutputWithPooling
 
     patch_embedder: QuantGemma4VisionPatchEmbedder
     encoder: QuantGemma4VisionEncoder
@@ -152,7 +154,7 @@ class QuantGemma4VisionModel(QModel):
         if self.standardize:
             hidden = self.q("centered", hidden - as_float32(self.const("std_bias", self.std_bias)))
             hidden = self.q("act_out", hidden * as_float32(self.const("std_scale", self.std_scale)))
-        out = hf.make_output(self.fp_type, BaseModelOutputWithPooling, last_hidden_state=as_dtype(hidden, dtype))
+        out = hf.make_output(self.output_type, last_hidden_state=as_dtype(hidden, dtype))
         return hf.as_called(out, kwargs, self.config)
 
     def tables(self, pixel_values: Tensor, pixel_position_ids: Tensor | None) -> VisionTables:
