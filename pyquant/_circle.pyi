@@ -12,9 +12,15 @@ __all__: list[str] = [
     "Data",
     "Model",
     "Operator",
+    "Port",
+    "Program",
+    "Runner",
     "Tensor",
+    "Workspace",
     "check_plan",
     "codes",
+    "load_program",
+    "load_program_bytes",
     "operators_json",
     "read",
     "read_bytes",
@@ -123,6 +129,67 @@ class Model:
     @property
     def version(self) -> int: ...
 
+class Port:
+    """
+    An input or output of a graph.
+    """
+    def to_floats(
+        self, integers: typing.Any, floats: typing.Any, shape: tuple[typing.SupportsInt | typing.SupportsIndex, ...]
+    ) -> None: ...
+    def to_integers(
+        self, floats: typing.Any, integers: typing.Any, shape: tuple[typing.SupportsInt | typing.SupportsIndex, ...]
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def has_numbers(self) -> bool:
+        """
+        Whether its integers stand for real numbers (int8, uint8, int16 with qparams).
+        """
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """
+        -1 where it is open.
+        """
+    @property
+    def tensor(self) -> int: ...
+
+class Workspace:
+    """
+    Threads and memory that runners share.
+    """
+    def __init__(self, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class Program:
+    """
+    A file that can be run.
+    """
+    @property
+    def inputs(self) -> list[Port]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def outputs(self) -> list[Port]: ...
+
+class Runner:
+    """
+    Runs one graph.
+    """
+    def __init__(
+        self, program: Program, workspace: Workspace, memory_limit: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def prepare(self, shapes: list[tuple[typing.SupportsInt | typing.SupportsIndex, ...]]) -> list[tuple[int, ...]]:
+        """
+        Shapes of the inputs -> shapes of the outputs.
+        """
+    def profile(self) -> list[dict]: ...
+    def run(self, inputs: list, outputs: list, observer: typing.Any = None) -> None: ...
+    def start_profile(self) -> None: ...
+
 def check_plan(
     plan: str, sizes: collections.abc.Iterable[typing.SupportsInt | typing.SupportsIndex], target: str
 ) -> list[tuple[str, str, str]]:
@@ -135,6 +202,8 @@ def codes() -> dict[str, str]:
     Every fault code and what it means.
     """
 
+def load_program(path: str) -> Program: ...
+def load_program_bytes(data: bytes, name: str) -> Program: ...
 def operators_json() -> str:
     """
     The table ops.def as JSON text.

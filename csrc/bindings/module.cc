@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module pyquant._circle: models as read-only objects, constants as memory views into the mapped
-// file. One file, without pybind11/stl.h, because each costs seconds of compile time. pyquant/circle is its
+// file. Without pybind11/stl.h, because it costs seconds of compile time. pyquant/circle is its
 // face.
 #include <pybind11/pybind11.h>
 #include <pybind11/typing.h>
@@ -10,13 +10,33 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/bindings.h"
 #include "circle/describe.h"
 #include "pyquant/circle.h"
 
 namespace py = pybind11;
 
+namespace pyquant::bindings {
+
+void raise(const Fault& fault) {
+  const py::object type = py::module_::import("pyquant.errors").attr("CircleError");
+  PyErr_SetObject(type.ptr(), py::str(fault.text()).ptr());
+  throw py::error_already_set();
+}
+
+py::str text(const std::string& bytes) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
+}  // namespace pyquant::bindings
+
 namespace pyquant::circle {
 namespace {
+
+using bindings::raise;
+using bindings::text;
+using bindings::value_or_raise;
 
 using Ints = py::typing::Tuple<int, py::ellipsis>;
 using Floats = py::typing::Tuple<float, py::ellipsis>;
@@ -24,24 +44,6 @@ using FaultTuple = py::typing::Tuple<py::str, py::str, py::str>;
 using Faults = py::typing::List<FaultTuple>;
 using Names = py::typing::Dict<py::str, int>;
 using Shared = std::shared_ptr<const Model>;
-
-[[noreturn]] void raise(const Fault& fault) {
-  const py::object type = py::module_::import("pyquant.errors").attr("CircleError");
-  PyErr_SetObject(type.ptr(), py::str(fault.text()).ptr());
-  throw py::error_already_set();
-}
-
-template <typename T>
-T value_or_raise(Result<T> result) {
-  if (!result.ok()) raise(result.fault());
-  return std::move(result).value();
-}
-
-// Names in a corrupt file need not be UTF-8.
-py::str text(const std::string& bytes) {
-  return py::reinterpret_steal<py::str>(
-      PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
-}
 
 template <typename Tuple, typename List>
 Tuple tuple_of(const List& list) {
@@ -277,6 +279,7 @@ PYBIND11_MODULE(_circle, m) {
   m.doc() = "Circle files: the native reader, checker and inspector. Use pyquant.circle.";
   pc::bind_views(m);
   pc::bind_model(m);
+  pyquant::bindings::bind_runner(m);
   m.def("read", &pc::read, py::arg("path"), "Maps and reads a file.");
   m.def("read_bytes", &pc::read_data, py::arg("data"), "Reads bytes.");
   m.def("check_plan", &pc::check_plan, py::arg("plan"), py::arg("sizes"), py::arg("target"),

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line to Arguments: --name value, --name=value, -o value, flags, positionals in any
 // order.
+#include <charconv>
 #include <cstdio>
+#include <system_error>
 
 #include "circle/file.h"
 #include "cli/cli.h"
@@ -70,6 +72,20 @@ bool are_apart(std::initializer_list<std::string> paths) {
     return false;
   }
   return true;
+}
+
+bool number_of(const Arguments& arguments, const std::string& name, int64_t lo, int64_t hi, int64_t& out) {
+  if (!arguments.has(name)) return true;
+  const std::string text = arguments.get(name);
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc() && end == text.data() + text.size() && value >= lo && value <= hi) {
+    out = value;
+    return true;
+  }
+  complain("option '" + name + "' is '" + text + "', expected an integer from " + std::to_string(lo) +
+           " to " + std::to_string(hi));
+  return false;
 }
 
 bool target_of(const Arguments& arguments, circle::Target& out) {

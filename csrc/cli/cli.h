@@ -2,6 +2,7 @@
 // What the verbs of pyquant-circle share: arguments, exit codes, one line per error. One file a verb.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <map>
 #include <string>
@@ -52,6 +53,10 @@ bool are_apart(std::initializer_list<std::string> paths);
 /// The target that --target names; complains and returns false when it is none.
 bool target_of(const Arguments& arguments, circle::Target& out);
 
-extern const Verb kWrite, kInspect, kCheck, kDiff, kPlan, kFaults;
+/// The integer that an option names, lo to hi, left as it is without the option; complains and returns false
+/// otherwise.
+bool number_of(const Arguments& arguments, const std::string& name, int64_t lo, int64_t hi, int64_t& out);
+
+extern const Verb kWrite, kInspect, kCheck, kDiff, kPlan, kRun, kFaults;
 
 }  // namespace pyquant::cli

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// Running files from Python: buffers go in and out without copies, and the GIL is free while a graph runs.
+// pyquant/circle/runner.py is its face.
+#include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
+
+#include <memory>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "run/numbers.h"
+#include "run/runner.h"
+
+namespace py = pybind11;
+
+namespace pyquant::bindings {
+namespace {
+
+using run::Port;
+using run::Shape;
+using Ints = py::typing::Tuple<int, py::ellipsis>;
+using Row = py::typing::Dict<py::str, py::object>;
+using Rows = py::typing::List<Row>;
+
+/// A C-contiguous buffer of an object, released with this.
+class View {
+ public:
+  View(const py::handle object, bool writable) {
+    const int flags = PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
+  }
+  View(View&& other) noexcept : buffer_(other.buffer_) { other.buffer_.obj = nullptr; }
+  View(const View&) = delete;
+  ~View() {
+    if (buffer_.obj) PyBuffer_Release(&buffer_);
+  }
+
+  void* data() const { return buffer_.buf; }
+  int64_t size() const { return buffer_.len; }
+
+ private:
+  Py_buffer buffer_;
+};
+
+Ints ints(const Shape& shape) {
+  py::tuple out(shape.size());
+  for (size_t i = 0; i < shape.size(); ++i) out[i] = shape[i];
+  return Ints(std::move(out));
+}
+
+struct PortView {
+  std::shared_ptr<const run::Program> program;
+  const Port* port;
+};
+
+class PyRunner {
+ public:
+  PyRunner(std::shared_ptr<const run::Program> program, std::shared_ptr<run::Workspace> workspace,
+           uint64_t limit)
+      : runner_(std::move(program), std::move(workspace), {limit}) {}
+
+  py::typing::List<Ints> prepare(const py::typing::Iterable<Ints>& shapes) {
+    std::vector<Shape> wanted;
+    for (const py::handle each : shapes) {
+      Shape shape;
+      for (const py::handle dim : each) shape.push_back(dim.cast<int32_t>());
+      wanted.push_back(std::move(shape));
+    }
+    {
+      const py::gil_scoped_release free;
+      status_ = runner_.prepare(wanted);
+    }
+    ok_or_raise(status_);
+    py::typing::List<Ints> out;
+    for (size_t k = 0; k < runner_.outputs().size(); ++k) out.append(ints(runner_.output_shape(k)));
+    return out;
+  }
+
+  void run(const py::typing::List<py::object>& inputs, const py::typing::List<py::object>& outputs,
+           const py::object& observer) {
+    const std::vector<View> in = views(inputs, false), out = views(outputs, true);
+    std::vector<const void*> from;
+    std::vector<void*> to;
+    for (const View& view : in) from.push_back(view.data());
+    for (const View& view : out) to.push_back(view.data());
+    require_sizes(in, out);
+    if (!observer.is_none()) return observed(from, to, observer);
+    {
+      const py::gil_scoped_release free;
+      status_ = runner_.run(from, to);
+    }
+    ok_or_raise(status_);
+  }
+
+  void start_profile() { runner_.start_profile(); }
+
+  Rows profile() const {
+    Rows out;
+    for (const run::StepProfile& entry : runner_.profile()) {
+      Row row;
+      row["operator"] = entry.op;
+      row["name"] = text(op_name(runner_.program().model().operators[entry.op]));
+      row["calls"] = entry.calls;
+      row["nanoseconds"] = entry.nanoseconds;
+      row["bytes"] = entry.bytes;
+      row["multiply_adds"] = entry.multiply_adds;
+      out.append(row);
+    }
+    return out;
+  }
+
+ private:
+  static std::vector<View> views(const py::list& objects, bool writable) {
+    std::vector<View> out;
+    out.reserve(objects.size());
+    for (const py::handle object : objects) out.emplace_back(object, writable);
+    return out;
+  }
+
+  void require_sizes(const std::vector<View>& in, const std::vector<View>& out) const {
+    const auto require = [this](const std::vector<View>& given, const std::vector<Port>& ports, bool input) {
+      if (given.size() != ports.size()) {
+        raise({Code::E_RUN_INPUT,
+               "has " + std::to_string(ports.size()) + (input ? " inputs" : " outputs") + ", got " +
+                   std::to_string(given.size()),
+               runner_.program().name()});
+      }
+      for (size_t i = 0; i < given.size(); ++i) {
+        const int64_t wanted = input ? runner_.input_bytes(i) : runner_.output_bytes(i);
+        if (given[i].size() == wanted) continue;
+        raise({Code::E_RUN_INPUT,
+               "got a buffer of " + std::to_string(given[i].size()) + " bytes, expected " +
+                   std::to_string(wanted),
+               runner_.program().name() + ", '" + ports[i].name + "'"});
+      }
+    };
+    if (!runner_.is_prepared()) raise({Code::E_RUN_INPUT, "is not prepared; call prepare first", ""});
+    require(in, runner_.inputs(), true);
+    require(out, runner_.outputs(), false);
+  }
+
+  void observed(const std::vector<const void*>& from, const std::vector<void*>& to,
+                const py::object& observer) {
+    std::unique_ptr<py::error_already_set> raised;
+    const run::Runner::Observer call = [&](int64_t op, size_t tensor, const Shape& shape,
+                                           circle::Bytes bytes) {
+      if (raised) return;
+      try {
+        observer(op, tensor, ints(shape), py::bytes(reinterpret_cast<const char*>(bytes.data), bytes.size));
+      } catch (py::error_already_set& error) {
+        raised = std::make_unique<py::error_already_set>(std::move(error));
+      }
+    };
+    const Status status = runner_.run(from, to, &call);
+    if (raised) throw py::error_already_set(std::move(*raised));
+    ok_or_raise(status);
+  }
+
+  run::Runner runner_;
+  Status status_;
+};
+
+py::typing::List<PortView> ports_of(const std::shared_ptr<const run::Program>& program,
+                                    const std::vector<Port>& ports) {
+  py::typing::List<PortView> out;
+  for (const Port& port : ports) out.append(py::cast(PortView{program, &port}));
+  return out;
+}
+
+std::shared_ptr<const run::Program> load(const std::string& path) {
+  const py::gil_scoped_release free;
+  auto program = run::Program::load(path);
+  const py::gil_scoped_acquire lock;
+  return value_or_raise(std::move(program));
+}
+
+std::shared_ptr<const run::Program> load_bytes(const py::bytes& data, const std::string& name) {
+  char* begin = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &begin, &size) != 0) throw py::error_already_set();
+  const std::shared_ptr<const void> owner(new py::object(data), [](const void* held) {
+    const py::gil_scoped_acquire lock;
+    delete static_cast<const py::object*>(held);
+  });
+  return value_or_raise(run::Program::from_bytes(
+      {reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, name, owner));
+}
+
+void require_bytes(const View& view, int64_t wanted, const char* what) {
+  if (view.size() == wanted) return;
+  raise({Code::E_RUN_INPUT,
+         std::string(what) + " has " + std::to_string(view.size()) + " bytes, expected " +
+             std::to_string(wanted),
+         ""});
+}
+
+Shape shape_of(const py::handle dims) {
+  Shape shape;
+  for (const py::handle dim : dims) shape.push_back(dim.cast<int32_t>());
+  return shape;
+}
+
+void to_integers(const PortView& view, const py::object& floats, const py::object& integers,
+                 const Ints& dims) {
+  const circle::Tensor& tensor = *view.port->tensor;
+  const View from(floats, false), to(integers, true);
+  const Shape shape = shape_of(dims);
+  const int64_t count = circle::element_count(shape).value_or(-1);
+  require_bytes(from, count * 4, "the floats");
+  require_bytes(to, circle::byte_size(tensor.dtype, shape).value_or(-1), "the integers");
+  const py::gil_scoped_release free;
+  run::to_integers(tensor, shape, static_cast<const float*>(from.data()), to.data());
+}
+
+void to_floats(const PortView& view, const py::object& integers, const py::object& floats, const Ints& dims) {
+  const circle::Tensor& tensor = *view.port->tensor;
+  const View from(integers, false), to(floats, true);
+  const Shape shape = shape_of(dims);
+  const int64_t count = circle::element_count(shape).value_or(-1);
+  require_bytes(from, circle::byte_size(tensor.dtype, shape).value_or(-1), "the integers");
+  require_bytes(to, count * 4, "the floats");
+  const py::gil_scoped_release free;
+  run::to_floats(tensor, shape, from.data(), static_cast<float*>(to.data()));
+}
+
+}  // namespace
+
+void bind_runner(py::module_& m) {
+  py::class_<PortView>(m, "Port", "An input or output of a graph.")
+      .def_property_readonly("name", [](const PortView& p) { return text(p.port->name); })
+      .def_property_readonly("tensor", [](const PortView& p) { return p.port->index; })
+      .def_property_readonly("dtype", [](const PortView& p) { return text(name_of(p.port->tensor->dtype)); })
+      .def_property_readonly(
+          "shape", [](const PortView& p) { return ints(p.port->shape); }, "-1 where it is open.")
+      .def_property_readonly(
+          "has_numbers", [](const PortView& p) { return run::has_numbers(*p.port->tensor); },
+          "Whether its integers stand for real numbers (int8, uint8, int16 with qparams).")
+      .def("to_integers", &to_integers, py::arg("floats"), py::arg("integers"), py::arg("shape"))
+      .def("to_floats", &to_floats, py::arg("integers"), py::arg("floats"), py::arg("shape"));
+  py::class_<run::Workspace, std::shared_ptr<run::Workspace>>(m, "Workspace",
+                                                              "Threads and memory that runners share.")
+      .def(py::init<int>(), py::arg("threads") = 0)
+      .def_property_readonly("threads", [](run::Workspace& w) { return w.threads().count(); });
+  py::class_<run::Program, std::shared_ptr<run::Program>>(m, "Program", "A file that can be run.")
+      .def_property_readonly("inputs",
+                             [](const std::shared_ptr<run::Program>& p) { return ports_of(p, p->inputs()); })
+      .def_property_readonly("outputs",
+                             [](const std::shared_ptr<run::Program>& p) { return ports_of(p, p->outputs()); })
+      .def_property_readonly("name", [](const run::Program& p) { return text(p.name()); });
+  py::class_<PyRunner>(m, "Runner", "Runs one graph.")
+      .def(py::init([](const std::shared_ptr<run::Program>& program,
+                       const std::shared_ptr<run::Workspace>& workspace,
+                       uint64_t limit) { return std::make_unique<PyRunner>(program, workspace, limit); }),
+           py::arg("program"), py::arg("workspace"), py::arg("memory_limit"))
+      .def("prepare", &PyRunner::prepare, py::arg("shapes"), "Shapes of the inputs -> shapes of the outputs.")
+      .def("run", &PyRunner::run, py::arg("inputs"), py::arg("outputs"), py::arg("observer") = py::none())
+      .def("start_profile", &PyRunner::start_profile)
+      .def("profile", &PyRunner::profile);
+  m.def(
+      "load_program",
+      [](const std::string& path) { return std::const_pointer_cast<run::Program>(load(path)); },
+      py::arg("path"));
+  m.def(
+      "load_program_bytes",
+      [](const py::bytes& data, const std::string& name) {
+        return std::const_pointer_cast<run::Program>(load_bytes(data, name));
+      },
+      py::arg("data"), py::arg("name"));
+}
+
+}  // namespace pyquant::bindings
