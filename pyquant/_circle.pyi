@@ -168,6 +168,10 @@ class Program:
     """
     A file that can be run.
     """
+    def operation(self, operator: typing.SupportsInt | typing.SupportsIndex) -> Program:
+        """
+        One operator alone.
+        """
     @property
     def inputs(self) -> list[Port]: ...
     @property
@@ -182,12 +186,14 @@ class Runner:
     def __init__(
         self, program: Program, workspace: Workspace, memory_limit: typing.SupportsInt | typing.SupportsIndex
     ) -> None: ...
-    def prepare(self, shapes: list[tuple[typing.SupportsInt | typing.SupportsIndex, ...]]) -> list[tuple[int, ...]]:
+    def prepare(
+        self, shapes: collections.abc.Iterable[tuple[typing.SupportsInt | typing.SupportsIndex, ...]]
+    ) -> list[tuple[int, ...]]:
         """
         Shapes of the inputs -> shapes of the outputs.
         """
-    def profile(self) -> list[dict]: ...
-    def run(self, inputs: list, outputs: list, observer: typing.Any = None) -> None: ...
+    def profile(self) -> list[dict[str, typing.Any]]: ...
+    def run(self, inputs: list[typing.Any], outputs: list[typing.Any], observer: typing.Any = None) -> None: ...
     def start_profile(self) -> None: ...
 
 def check_plan(

@@ -246,7 +246,13 @@ void bind_runner(py::module_& m) {
                              [](const std::shared_ptr<run::Program>& p) { return ports_of(p, p->inputs()); })
       .def_property_readonly("outputs",
                              [](const std::shared_ptr<run::Program>& p) { return ports_of(p, p->outputs()); })
-      .def_property_readonly("name", [](const run::Program& p) { return text(p.name()); });
+      .def_property_readonly("name", [](const run::Program& p) { return text(p.name()); })
+      .def(
+          "operation",
+          [](const run::Program& p, size_t op) {
+            return std::const_pointer_cast<run::Program>(value_or_raise(p.operation(op)));
+          },
+          py::arg("operator"), "One operator alone.");
   py::class_<PyRunner>(m, "Runner", "Runs one graph.")
       .def(py::init([](const std::shared_ptr<run::Program>& program,
                        const std::shared_ptr<run::Workspace>& workspace,

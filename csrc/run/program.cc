@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run/program.h"
 
+#include <map>
+
 #include "pyquant/circle.h"
 
 namespace pyquant::run {
@@ -44,6 +46,39 @@ Result<std::shared_ptr<const Program>> Program::from_model(Model model, const st
                  name + ", buffers[" + std::to_string(i) + "]"};
   }
   return std::shared_ptr<const Program>(new Program(std::move(model), name));
+}
+
+Result<std::shared_ptr<const Program>> Program::operation(size_t op) const {
+  if (op >= model_.operators.size()) {
+    return Fault{
+        Code::E_RUN_INPUT,
+        "has no operator " + std::to_string(op) + "; there are " + std::to_string(model_.operators.size()),
+        name_};
+  }
+  Model alone;
+  alone.owners = model_.owners;
+  circle::Operator copy = model_.operators[op];
+  copy.opcode_index = 0;
+  std::map<int32_t, int32_t> number;
+  const auto take = [&](int32_t& t, bool output) {
+    if (t < 0) return;
+    const auto [entry, is_new] = number.try_emplace(t, static_cast<int32_t>(alone.tensors.size()));
+    if (is_new) {
+      Tensor& tensor = alone.tensors.emplace_back(model_.tensors[static_cast<size_t>(t)]);
+      if (model_.is_constant(static_cast<size_t>(t))) {
+        alone.buffers.push_back(model_.buffers[tensor.buffer]);
+        tensor.buffer = static_cast<uint32_t>(alone.buffers.size() - 1);
+      } else {
+        tensor.buffer = 0;
+        (output ? alone.outputs : alone.inputs).push_back(entry->second);
+      }
+    }
+    t = entry->second;
+  };
+  for (int32_t& t : copy.inputs) take(t, false);
+  for (int32_t& t : copy.outputs) take(t, true);
+  alone.operators.push_back(std::move(copy));
+  return from_model(std::move(alone), name_ + ", " + operator_place(model_, op));
 }
 
 Result<std::shared_ptr<const Program>> Program::load(const std::string& path) {

@@ -31,6 +31,9 @@ class Program {
   /// Of a model that was read or bound already; `name` stands in messages.
   static Result<std::shared_ptr<const Program>> from_model(circle::Model model, const std::string& name);
 
+  /// One operator alone: its inputs that are no constants are those of the graph, in order (each once).
+  Result<std::shared_ptr<const Program>> operation(size_t op) const;
+
   const circle::Model& model() const { return model_; }
   const std::string& name() const { return name_; }
   /// In the order of the graph; named by the signature where the file has one, else by their tensors.

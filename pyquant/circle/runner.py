@@ -17,7 +17,6 @@ from pyquant.circle._native import native
 from pyquant.errors import CircleError, InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["OperatorTime", "Port", "Runner", "Workspace"]
@@ -91,10 +90,19 @@ class Runner:
             if why := files.absent(Path(source)):
                 raise CircleError(f"E_NOT_CIRCLE: {os.fspath(source)}: {why}")
             program = native.load_program(os.fspath(source))
-        self.workspace = Workspace(threads) if workspace is None else workspace
-        self._runner = native.Runner(program, self.workspace._native, memory_limit)
+        self._set(program, Workspace(threads) if workspace is None else workspace, memory_limit)
+
+    def _set(self, program: native.Program, workspace: Workspace, memory_limit: int) -> None:
+        self._program, self.workspace, self.memory_limit = program, workspace, memory_limit
+        self._runner = native.Runner(program, workspace._native, memory_limit)
         self._inputs, self._outputs = program.inputs, program.outputs
         self.inputs, self.outputs = tuple(map(_port, self._inputs)), tuple(map(_port, self._outputs))
+
+    def operation(self, index: int) -> Runner:
+        """One operator alone: its inputs that are no constants, each once. Raises CircleError where there is none."""
+        alone = object.__new__(Runner)
+        alone._set(self._program.operation(index), self.workspace, self.memory_limit)
+        return alone
 
     def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, floats: bool = False) -> dict[str, NDArray[Any]]:
         """Outputs by name, in the tensors' own dtypes; with `floats`, quantized ones as the float32 they stand for.
@@ -124,9 +132,7 @@ class Runner:
     def _run(self, inputs: Mapping[str, Any] | Sequence[Any], floats: bool, seen: Any) -> dict[str, NDArray[Any]]:
         import numpy as np
 
-        given = [
-            _array(value, port) for value, port in zip(_ordered(self.inputs, inputs), self.inputs, strict=True)
-        ]
+        given = [_array(value, port) for value, port in zip(_ordered(self.inputs, inputs), self.inputs, strict=True)]
         shapes = [_shape(array, port) for array, port in zip(given, self.inputs, strict=True)]
         out_shapes = self._runner.prepare(shapes)
         for i, (array, port) in enumerate(zip(given, self.inputs, strict=True)):

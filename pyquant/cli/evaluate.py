@@ -40,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="DIR", help="folder of tokenizer and processor (default: the first above that has one)")
     add("--gguf-file", metavar="NAME", help="the weights of a float folder are this .gguf file in it")
     add("--dtype", choices=DTYPES, default="float32", help="the type that float models run in (%(default)s)")
-    add("--runtime", choices=("tico", "onert"), default="tico", help="what runs the files of bundles (%(default)s)")
+    add(
+        "--runtime",
+        choices=("native", "tico", "onert"),
+        default="native",
+        help="what runs the files of bundles (%(default)s)",
+    )
     add("--calibration", type=Path, action="append", default=[], metavar="FILE", help=_CALIBRATION)
     add("--lm-eval-tasks", type=Path, metavar="DIR", help="task files (.yaml) of your own for lm-eval")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")

@@ -23,12 +23,14 @@ from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
 from pyquant.metrics import lsb_error, max_abs_diff, mean_abs_diff, peir, sqnr_db
 from pyquant.verify.report import OpDiff, OutputDiff, Report
-from pyquant.verify.runtimes._inputs import Inputs, fits
-from pyquant.verify.runtimes.tico import Array, Runtime
+from pyquant.verify.runtimes import TraceableName, traceable
+from pyquant.verify.runtimes._inputs import Array, Inputs, fits
 
 
-def compare(prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = ()) -> Report:
-    """Run `prog` in TICO's reference runtime and the eager model on the same inputs.
+def compare(
+    prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = (), *, runtime: TraceableName = "native"
+) -> Report:
+    """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and the eager model on the same inputs.
 
     prog: a CircleProgram. q: the model that it was exported from (None: as it was when exported). inputs: the graph's
     tensors in order or by name; or, by name, all arguments of the model's own forward: then that forward is the eager
@@ -39,13 +41,13 @@ def compare(prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = ()
     given = ordered_inputs(prog, inputs)
     eager = eager_outputs(prog, q, inputs)
     values, exported = exported_values(prog, given)
-    runtime = Runtime(prog)
-    circle = runtime.run(given)
+    ran = traceable(runtime, prog)
+    circle = ran.run(given)
     outputs = [
         _output_diff(tensor, eager[tensor.name], got, circle[tensor.name])
         for tensor, got in zip(prog.outputs, exported, strict=True)
     ]
-    operators, unchecked = _operators(prog, runtime, values)
+    operators, unchecked = _operators(prog, ran, values)
     return Report(prog.name, tuple(outputs), tuple(operators), unchecked, eager_dtype(prog.traced))
 
 
@@ -53,7 +55,7 @@ def require_float32(prog: CircleProgram) -> None:
     """Raises InputError for a graph that computes in a smaller float type."""
     if low := low_floats(prog.graph):
         raise InputError(
-            f"the graph '{prog.name}' has {' and '.join(low)} tensors, and TICO's runtime computes in float32 only; "
+            f"the graph '{prog.name}' has {' and '.join(low)} tensors, and runtimes are compared in float32 only; "
             f"cast to float32 first: {ADVICE}, export q32 and compare that program with it"
         )
 
@@ -114,7 +116,7 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _operators(prog: CircleProgram, runtime: Runtime, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
+def _operators(prog: CircleProgram, runtime: Any, values: Mapping[str, Array]) -> tuple[list[OpDiff], int]:
     graph = prog.graph
     known: dict[str, Array] = runtime.constants()
     last = {index: number for number, op in enumerate(graph.operators) for index in op.inputs}

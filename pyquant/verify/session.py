@@ -7,39 +7,39 @@ its own (models/family.py), found by the manifest's `family`; nothing else of a 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyquant import files, models
+from pyquant import circle, files, models
 from pyquant.decoder.row_table import RowTable
 from pyquant.decoder.turn import Past
 from pyquant.errors import CircleError, InputError, PyquantError
+from pyquant.verify.runtimes import RuntimeName, module
 
 if TYPE_CHECKING:
     from pyquant.decoder.host import Host
 
 MANIFEST = "manifest.json"
-RuntimeName = Literal["tico", "onert"]
 
 
 class Session:
-    """The bundle in `folder`: `Session("out", runtime="tico").generate(input_ids, pixel_values, image_grid_thw)`.
+    """The bundle in `folder`: `Session("out").generate(input_ids, pixel_values, image_grid_thw)`.
 
     Raises CircleError for a folder without a manifest, of another format, or with a file that is missing or is not the
     one that was exported (checksum); InputError for a runtime or a model family that is not known; ImportError when the
     runtime is not installed. A graph is loaded when it is first run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "tico") -> None:
+    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "native") -> None:
         self.folder, self.runtime = Path(folder), runtime
-        self._module = _module(runtime)
+        self._module = module(runtime)
+        self._workspace = circle.Workspace() if runtime == "native" else None
         self.manifest = _manifest(self.folder)
         self.graphs: Mapping[str, Any] = self.manifest["graphs"]
         self.tables: Mapping[str, Any] = self.manifest.get("tables", {})
@@ -107,7 +107,9 @@ class Session:
             raise InputError(f"the bundle has no graph {name!r}; it has {', '.join(self.graphs)}")
         _check(name, self.graphs[name]["inputs"], inputs)
         if name not in self._runtimes:
-            self._runtimes[name] = self._module.Runtime(self.folder / str(self.graphs[name]["file"]))
+            path = self.folder / str(self.graphs[name]["file"])
+            shared = {} if self._workspace is None else {"workspace": self._workspace}
+            self._runtimes[name] = self._module.Runtime(path, **shared)
         out: dict[str, Tensor] = self._runtimes[name].run(dict(inputs))
         return out
 
@@ -154,13 +156,6 @@ class Chat:
     def attention_mask(self) -> Tensor:
         """int64 (B, S): 0 where `tokens` has padding."""
         return torch.zeros_like(self.tokens) if self._past.real is None else self._past.real.long()
-
-
-def _module(runtime: str) -> Any:
-    known = ("tico", "onert")
-    if runtime not in known:
-        raise InputError(f"runtime {runtime!r} is not known; choose one of {', '.join(known)}")
-    return importlib.import_module(f"pyquant.verify.runtimes.{runtime}")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

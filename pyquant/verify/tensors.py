@@ -19,8 +19,8 @@ from pyquant.exporter.plan import Tensor
 from pyquant.exporter.program import CircleProgram
 from pyquant.metrics import lsb_error, max_abs_diff, peir, sqnr_db, to_plain
 from pyquant.verify.fidelity import expected_value, exported_values, ordered_inputs, require_float32
+from pyquant.verify.runtimes import TraceableName, traceable
 from pyquant.verify.runtimes._inputs import Inputs
-from pyquant.verify.runtimes.tico import Runtime
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,14 @@ class TensorReport:
 
 
 @torch.no_grad()
-def tensors(prog: CircleProgram, inputs: Inputs, file: str | Path | bytes | None = None) -> TensorReport:
-    """Run `prog` in TICO's reference runtime and its exported program in torch, and compare every tensor of the two.
+def tensors(
+    prog: CircleProgram,
+    inputs: Inputs,
+    file: str | Path | bytes | None = None,
+    *,
+    runtime: TraceableName = "native",
+) -> TensorReport:
+    """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and its exported program in torch, and compare every tensor of the two.
 
     prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file to run instead of `prog`: one of
     the same graph, whose tensors are found by name and whose constants are compared with those of `prog`. Raises
@@ -87,10 +93,10 @@ def tensors(prog: CircleProgram, inputs: Inputs, file: str | Path | bytes | None
     require_float32(prog)
     given = ordered_inputs(prog, inputs)
     values, _ = exported_values(prog, given)
-    runtime = Runtime(prog if file is None else file if isinstance(file, bytes) else Path(file).read_bytes())
+    ran = traceable(runtime, prog if file is None else file if isinstance(file, bytes) else Path(file).read_bytes())
     graph = prog.graph
-    _require_same_graph(prog, runtime)
-    got = runtime.run(given, trace=True)
+    _require_same_graph(prog, ran)
+    got = ran.run(given, trace=True)
     makers = {index: op.op for op in graph.operators for index in op.outputs}
     rows, unchecked = [], []
     for index in [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]:
@@ -100,7 +106,7 @@ def tensors(prog: CircleProgram, inputs: Inputs, file: str | Path | bytes | None
             continue
         expected = torch.from_numpy(np.ascontiguousarray(expected_value(tensor, values)))
         rows.append(_diff(index, tensor, makers.get(index, "input"), expected, got[tensor.name]))
-    constants = () if file is None else tuple(_changed_constants(prog, runtime))
+    constants = () if file is None else tuple(_changed_constants(prog, traceable(runtime, prog), ran))
     return TensorReport(prog.name, tuple(rows), tuple(unchecked), constants)
 
 
@@ -130,7 +136,7 @@ def _diff(index: int, tensor: Tensor, op: str, expected: torch.Tensor, found: to
     )
 
 
-def _require_same_graph(prog: CircleProgram, runtime: Runtime) -> None:
+def _require_same_graph(prog: CircleProgram, runtime: Any) -> None:
     ours = [(tensor.name, tuple(tensor.shape)) for tensor in prog.inputs]
     theirs = list(zip(runtime.input_names, runtime.input_shapes, strict=True))
     if theirs != ours:
@@ -151,9 +157,9 @@ def _text(inputs: list[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
 
 
-def _changed_constants(prog: CircleProgram, runtime: Runtime) -> Iterator[TensorDiff]:
+def _changed_constants(prog: CircleProgram, own: Any, file: Any) -> Iterator[TensorDiff]:
     """The constants of a file that differ from those of `prog`, in the order of the graph."""
-    ours, theirs = Runtime(prog).constants(), runtime.constants()
+    ours, theirs = own.constants(), file.constants()
     for index, tensor in enumerate(prog.graph.tensors):
         if tensor.name in ours and tensor.name in theirs and not np.array_equal(ours[tensor.name], theirs[tensor.name]):
             expected, found = (torch.from_numpy(np.ascontiguousarray(c[tensor.name])) for c in (ours, theirs))

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyquant.errors import InputError
 from pyquant.exporter.program import CircleProgram
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = Mapping[str, Any] | Sequence[Any]
 #: What a runtime runs: an exported program, the path of a file, or a file's bytes.
 Program = CircleProgram | str | os.PathLike[str] | bytes

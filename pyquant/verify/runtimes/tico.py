@@ -16,9 +16,7 @@ import numpy as np
 import torch
 
 from pyquant.errors import InputError
-from pyquant.verify.runtimes._inputs import Inputs, Program, fits, ordered, program_bytes
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from pyquant.verify.runtimes._inputs import Array, Inputs, Program, fits, ordered, program_bytes
 
 
 def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
