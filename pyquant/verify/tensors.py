@@ -82,9 +82,10 @@ def tensors(
     inputs: Inputs,
     file: str | Path | bytes | None = None,
     *,
-    runtime: TraceableName = "native",
+    runtime: TraceableName = "tico",
 ) -> TensorReport:
-    """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and its exported program in torch, and compare every tensor of the two.
+    """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and its exported program in torch, and
+    compare every tensor of the two.
 
     prog: a CircleProgram. inputs: the graph's, in order or by name. file: the file to run instead of `prog`: one of
     the same graph, whose tensors are found by name and whose constants are compared with those of `prog`. Raises

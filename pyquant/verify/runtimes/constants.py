@@ -31,7 +31,7 @@ def value_of(tensor: circle.Tensor, data: Any, shape: tuple[int, ...]) -> Array:
     elif tensor.dtype == "bfloat16":
         return np.asarray(torch.from_numpy(raw.copy()).view(torch.bfloat16).float().reshape(shape).numpy())
     elif tensor.dtype == "float16":
-        return raw.view(np.float16).astype(np.float32).reshape(shape)
+        return np.asarray(raw.view(np.float16).astype(np.float32).reshape(shape))
     else:
         array = raw.view(np.dtype(tensor.dtype)).reshape(shape)
         if not tensor.quantized:
