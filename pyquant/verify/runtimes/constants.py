@@ -35,7 +35,7 @@ def value_of(tensor: circle.Tensor, data: Any, shape: tuple[int, ...]) -> Array:
     else:
         array = raw.view(np.dtype(tensor.dtype)).reshape(shape)
         if not tensor.quantized:
-            return array.copy()
+            return np.array(array)
         integers = torch.from_numpy(array.copy())
     if not tensor.quantized:
         return np.asarray(integers.numpy())
