@@ -54,7 +54,8 @@ bool plan_integers(const Linear& p, LinearPlan* plan) {
   plan->x_parts = x_most > 32768 ? 2 : 1;
   plan->x_offset = plan->x_parts == 2 ? static_cast<int32_t>(p.x_zero) : 0;
   if (plan->x_parts == 2) x_most = 32768;
-  const bool whole_bytes = p.w.column_step == 1 && (!is_four_bit(p.w.type) || p.w.row_step % 2 == 0);
+  const bool whole_bytes =
+      p.w.column_step == 1 && (!is_four_bit(p.w.type) || (p.w.row_step % 2 == 0 && p.w.first % 2 == 0));
   plan->per_word = !whole_bytes || p.w.type == Elements::int16 ? 1 : is_four_bit(p.w.type) ? 4 : 2;
   plan->direct = p.rows <= kFewRows && plan->per_word > 1 && plan->x_parts == 1;
   plan->padded = up_to(p.depth, plan->per_word == 4 ? kGroup : kVector);
@@ -62,43 +63,30 @@ bool plan_integers(const Linear& p, LinearPlan* plan) {
   const int64_t product = x_most * std::min<int64_t>(w_most, 255);
   const int64_t fits = std::numeric_limits<int32_t>::max() / product;
   plan->lane_steps = fits;
-  plan->block = std::min(kIntegerBlock, fits / kGroup * kGroup);
+  const int64_t room = p.w.type == Elements::int16 ? kIntegerBlock / 2 : kIntegerBlock;
+  plan->block = std::min(room, fits / kGroup * kGroup);
   return true;
 }
 
 bool plan_floats(const Linear& p, LinearPlan* plan) {
   if (p.y.type < Elements::float32 || p.y.type > Elements::bfloat16) return false;
   const bool blocks = p.w.type == Elements::q4_0 || p.w.type == Elements::q8_0;
-  if (blocks && (p.w.column_step != 1 || p.w.row_step % kBlockLength || p.depth % kBlockLength)) return false;
+  if (blocks && (p.w.column_step != 1 || (p.w.first | p.w.row_step | p.depth) % kBlockLength != 0))
+    return false;
   plan->padded = up_to(p.depth, kVector);
   plan->per_word = 1;
   plan->block = kFloatBlock;
   return true;
 }
 
-/// What a thread's scratch holds.
+/// Of one thread, on its stack. 16-bit weights come in blocks of half the depth and two parts.
 struct Scratch {
-  double* sums;
-  int16_t* panel;
-  int16_t* low;
-  float* floats;
-  int32_t* row;
+  alignas(64) double sums[kUnitRows * kUnitColumns];
+  union {
+    alignas(64) int16_t panel[kUnitColumns * kIntegerBlock];
+    alignas(64) float floats[kUnitColumns * kFloatBlock];
+  };
 };
-
-int64_t sums_bytes(const Linear& p) { return std::min(p.rows, kUnitRows) * kUnitColumns * 8; }
-
-Scratch scratch_at(const Linear& p, const LinearPlan& plan, void* scratch) {
-  Scratch s{};
-  auto* bytes = static_cast<uint8_t*>(scratch);
-  s.sums = static_cast<double*>(scratch);
-  bytes += sums_bytes(p);
-  const int64_t elements = kUnitColumns * plan.block;
-  s.panel = reinterpret_cast<int16_t*>(bytes);
-  s.low = p.w.type == Elements::int16 ? s.panel + elements : nullptr;
-  s.floats = reinterpret_cast<float*>(bytes);
-  s.row = reinterpret_cast<int32_t*>(s.floats + elements);
-  return s;
-}
 
 /// Weights of a block of depth were unpacked once and stay near while all rows pass.
 template <class Tile, class T>
@@ -116,22 +104,22 @@ struct Unit {
   int64_t row, rows, column, columns;
 };
 
-void integer_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, const Unit& u,
-                  const Scratch& s) {
+void integer_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, const Unit& u, Scratch& s) {
   std::fill_n(s.sums, u.rows * kUnitColumns, 0.0);
   if (plan.direct && has_direct_sums() && p.depth > 0) {
     direct_sums(p, plan, from.integers, u.column, u.columns, s.sums);
   } else {
     const int64_t step = plan.x_parts * plan.padded;
+    int16_t* const low = p.w.type == Elements::int16 ? s.panel + kUnitColumns * plan.block : nullptr;
     for (int64_t k = 0; k < p.depth; k += plan.block) {
       const int64_t count = std::min(plan.block, p.depth - k), padded = std::min(plan.block, plan.padded - k);
-      unpack_rows(p, plan, u.column, u.columns, k, count, padded, s.panel, s.low);
+      unpack_rows(p, plan, u.column, u.columns, k, count, padded, s.panel, low);
       for (int part = 0; part < plan.x_parts; ++part) {
         const int16_t* x = from.integers + u.row * step + part * plan.padded + k;
         const double factor = part == 0 ? 1.0 : static_cast<double>(-plan.x_offset);
-        const double high = s.low ? 256.0 * factor : factor;
+        const double high = low ? 256.0 * factor : factor;
         add_tiles(integer_tile, x, step, s.panel, padded, padded, u.rows, u.columns, high, s.sums);
-        if (s.low) add_tiles(integer_tile, x, step, s.low, padded, padded, u.rows, u.columns, factor, s.sums);
+        if (low) add_tiles(integer_tile, x, step, low, padded, padded, u.rows, u.columns, factor, s.sums);
       }
     }
   }
@@ -145,18 +133,17 @@ bool read_in_place(const Linear& p, const Unit& u, int64_t count, int64_t padded
          u.columns % kTileColumns == 0;
 }
 
-void float_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, const Unit& u,
-                const Scratch& s) {
+void float_unit(const Linear& p, const LinearPlan& plan, const Prepared& from, const Unit& u, Scratch& s) {
   std::fill_n(s.sums, u.rows * kUnitColumns, 0.0);
   for (int64_t k = 0; k < p.depth; k += plan.block) {
     const int64_t count = std::min(plan.block, p.depth - k), padded = std::min(plan.block, plan.padded - k);
     const float *x = from.floats + u.row * plan.padded + k, *w = s.floats;
     int64_t w_step = padded;
     if (read_in_place(p, u, count, padded)) {
-      w = static_cast<const float*>(p.w.data) + u.column * p.w.row_step + k;
+      w = static_cast<const float*>(p.w.data) + p.w.first + u.column * p.w.row_step + k;
       w_step = p.w.row_step;
     } else {
-      unpack_rows(p, u.column, u.columns, k, count, padded, s.floats, s.row);
+      unpack_rows(p, u.column, u.columns, k, count, padded, s.floats);
     }
     add_tiles(float_tile, x, plan.padded, w, w_step, padded, u.rows, u.columns, 1.0, s.sums);
   }
@@ -170,25 +157,20 @@ bool plan_linear(const Linear& p, LinearPlan* plan) {
   plan->integers = is_grid(p.x.type);
   plan->x_parts = 1;
   if (!(plan->integers ? plan_integers(p, plan) : plan_floats(p, plan))) return false;
-  const int64_t element = plan->integers ? 2 : 4,
-                panels = p.w.type == Elements::int16 && plan->integers ? 2 : 1;
   plan->units = (p.columns + kUnitColumns - 1) / kUnitColumns * ((p.rows + kUnitRows - 1) / kUnitRows);
-  plan->prepared_bytes = up_to(p.rows * 8, 64) + p.rows * plan->x_parts * plan->padded * element;
-  const int64_t unit_bytes = sums_bytes(p) + kUnitColumns * plan->block * element * panels +
-                             (plan->integers ? 0 : plan->block * int64_t{4});
-  plan->scratch_bytes = std::max(unit_bytes, p.depth * int64_t{4});
+  plan->prepared_bytes =
+      up_to(p.rows * 8, 64) + p.rows * plan->x_parts * plan->padded * (plan->integers ? 2 : 4);
   return true;
 }
 
-void run_units(const Linear& p, const LinearPlan& plan, const void* prepared, int64_t begin, int64_t end,
-               void* scratch) {
+void run_units(const Linear& p, const LinearPlan& plan, const void* prepared, int64_t begin, int64_t end) {
   const Prepared from = prepared_at(p, plan, const_cast<void*>(prepared));
-  const Scratch s = scratch_at(p, plan, scratch);
+  Scratch scratch;
   const int64_t across = (p.columns + kUnitColumns - 1) / kUnitColumns;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t row = unit / across * kUnitRows, column = unit % across * kUnitColumns;
     const Unit u{row, std::min(kUnitRows, p.rows - row), column, std::min(kUnitColumns, p.columns - column)};
-    plan.integers ? integer_unit(p, plan, from, u, s) : float_unit(p, plan, from, u, s);
+    plan.integers ? integer_unit(p, plan, from, u, scratch) : float_unit(p, plan, from, u, scratch);
   }
 }
 

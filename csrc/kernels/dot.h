@@ -36,14 +36,15 @@ constexpr bool is_four_bit(Elements e) { return e == Elements::int4 || e == Elem
 /// What dequantizes with a scale and a zero point of its own.
 constexpr bool is_grid(Elements e) { return e <= Elements::int16; }
 
-/// Element (row, column) is number row * row_step + column * column_step after `data`. Two 4-bit elements are
-/// in a byte, the first in the low half. Blocks of ggml lie along a row: column_step is 1 and row_step a
-/// multiple of 32.
+/// Element (row, column) is number first + row * row_step + column * column_step of `data`. Two 4-bit
+/// elements are in a byte, the first in the low half. Blocks of ggml lie along a row: column_step is 1,
+/// `first` and row_step are multiples of 32.
 struct Matrix {
   Elements type;
   const void* data;
   int64_t row_step;
   int64_t column_step = 1;
+  int64_t first = 0;
 };
 
 /// Scales (and zero points) of the rows of w or of a bias: number n * step.
@@ -64,6 +65,7 @@ struct Output {
   int64_t most = 0;
   float from = 0.0f;  // float: clamps to [from, to]; NaN stays
   float to = 0.0f;
+  bool tanh = false;  // of the real number, in double, before it is rounded
 };
 
 struct Linear {
@@ -98,17 +100,15 @@ struct LinearPlan {
   int64_t block;       // of depth, between two sums in double
   int64_t lane_steps;  // products that a 32-bit lane of the direct kernel holds for sure
   int64_t units;
-  int64_t prepared_bytes;  // one buffer for all threads
-  int64_t scratch_bytes;   // for each thread
+  int64_t prepared_bytes;  // what prepare_rows() fills, for all threads
 };
 
 /// False where a sum might not be exact in double (a depth of millions) or the layout is none that is known.
 bool plan_linear(const Linear& problem, LinearPlan* plan);
-/// Rows [begin, end) of x into `prepared`. Buffers are aligned to 64 bytes.
-void prepare_rows(const Linear& problem, const LinearPlan& plan, int64_t begin, int64_t end, void* prepared,
-                  void* scratch);
-/// Units [begin, end) of plan.units.
+/// Rows [begin, end) of x into `prepared`, which is aligned to 64 bytes.
+void prepare_rows(const Linear& problem, const LinearPlan& plan, int64_t begin, int64_t end, void* prepared);
+/// Units [begin, end) of plan.units. Uses about 100 KB of stack.
 void run_units(const Linear& problem, const LinearPlan& plan, const void* prepared, int64_t begin,
-               int64_t end, void* scratch);
+               int64_t end);
 
 }  // namespace pyquant::kernels

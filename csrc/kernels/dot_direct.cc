@@ -79,7 +79,8 @@ template <int kBits, bool kSigned>
 void products(const Linear& problem, const LinearPlan& plan, const int16_t* x, int64_t first, int64_t columns,
               double* sums) {
   const int64_t bytes = (problem.depth * kBits + 7) / 8, w_bytes = problem.w.row_step * kBits / 8;
-  const uint8_t* w = static_cast<const uint8_t*>(problem.w.data) + first * w_bytes;
+  const uint8_t* w =
+      static_cast<const uint8_t*>(problem.w.data) + problem.w.first * kBits / 8 + first * w_bytes;
   const int64_t most = plan.lane_steps / (2 * 16 / kBits);
   switch (problem.rows) {
     case 1:

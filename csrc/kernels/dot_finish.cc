@@ -6,6 +6,7 @@
 #include "kernels/convert.h"
 #include "kernels/dot_parts.h"
 #include "kernels/exact.h"
+#include "kernels/real.h"
 #include "pyquant/kernels.h"
 
 namespace pyquant::kernels {
@@ -78,8 +79,8 @@ float bias_of(const Linear& p, int64_t n) {
   }
 }
 
-float clamped(double sum, const Output& y) {
-  const auto v = static_cast<float>(sum);
+float activated(double sum, const Output& y) {
+  const auto v = static_cast<float>(y.tanh ? real_tanh(sum) : sum);
   return v < y.from ? y.from : v > y.to ? y.to : v;
 }
 
@@ -110,8 +111,14 @@ void finish_integers(const Linear& p, int64_t row, int64_t rows, int64_t first, 
              most = static_cast<double>(p.y.most - p.y.zero);
   for (int64_t i = 0; i < rows; ++i, sums += kUnitColumns) {
     double rounded[kUnitColumns];
-    if (dispatch<Round>(sums, x_sums[i], static_cast<const Columns*>(&c), least, most,
-                        static_cast<double*>(rounded))) {
+    if (p.y.tanh) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const double v = (sums[j] - c.zero[j] * x_sums[i]) * c.factor[j] + c.offset[j];
+        const auto scale = static_cast<double>(p.y.scale);
+        rounded[j] = nearest(real_tanh(v * scale) / scale, least, most);
+      }
+    } else if (dispatch<Round>(sums, x_sums[i], static_cast<const Columns*>(&c), least, most,
+                               static_cast<double*>(rounded))) {
       for (int64_t j = 0; j < columns; ++j) {
         const double sum = sums[j] - c.zero[j] * x_sums[i], product = sum * c.factor[j];
         const double magnitude = std::fabs(product) + std::fabs(c.offset[j]);
@@ -137,7 +144,7 @@ void finish_floats(const Linear& p, int64_t row, int64_t rows, int64_t first, in
   for (int64_t i = 0; i < rows; ++i, sums += kUnitColumns) {
     const int64_t at = (row + i) * p.y.row_step + first;
     for (int64_t j = 0; j < columns; ++j) {
-      const float v = clamped(p.bias ? sums[j] + static_cast<double>(bias_of(p, first + j)) : sums[j], p.y);
+      const float v = activated(p.bias ? sums[j] + static_cast<double>(bias_of(p, first + j)) : sums[j], p.y);
       switch (p.y.type) {
         case Elements::float16:
           store_half(v, 0x7e00, static_cast<Float16*>(p.y.data)[at + j]);

@@ -41,9 +41,15 @@ struct Prepared {
 };
 Prepared prepared_at(const Linear& problem, const LinearPlan& plan, void* prepared);
 
-/// Elements [0, depth) of a row of x that is at hand, x_zero subtracted, to row m.
-void put_row(const LinearPlan& plan, const int32_t* row, int64_t depth, int64_t m, const Prepared& to);
-void put_row(const LinearPlan& plan, const float* row, int64_t depth, int64_t m, const Prepared& to);
+/// Elements [begin, begin + count) of row m of x, x_zero subtracted; pieces in order, each but the last
+/// kPiece long.
+constexpr int64_t kPiece = 1024;
+void put_piece(const LinearPlan& plan, const int32_t* piece, int64_t begin, int64_t count, int64_t m,
+               const Prepared& to);
+void put_piece(const LinearPlan& plan, const float* piece, int64_t begin, int64_t count, int64_t m,
+               const Prepared& to);
+/// What is past the end of row m, and where a row without elements starts: zeros.
+void clear_row(const Linear& problem, const LinearPlan& plan, int64_t m, const Prepared& to);
 /// `count` elements of a matrix from number `first` on, `step` apart, minus `zero`; as float where they are.
 void load_elements(Elements type, const void* data, int64_t first, int64_t step, int64_t count, int32_t zero,
                    int32_t* to);
@@ -56,7 +62,7 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
                  int64_t count, int64_t padded, int16_t* panel, int16_t* low);
 /// The same in float32, dequantized.
 void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
-                 int64_t padded, float* panel, int32_t* scratch);
+                 int64_t padded, float* panel);
 
 /// sums[i * kUnitColumns + j] += factor * (sum over k < count of x[i * x_step + k] * w[j * w_step + k]), i <
 /// rows (1 to kTileRows), j < kTileColumns. count is a multiple of 16. Integers: every sum fits 32 bits.

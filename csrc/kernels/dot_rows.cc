@@ -47,17 +47,12 @@ struct LoadFloats {
 };
 
 struct PutIntegers {
-  static int64_t scalar(const int32_t* row, int64_t depth, int16_t* to) { return vector(row, depth, to); }
-  PYQUANT_INLINE static int64_t vector(const int32_t* __restrict row, int64_t depth, int16_t* __restrict to) {
-    int64_t sum = 0;
-    for (int64_t begin = 0; begin < depth; begin += 4096) {  // 17 bits: 4096 of them fit 32
-      const int64_t end = std::min(depth, begin + 4096);
-      int32_t part = 0;
-      for (int64_t k = begin; k < end; ++k) {
-        part += row[k];
-        to[k] = static_cast<int16_t>(row[k]);
-      }
-      sum += part;
+  static int64_t scalar(const int32_t* row, int64_t count, int16_t* to) { return vector(row, count, to); }
+  PYQUANT_INLINE static int64_t vector(const int32_t* __restrict row, int64_t count, int16_t* __restrict to) {
+    int32_t sum = 0;  // kPiece numbers of 17 bits
+    for (int64_t k = 0; k < count; ++k) {
+      sum += row[k];
+      to[k] = static_cast<int16_t>(row[k]);
     }
     return sum;
   }
@@ -145,47 +140,59 @@ Prepared prepared_at(const Linear& problem, const LinearPlan& plan, void* prepar
   return at;
 }
 
-void put_row(const LinearPlan& plan, const int32_t* row, int64_t depth, int64_t m, const Prepared& to) {
-  int16_t* out = to.integers + m * plan.x_parts * plan.padded;
-  const int64_t group = 16 * plan.per_word, whole = depth / group * group;
-  std::fill(out + whole, out + plan.padded, int16_t{0});
+void clear_row(const Linear& problem, const LinearPlan& plan, int64_t m, const Prepared& to) {
+  if (!plan.integers) {
+    float* row = to.floats + m * plan.padded;
+    return std::fill(row + problem.depth, row + plan.padded, 0.0f);
+  }
+  to.sums[m] = 0.0;
+  const int64_t group = 16 * plan.per_word, whole = problem.depth / group * group;
+  for (int part = 0; part < plan.x_parts; ++part) {
+    int16_t* row = to.integers + (m * plan.x_parts + part) * plan.padded;
+    std::fill(row + whole, row + plan.padded, int16_t{0});
+  }
+}
+
+void put_piece(const LinearPlan& plan, const int32_t* piece, int64_t begin, int64_t count, int64_t m,
+               const Prepared& to) {
+  int16_t* out = to.integers + m * plan.x_parts * plan.padded + begin;
   if (plan.x_parts == 1) {
-    to.sums[m] = static_cast<double>(put_words(plan.per_word, row, depth, out));
+    to.sums[m] += static_cast<double>(put_words(plan.per_word, piece, count, out));
     return;
   }
-  int16_t* ones = out + plan.padded;
-  std::fill(ones + whole, ones + plan.padded, int16_t{0});
   int64_t sum = 0;
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < count; ++k) {
     const int64_t at = place_of(k, plan.per_word);
-    out[at] = static_cast<int16_t>(row[k] + plan.x_offset);
-    ones[at] = 1;
-    sum += row[k];
+    out[at] = static_cast<int16_t>(piece[k] + plan.x_offset);
+    out[plan.padded + at] = 1;
+    sum += piece[k];
   }
-  to.sums[m] = static_cast<double>(sum);
+  to.sums[m] += static_cast<double>(sum);
 }
 
-void put_row(const LinearPlan& plan, const float* row, int64_t depth, int64_t m, const Prepared& to) {
-  float* out = to.floats + m * plan.padded;
-  if (depth > 0) std::memcpy(out, row, static_cast<size_t>(depth) * sizeof(float));
-  std::fill(out + depth, out + plan.padded, 0.0f);
+void put_piece(const LinearPlan& plan, const float* piece, int64_t begin, int64_t count, int64_t m,
+               const Prepared& to) {
+  std::memcpy(to.floats + m * plan.padded + begin, piece, static_cast<size_t>(count) * sizeof(float));
 }
 
-void prepare_rows(const Linear& problem, const LinearPlan& plan, int64_t begin, int64_t end, void* prepared,
-                  void* scratch) {
+void prepare_rows(const Linear& problem, const LinearPlan& plan, int64_t begin, int64_t end, void* prepared) {
   const Prepared to = prepared_at(problem, plan, prepared);
   const Matrix& x = problem.x;
   for (int64_t m = begin; m < end; ++m) {
-    const int64_t first = m * x.row_step;
-    if (plan.integers) {
-      auto* row = static_cast<int32_t*>(scratch);
-      load_elements(x.type, x.data, first, x.column_step, problem.depth, static_cast<int32_t>(problem.x_zero),
-                    row);
-      put_row(plan, row, problem.depth, m, to);
-    } else {
-      auto* row = static_cast<float*>(scratch);
-      load_elements(x.type, x.data, first, x.column_step, problem.depth, row);
-      put_row(plan, row, problem.depth, m, to);
+    clear_row(problem, plan, m, to);
+    for (int64_t k = 0; k < problem.depth; k += kPiece) {
+      const int64_t count = std::min(kPiece, problem.depth - k);
+      const int64_t first = x.first + m * x.row_step + k * x.column_step;
+      if (plan.integers) {
+        int32_t piece[kPiece];
+        load_elements(x.type, x.data, first, x.column_step, count, static_cast<int32_t>(problem.x_zero),
+                      piece);
+        put_piece(plan, piece, k, count, m, to);
+      } else {
+        float piece[kPiece];
+        load_elements(x.type, x.data, first, x.column_step, count, piece);
+        put_piece(plan, piece, k, count, m, to);
+      }
     }
   }
 }

@@ -143,7 +143,7 @@ void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin,
   for (int64_t k = 0; k < count; k += kDeep) {
     const int64_t deep = std::min(kDeep, count - k);
     for (int64_t i = 0; i < deep; ++i) {
-      widen(w, (begin + k + i) * w.column_step + first, 1, rows, part + i * kUnitColumns);
+      widen(w, w.first + (begin + k + i) * w.column_step + first, 1, rows, part + i * kUnitColumns);
     }
 #ifdef PYQUANT_X86
     if (deep == kDeep && active_isa() >= Isa::avx2) {
@@ -179,7 +179,7 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
     transpose_rows(w, first, rows, begin, count, padded, panel);
   } else {
     for (int64_t n = 0; n < rows; ++n) {
-      const int64_t at = (first + n) * w.row_step + begin * w.column_step;
+      const int64_t at = w.first + (first + n) * w.row_step + begin * w.column_step;
       if (plan.per_word > 1) {
         const int bits = is_four_bit(w.type) ? 4 : 8;
         const auto* bytes = static_cast<const uint8_t*>(w.data) + at * bits / 8;
@@ -198,19 +198,20 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
 }
 
 void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
-                 int64_t padded, float* panel, int32_t* scratch) {
+                 int64_t padded, float* panel) {
   const Matrix& w = problem.w;
   const RowScales& scales = problem.w_scales;
   for (int64_t n = 0; n < kUnitColumns; ++n) {
     float* row = panel + n * padded;
     std::fill(row + (n < rows ? count : 0), row + padded, 0.0f);
     if (n >= rows) continue;
-    const int64_t at = (first + n) * w.row_step + begin * w.column_step;
+    const int64_t at = w.first + (first + n) * w.row_step + begin * w.column_step;
     if (is_grid(w.type)) {
       const int64_t c = (first + n) * scales.step;
-      load_elements(w.type, w.data, at, w.column_step, count, 0, scratch);
+      int32_t integers[kFloatBlock];
+      load_elements(w.type, w.data, at, w.column_step, count, 0, integers);
       const auto zero = static_cast<int32_t>(scales.zero ? scales.zero[c] : 0);
-      dispatch<Dequantize>(scratch, count, zero, scales.scale[c], row);
+      dispatch<Dequantize>(static_cast<const int32_t*>(integers), count, zero, scales.scale[c], row);
     } else if (w.type == Elements::q4_0 || w.type == Elements::q8_0) {
       const int bits = w.type == Elements::q4_0 ? 4 : 8;
       const auto* blocks = static_cast<const uint8_t*>(w.data) + at / kBlockLength * block_bytes(bits);

@@ -86,12 +86,12 @@ struct Buffer {
 void run(const Linear& problem, int64_t split) {
   LinearPlan plan;
   CHECK(plan_linear(problem, &plan));
-  Buffer prepared(plan.prepared_bytes), scratch(plan.scratch_bytes);
+  Buffer prepared(plan.prepared_bytes);
   const int64_t rows = std::min(split, problem.rows), units = std::min(split, plan.units);
-  prepare_rows(problem, plan, rows, problem.rows, prepared.at(), scratch.at());
-  prepare_rows(problem, plan, 0, rows, prepared.at(), scratch.at());
-  run_units(problem, plan, prepared.at(), units, plan.units, scratch.at());
-  run_units(problem, plan, prepared.at(), 0, units, scratch.at());
+  prepare_rows(problem, plan, rows, problem.rows, prepared.at());
+  prepare_rows(problem, plan, 0, rows, prepared.at());
+  run_units(problem, plan, prepared.at(), units, plan.units);
+  run_units(problem, plan, prepared.at(), 0, units);
 }
 
 template <class T>

@@ -127,11 +127,11 @@ void check_case(Elements x_type, Elements w_type, int64_t rows, int64_t columns,
     const data::Using use(isa);
     const check::Context here(isa_name(isa), " w ", int(w_type), " ", rows, "x", columns, "x", depth,
                               transposed ? " transposed" : "");
-    std::vector<double> prepared(plan.prepared_bytes / 8 + 8), scratch(plan.scratch_bytes / 8 + 8);
-    prepare_rows(problem, plan, 0, rows, prepared.data(), scratch.data());
+    std::vector<double> prepared(plan.prepared_bytes / 8 + 8);
+    prepare_rows(problem, plan, 0, rows, prepared.data());
     const int64_t middle = static_cast<int64_t>(random() % (plan.units + 1));
-    run_units(problem, plan, prepared.data(), middle, plan.units, scratch.data());
-    run_units(problem, plan, prepared.data(), 0, middle, scratch.data());
+    run_units(problem, plan, prepared.data(), middle, plan.units);
+    run_units(problem, plan, prepared.data(), 0, middle);
     CHECK(y.intact());
     std::vector<float> row(depth), column(depth);
     for (int64_t m = 0; m < rows; ++m) {
@@ -195,9 +195,9 @@ TEST(dot_floats_keep_nan_and_infinity) {
   CHECK(plan_linear(problem, &plan));
   for (Isa isa : data::isas()) {
     const data::Using use(isa);
-    std::vector<double> prepared(plan.prepared_bytes / 8 + 8), scratch(plan.scratch_bytes / 8 + 8);
-    prepare_rows(problem, plan, 0, 2, prepared.data(), scratch.data());
-    run_units(problem, plan, prepared.data(), 0, plan.units, scratch.data());
+    std::vector<double> prepared(plan.prepared_bytes / 8 + 8);
+    prepare_rows(problem, plan, 0, 2, prepared.data());
+    run_units(problem, plan, prepared.data(), 0, plan.units);
     CHECK_EQ(y[0], inf);
     CHECK(std::isnan(y[1]));
   }
