@@ -54,7 +54,7 @@ struct RowScales {
   int64_t step = 0;               // 0: one for all rows; 1: one for each
 };
 
-/// Where a sum goes. y[m][n] is number m * row_step + n of `data`.
+/// Where a sum goes. y[m][n] is number first + m * row_step + n of `data`.
 struct Output {
   Elements type;  // int8, uint8, int16 of quantized x; float32, float16, bfloat16 of float x
   void* data;
@@ -65,6 +65,7 @@ struct Output {
   int64_t most = 0;
   float from = 0.0f;  // float: clamps to [from, to]; NaN stays
   float to = 0.0f;
+  int64_t first = 0;
   bool tanh = false;  // of the real number, in double, before it is rounded
 };
 

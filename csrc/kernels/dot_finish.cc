@@ -125,7 +125,7 @@ void finish_integers(const Linear& p, int64_t row, int64_t rows, int64_t first, 
         if (near_tie(product + c.offset[j], magnitude)) rounded[j] = round_column(p, first + j, sum);
       }
     }
-    const int64_t at = (row + i) * p.y.row_step + first;
+    const int64_t at = p.y.first + (row + i) * p.y.row_step + first;
     switch (p.y.type) {
       case Elements::int8:
         store_row(rounded, columns, p.y.zero, static_cast<int8_t*>(p.y.data) + at);
@@ -142,7 +142,7 @@ void finish_integers(const Linear& p, int64_t row, int64_t rows, int64_t first, 
 void finish_floats(const Linear& p, int64_t row, int64_t rows, int64_t first, int64_t columns,
                    const double* sums) {
   for (int64_t i = 0; i < rows; ++i, sums += kUnitColumns) {
-    const int64_t at = (row + i) * p.y.row_step + first;
+    const int64_t at = p.y.first + (row + i) * p.y.row_step + first;
     for (int64_t j = 0; j < columns; ++j) {
       const float v = activated(p.bias ? sums[j] + static_cast<double>(bias_of(p, first + j)) : sums[j], p.y);
       switch (p.y.type) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operators with weights: FULLY_CONNECTED, CONV_2D, DEPTHWISE_CONV_2D, BATCH_MATMUL.
+// Operators with weights: FULLY_CONNECTED, CONV_2D, DEPTHWISE_CONV_2D, BATCH_MATMUL. How each is run is in a
+// file of its own (fully_connected.cc, convolution.cc, batch_matmul.cc).
 #include <algorithm>
 
+#include "circle/ops/product.h"
 #include "circle/ops/row.h"
 
 namespace pyquant::circle {
@@ -136,12 +138,12 @@ void onert_convolution(const TargetCheck& it) {
 }  // namespace
 
 std::vector<OpRow> linear_rows() {
-  OpRow depthwise{"DEPTHWISE_CONV_2D", infer_depthwise, nullptr, onert_convolution};
+  OpRow depthwise{"DEPTHWISE_CONV_2D", infer_depthwise, prepare_depthwise, onert_convolution};
   depthwise.channel_axis = 3;
-  return {{"FULLY_CONNECTED", infer_fully_connected, nullptr, onert_fully_connected},
-          {"CONV_2D", infer_conv, nullptr, onert_convolution},
+  return {{"FULLY_CONNECTED", infer_fully_connected, prepare_fully_connected, onert_fully_connected},
+          {"CONV_2D", infer_conv, prepare_conv, onert_convolution},
           depthwise,
-          {"BATCH_MATMUL", infer_batch_matmul, nullptr, onert_batch_matmul}};
+          {"BATCH_MATMUL", infer_batch_matmul, prepare_batch_matmul, onert_batch_matmul}};
 }
 
 }  // namespace pyquant::circle
