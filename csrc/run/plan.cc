@@ -158,8 +158,7 @@ class Planner {
   // RESHAPE and the like: the same bytes under another name. Outputs of the graph have memory of their own.
   bool alias(const Operator& op) {
     const auto from = static_cast<size_t>(op.inputs[0]), to = static_cast<size_t>(op.outputs[0]);
-    const Tensor &a = model_.tensors[from], &b = model_.tensors[to];
-    if (is_output_[to] || a.dtype != b.dtype || !circle::same_qparams(a, b)) return false;
+    if (is_output_[to] || !circle::same_bytes(operand(op.inputs[0]), operand(op.outputs[0]))) return false;
     root_[to] = root_[from];
     plan_.places[to] = plan_.places[from];
     if (const auto found = known_.find(from); found != known_.end()) {

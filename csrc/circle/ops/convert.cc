@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Between dtypes and grids: CAST, QUANTIZE, DEQUANTIZE.
-#include "circle/ops/row.h"
+#include "circle/ops/convert.h"
 
 namespace pyquant::circle {
 namespace {
@@ -27,9 +27,9 @@ void onert_dequantize(const TargetCheck& it) {
 }  // namespace
 
 std::vector<OpRow> convert_rows() {
-  return {{"CAST", infer_same},
-          {"QUANTIZE", infer_same, nullptr, onert_quantize},
-          {"DEQUANTIZE", infer_same, nullptr, onert_dequantize}};
+  return {{"CAST", infer_same, prepare_cast},
+          {"QUANTIZE", infer_same, prepare_quantize, onert_quantize},
+          {"DEQUANTIZE", infer_same, prepare_dequantize, onert_dequantize}};
 }
 
 }  // namespace pyquant::circle

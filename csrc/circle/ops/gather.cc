@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "circle/ops/row.h"
+#include "circle/ops/choose.h"
 
 namespace pyquant::circle {
 namespace {
@@ -101,13 +101,13 @@ void onert_gather(const TargetCheck& it) {
 }  // namespace
 
 std::vector<OpRow> gather_rows() {
-  return {{"GATHER", infer_gather, nullptr, onert_gather},
-          {"GATHER_ND", infer_gather_nd},
-          {"SELECT", infer_select},
-          {"SELECT_V2", infer_select},
-          {"ONE_HOT", infer_one_hot},
-          {"FILL", infer_fill},
-          {"RANGE", infer_range}};
+  return {{"GATHER", infer_gather, prepare_gather, onert_gather},
+          {"GATHER_ND", infer_gather_nd, prepare_gather_nd},
+          {"SELECT", infer_select, prepare_select},
+          {"SELECT_V2", infer_select, prepare_select},
+          {"ONE_HOT", infer_one_hot, prepare_one_hot},
+          {"FILL", infer_fill, prepare_fill},
+          {"RANGE", infer_range, prepare_range}};
 }
 
 }  // namespace pyquant::circle

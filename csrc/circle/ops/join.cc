@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensors joined and taken apart: CONCATENATION, SPLIT, SPLIT_V, PACK, UNPACK.
-#include "circle/ops/row.h"
+#include "circle/ops/moves.h"
 
 namespace pyquant::circle {
 namespace {
@@ -99,14 +99,92 @@ void onert_split_v(const TargetCheck& it) {
   it.fault(Code::E_ONERT_WRONG, "gives zeros; write SLICE or SPLIT instead");
 }
 
+constexpr size_t kNone = SIZE_MAX;
+
+// Input i becomes the part of output 0 that starts at element `to`. The output has one dimension more where
+// `extra` names it.
+void put(const Job& job, size_t i, int64_t to, size_t extra = kNone) {
+  kernels::CopyNest nest;
+  const auto &from_strides = job.strides(i), &to_strides = job.dense_out(0);
+  for (size_t d = 0; d < from_strides.size(); ++d)
+    nest.add(job.in(i).shape[d], {from_strides[d], to_strides[d + (d >= extra ? 1 : 0)]});
+  job.move(nest, i, 0, 0, to);
+}
+
+// Output k is the part of input i that starts at element `from`. The input has one dimension more where
+// `extra` names it.
+void take(const Job& job, size_t i, int64_t from, size_t k, size_t extra = kNone) {
+  kernels::CopyNest nest;
+  const auto &from_strides = job.strides(i), &to_strides = job.dense_out(k);
+  for (size_t d = 0; d < to_strides.size(); ++d)
+    nest.add(job.out(k).shape[d], {from_strides[d + (d >= extra ? 1 : 0)], to_strides[d]});
+  job.move(nest, i, from, k, 0);
+}
+
+size_t axis_option(const OpView& op, size_t rank) {
+  return axis_of(op.option<int64_t>("axis", 0), rank).value_or(0);
+}
+
+Status concatenate(const Job& job) {
+  const size_t axis = axis_option(job.op(), job.out(0).rank());
+  int64_t to = 0;
+  for (size_t i = 0; i < job.op().inputs(); ++i) {
+    put(job, i, to);
+    to += job.in(i).shape[axis] * job.dense_out(0)[axis];
+  }
+  return {};
+}
+
+Status pack(const Job& job) {
+  const size_t axis = axis_option(job.op(), job.out(0).rank());
+  for (size_t i = 0; i < job.op().inputs(); ++i)
+    put(job, i, static_cast<int64_t>(i) * job.dense_out(0)[axis], axis);
+  return {};
+}
+
+// SPLIT and SPLIT_V.
+Status split(const Job& job, size_t i, int64_t axis_value) {
+  const size_t axis = axis_of(axis_value, job.in(i).rank()).value_or(0);
+  int64_t from = 0;
+  for (size_t k = 0; k < job.op().outputs(); ++k) {
+    take(job, i, from, k);
+    from += job.out(k).shape[axis] * job.strides(i)[axis];
+  }
+  return {};
+}
+
+Status unpack(const Job& job) {
+  const size_t axis = axis_option(job.op(), job.in(0).rank());
+  for (size_t k = 0; k < job.op().outputs(); ++k)
+    take(job, 0, static_cast<int64_t>(k) * job.strides(0)[axis], k, axis);
+  return {};
+}
+
+Result<Step> prepare_concatenation(Builder& it) {
+  if (it.option<int64_t>("fused_activation_function", 0) != 0)
+    return it.unsupported("runs without a fused activation only");
+  return move_step(it, {}, concatenate);
+}
+
+Result<Step> prepare_split(Builder& it) {
+  return move_step(it, {0}, [](const Job& job) { return split(job, 1, job.ints(0)[0]); });
+}
+
+Result<Step> prepare_split_v(Builder& it) {
+  return move_step(it, {1, 2}, [](const Job& job) { return split(job, 0, job.ints(2)[0]); });
+}
+
+Result<Step> prepare_pack(Builder& it) { return move_step(it, {}, pack); }
+Result<Step> prepare_unpack(Builder& it) { return move_step(it, {}, unpack); }
+
 }  // namespace
 
 std::vector<OpRow> join_rows() {
-  return {{"CONCATENATION", infer_concatenation, nullptr, onert_concatenation},
-          {"SPLIT", infer_split},
-          {"SPLIT_V", infer_split_v, nullptr, onert_split_v},
-          {"PACK", infer_pack},
-          {"UNPACK", infer_unpack}};
+  return {{"CONCATENATION", infer_concatenation, prepare_concatenation, onert_concatenation},
+          {"SPLIT", infer_split, prepare_split},
+          {"SPLIT_V", infer_split_v, prepare_split_v, onert_split_v},
+          {"PACK", infer_pack, prepare_pack},
+          {"UNPACK", infer_unpack, prepare_unpack}};
 }
 
 }  // namespace pyquant::circle

@@ -102,7 +102,7 @@ struct OpRow {
   void (*onert)(const TargetCheck&) = nullptr;
   /// Of operators with LuciRule::Fixed: the output's grid, for uint8 (true) or int16.
   FixedGrid (*fixed)(bool narrow) = nullptr;
-  /// The output is input 0 under another shape: where grids are equal too, it may share its memory.
+  /// The output is input 0 under another shape: where same_bytes() holds too, it may share its memory.
   bool alias = false;
   /// Of operators with LuciRule::Weights: the dimension of the weights that is the output's channels.
   int32_t channel_axis = 0;
@@ -122,6 +122,10 @@ std::vector<OpRow> slice_rows();    // SLICE, STRIDED_SLICE, PAD, PADV2, BROADCA
 std::vector<OpRow> gather_rows();   // GATHER, GATHER_ND, SELECT, SELECT_V2, ONE_HOT, FILL, RANGE
 std::vector<OpRow> convert_rows();  // CAST, QUANTIZE, DEQUANTIZE
 std::vector<OpRow> compare_rows();  // EQUAL ... LOGICAL_NOT
+
+/// Whether a tensor keeps its bytes under another shape: one type, and the same grid for each element in
+/// order (or none on one of both sides: plain integers).
+bool same_bytes(const TensorArg& from, const TensorArg& to);
 
 /// The row of an operator of ops.def; every one has a row with `infer`.
 const OpRow& row_of(const OpInfo& op);

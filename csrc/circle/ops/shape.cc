@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The same elements in another shape or order: RESHAPE, SQUEEZE, EXPAND_DIMS, TRANSPOSE; and SHAPE.
 #include <algorithm>
+#include <cstring>
 
-#include "circle/ops/row.h"
+#include "circle/ops/moves.h"
 
 namespace pyquant::circle {
 namespace {
@@ -90,14 +91,54 @@ void infer_shape(Inference& it) {
   it.set(0, {static_cast<int32_t>(it.shape(0).size())}, "one number for each dimension");
 }
 
+// All elements, in their order.
+Status copy(const Job& job) {
+  kernels::CopyNest nest;
+  const auto& to = job.dense_in(0);
+  for (size_t d = 0; d < to.size(); ++d) nest.add(job.in(0).shape[d], {job.strides(0)[d], to[d]});
+  job.move(nest, 0, 0, 0, 0);
+  return {};
+}
+
+Status transpose(const Job& job) {
+  kernels::CopyNest nest;
+  const auto& order = job.ints(1);
+  const auto& to = job.dense_out(0);
+  for (size_t d = 0; d < order.size(); ++d)
+    nest.add(job.out(0).shape[d], {job.strides(0)[static_cast<size_t>(order[d])], to[d]});
+  job.move(nest, 0, 0, 0, 0);
+  return {};
+}
+
+Result<Step> prepare_reshape(Builder& it) {
+  return move_step(it, it.in(1) ? Ints{1} : Ints{}, copy, Order::Same);
+}
+Result<Step> prepare_squeeze(Builder& it) { return move_step(it, {}, copy, Order::Same); }
+Result<Step> prepare_expand_dims(Builder& it) { return move_step(it, {1}, copy, Order::Same); }
+Result<Step> prepare_transpose(Builder& it) { return move_step(it, {1}, transpose); }
+
+Result<Step> prepare_shape(Builder& it) {
+  return Step{[x = it.in(0), y = it.out(0)](const Frame& frame) -> Status {
+                for (size_t d = 0; d < x.rank(); ++d) {
+                  const int64_t size = x.shape[d];
+                  const size_t width = y.dtype() == DType::INT64 ? 8 : 4;
+                  std::memcpy(frame.out(y) + d * width, &size, width);
+                }
+                return {};
+              },
+              0};
+}
+
 }  // namespace
 
 std::vector<OpRow> shape_rows() {
-  return {{"RESHAPE", infer_reshape},
-          {"SQUEEZE", infer_squeeze},
-          {"EXPAND_DIMS", infer_expand_dims},
-          {"TRANSPOSE", infer_transpose},
-          {"SHAPE", infer_shape}};
+  std::vector<OpRow> rows = {{"RESHAPE", infer_reshape, prepare_reshape},
+                             {"SQUEEZE", infer_squeeze, prepare_squeeze},
+                             {"EXPAND_DIMS", infer_expand_dims, prepare_expand_dims},
+                             {"TRANSPOSE", infer_transpose, prepare_transpose},
+                             {"SHAPE", infer_shape, prepare_shape}};
+  for (size_t i = 0; i < 3; ++i) rows[i].alias = true;
+  return rows;
 }
 
 }  // namespace pyquant::circle
