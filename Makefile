@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# One thread a worker, whole modules to one worker (they share what is slow to make), benchmarks only as tests.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope --benchmark-disable
+# One thread a worker, whole modules to one worker (they share what is slow to make), in the order of the folders (e2e
+# first: sorted by their number of tests, the slow modules would come last and leave workers idle), benchmarks as tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder --benchmark-disable
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help

@@ -21,6 +21,7 @@ from pyquant.exporter.dynamic import open_lengths
 from pyquant.exporter.legalize import legalize
 from pyquant.exporter.lower import lower
 from pyquant.exporter.passes import run_passes
+from pyquant.exporter.plan import Graph
 from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
@@ -58,16 +59,28 @@ def build(
     _require_converted(q, allow_float)
     with _TRACING:
         adapter = _adapter(q, profile)
-        traced = trace(adapter, name)
-    graph = legalize(run_passes(lower(traced, {"pyquant": __version__})), target)
-    graph = open_lengths(graph, _open_axes(adapter))
-    if not (allow_float or _float_by_policy(q, traced)):
-        require_quantized(graph)
+    try:
+        traced, graph = _lowered(q, adapter, name, target, allow_float)
+    except ExportError:  # once more, for a message with source lines: recording them takes a quarter of an export
+        traced, graph = _lowered(q, adapter, name, target, allow_float, lines=True)
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
     return program
+
+
+def _lowered(
+    q: nn.Module, adapter: nn.Module, name: str | None, target: Target, allow_float: bool, *, lines: bool = False
+) -> tuple[Traced, Graph]:
+    """The traced adapter and its graph, checked; `lines` as of trace."""
+    with _TRACING:
+        traced = trace(adapter, name, lines=lines)
+    graph = legalize(run_passes(lower(traced, {"pyquant": __version__})), target)
+    graph = open_lengths(graph, _open_axes(adapter))
+    if not (allow_float or _float_by_policy(q, traced)):
+        require_quantized(graph)
+    return traced, graph
 
 
 def _open_axes(adapter: nn.Module) -> dict[str, int]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.fx.config as fx_config
 from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -42,8 +44,9 @@ class Traced:
         return list(self.program.graph.nodes)
 
 
-def trace(adapter: nn.Module, name: str | None = None) -> Traced:
-    """Export `adapter` (which has `input_specs` and `output_names`) without decompositions.
+def trace(adapter: nn.Module, name: str | None = None, *, lines: bool = True) -> Traced:
+    """Export `adapter` (which has `input_specs` and `output_names`) without decompositions. Without `lines` no node has
+    a source line, if this torch can leave them out.
 
     Raises ProfileError when the adapter's interface contradicts itself, ExportError when it has no static graph.
     """
@@ -51,7 +54,7 @@ def trace(adapter: nn.Module, name: str | None = None) -> Traced:
     device = next((t.device for t in [*adapter.parameters(), *adapter.buffers()]), torch.device("cpu"))
     examples = tuple(spec.example(device) for spec in specs.values())
     try:
-        with torch.no_grad(), autocast.off(), warnings.catch_warnings():
+        with torch.no_grad(), autocast.off(), warnings.catch_warnings(), _source_lines(lines):
             warnings.simplefilter("ignore")  # about torch's internals; a caller cannot act on it
             program = torch.export.export(adapter, examples, strict=False)
     except Exception as error:  # torch.export raises whatever the model's forward raises, and types of its own
@@ -61,6 +64,20 @@ def trace(adapter: nn.Module, name: str | None = None) -> Traced:
             "Where a shape or branch depends on data, precompute it in as_export_module()."
         ) from error
     return _named(program, specs, outputs, name or getattr(adapter, "name", None) or type(adapter).__name__)
+
+
+@contextmanager
+def _source_lines(wanted: bool) -> Iterator[None]:
+    """Whether torch.export records the stack of each operator. One trace at a time: see pipeline.py."""
+    former = getattr(fx_config, "do_not_emit_stack_traces", None)
+    if former is None or wanted:  # torch 2.10 always records them
+        yield
+        return
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = former
 
 
 def _interface(adapter: nn.Module) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:

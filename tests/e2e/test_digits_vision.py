@@ -153,6 +153,7 @@ def test_a_checkpoint_gives_the_same_bits(line, fp, heldout, tmp_path):
     assert torch.equal(predict(again, patchify(heldout.images[:BATCH], fp.config)), line.eager[:BATCH])
 
 
+@pytest.mark.parametrize("line", ["w8a8"], indirect=True)
 def test_a_second_profile_leaves_the_first_alone(line, fp, heldout, tmp_path):
     pixels = patchify(heldout.images[:1], fp.config)["pixel_values"]
     one = pyquant.export(line.q, gemma4.VisionProfile(grid=(8, 8), batch_size=1))
