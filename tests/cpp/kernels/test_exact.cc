@@ -26,7 +26,7 @@ int64_t by_integers(Wide number, Wide divisor, int64_t lo, int64_t hi) {
 void split(Wide number, Product* products) {
   const Wide high = number >> 40;
   products[0] = {static_cast<double>(static_cast<int64_t>(high)), 0x1p40};
-  products[1] = {static_cast<double>(static_cast<int64_t>(number - (high << 40))), 1.0};
+  products[1] = {static_cast<double>(static_cast<int64_t>(number - high * (Wide{1} << 40))), 1.0};
 }
 
 int64_t magnitude_of(std::mt19937_64& random, int bits) {
