@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // RMS_NORM, INSTANCE_NORM, ROPE.
+#include "kernels/norm.h"
+
+#include <algorithm>
+#include <array>
+
+#include "circle/ops/operand.h"
 #include "circle/ops/row.h"
 
 namespace pyquant::circle {
@@ -60,12 +66,140 @@ void onert_rope(const TargetCheck& it) {
   }
 }
 
+// Gamma, beta and tables may have scales of their own for each channel; data may not.
+bool data_per_channel(const Builder& b) { return b.in(0).per_channel() || b.out(0).per_channel(); }
+
+/// step(T{}) with the type of x.
+template <class Make>
+Step for_data(const InOperand& x, Make make) {
+  return is_quantized(x.dtype()) ? with_integer(x.dtype(), make) : make(float{});
+}
+
+Result<Step> prepare_rms_norm(Builder& b) {
+  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
+  const InOperand x(b, 0);
+  const RealOperand gamma(b, 1);
+  const OutOperand y(b, 0);
+  if (!gamma.readable()) return b.unsupported("this gamma");
+  kernels::RmsNorm plan;
+  plan.epsilon = static_cast<double>(b.option("epsilon", 0.0f));
+  plan.size = b.in(0).shape.back();
+  plan.one_gamma = gamma.elements() == 1;
+  if (is_quantized(x.dtype())) {
+    plan.in = x.qparams();
+    plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+  }
+  const int64_t rows = plan.size == 0 ? 0 : x.elements() / plan.size;
+  const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(plan.size, 1));
+  return for_data(x, [&](auto type) {
+    using T = decltype(type);
+    return Step{[=](const Frame& frame) -> Status {
+      const T* const from = x.read<T>(frame);
+      const double* const weights = gamma.read(frame);
+      T* const to = y.write<T>(frame);
+      frame.threads().run(rows, grain, [&](int64_t begin, int64_t end, int) {
+        kernels::rms_norm(plan, from, weights, to, begin, end);
+      });
+      y.finish(frame);
+      return {};
+    }};
+  });
+}
+
+Result<Step> prepare_instance_norm(Builder& b) {
+  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
+  const auto fused = fused_of(b);
+  if (!fused) return b.unsupported("this fused activation");
+  const InOperand x(b, 0);
+  const RealOperand gamma(b, 1), beta(b, 2);
+  const OutOperand y(b, 0);
+  if (!gamma.readable() || !beta.readable()) return b.unsupported("this gamma or beta");
+  const Shape& shape = b.in(0).shape;
+  kernels::InstanceNorm plan;
+  plan.epsilon = static_cast<double>(b.option("epsilon", 0.0f));
+  plan.positions = int64_t{shape[1]} * shape[2];
+  plan.channels = shape[3];
+  plan.one_gamma = gamma.elements() == 1;
+  plan.one_beta = beta.elements() == 1;
+  plan.fused = *fused;
+  if (is_quantized(x.dtype())) {
+    plan.in = x.qparams();
+    plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+    kernels::limit(*fused, &plan.out);
+  }
+  const int64_t units = shape[0] * plan.units_per_batch();
+  return for_data(x, [&](auto type) {
+    using T = decltype(type);
+    return Step{[=](const Frame& frame) -> Status {
+      const T* const from = x.read<T>(frame);
+      const double *const scale = gamma.read(frame), *const shift = beta.read(frame);
+      T* const to = y.write<T>(frame);
+      frame.threads().run(units, 1, [&](int64_t begin, int64_t end, int) {
+        kernels::instance_norm(plan, from, scale, shift, to, begin, end);
+      });
+      y.finish(frame);
+      return {};
+    }};
+  });
+}
+
+/// How far a table goes for one step of x in each dimension.
+std::array<int64_t, 4> table_strides(const Shape& table) {
+  std::array<int64_t, 4> strides{};
+  int64_t stride = 1;
+  for (size_t i = 0; i < table.size(); ++i) {
+    const int64_t size = table[table.size() - 1 - i];
+    strides[3 - i] = size == 1 ? 0 : stride;
+    stride *= size;
+  }
+  return strides;
+}
+
+Result<Step> prepare_rope(Builder& b) {
+  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
+  const InOperand x(b, 0);
+  const RealOperand sin(b, 1), cos(b, 2);
+  const OutOperand y(b, 0);
+  if (!sin.readable() || !cos.readable()) return b.unsupported("these tables");
+  const auto sines = table_strides(b.in(1).shape), cosines = table_strides(b.in(2).shape);
+  kernels::Rope plan;
+  plan.neighbours = b.option<int64_t>("mode", 0) == 1;
+  plan.size = b.in(0).shape[3];
+  plan.sin_step = sines[3];
+  plan.cos_step = cosines[3];
+  if (is_quantized(x.dtype())) {
+    plan.in = x.qparams();
+    plan.out = kernels::Rope::rounder(x.qparams(), y.qparams(), y.grid(), std::max(sin.most(), cos.most()));
+  }
+  const Shape shape = b.in(0).shape;
+  const int64_t rows = int64_t{shape[0]} * shape[1] * shape[2];
+  const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(plan.size, 1));
+  return for_data(x, [&](auto type) {
+    using T = decltype(type);
+    return Step{[=](const Frame& frame) -> Status {
+      const T* const from = x.read<T>(frame);
+      const double *const s = sin.read(frame), *const c = cos.read(frame);
+      T* const to = y.write<T>(frame);
+      frame.threads().run(rows, grain, [&](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          const int64_t at[] = {row / shape[2] / shape[1], row / shape[2] % shape[1], row % shape[2]};
+          int64_t of_sin = 0, of_cos = 0;
+          for (size_t d = 0; d < 3; ++d) of_sin += at[d] * sines[d], of_cos += at[d] * cosines[d];
+          kernels::rope_row(plan, from + row * plan.size, s + of_sin, c + of_cos, to + row * plan.size);
+        }
+      });
+      y.finish(frame);
+      return {};
+    }};
+  });
+}
+
 }  // namespace
 
 std::vector<OpRow> norm_rows() {
-  return {{"RMS_NORM", infer_rms_norm, nullptr, onert_rms_norm},
-          {"INSTANCE_NORM", infer_instance_norm},
-          {"ROPE", infer_rope, nullptr, onert_rope}};
+  return {{"RMS_NORM", infer_rms_norm, prepare_rms_norm, onert_rms_norm},
+          {"INSTANCE_NORM", infer_instance_norm, prepare_instance_norm},
+          {"ROPE", infer_rope, prepare_rope, onert_rope}};
 }
 
 }  // namespace pyquant::circle

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // SOFTMAX and LOG_SOFTMAX over the last dimension.
+#include "kernels/softmax.h"
+
+#include <algorithm>
+
+#include "circle/ops/operand.h"
 #include "circle/ops/row.h"
 
 namespace pyquant::circle {
@@ -10,12 +15,40 @@ void infer(Inference& it) {
   infer_same(it);
 }
 
+Result<Step> prepare(Builder& b) {
+  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
+  const InOperand x(b, 0);
+  const OutOperand y(b, 0);
+  kernels::Softmax plan;
+  plan.log = std::string_view(b.op().op->name) == "LOG_SOFTMAX";
+  plan.beta = plan.log ? 1.0f : b.option("beta", 1.0f);
+  plan.size = b.in(0).shape.back();
+  plan.in_scale = x.qparams().scale;
+  const bool quantized = is_quantized(x.dtype());
+  if (quantized) plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+  const int64_t rows = plan.size == 0 ? 0 : x.elements() / plan.size;
+  const int64_t grain = std::max<int64_t>(1, 1024 / std::max<int64_t>(plan.size, 1));
+  const auto step = [&](auto type) {
+    using T = decltype(type);
+    return Step{[x, y, plan, rows, grain](const Frame& frame) -> Status {
+      const T* const from = x.read<T>(frame);
+      T* const to = y.write<T>(frame);
+      frame.threads().run(rows, grain, [&](int64_t begin, int64_t end, int) {
+        kernels::softmax(plan, from, to, begin, end);
+      });
+      y.finish(frame);
+      return {};
+    }};
+  };
+  return quantized ? with_integer(x.dtype(), step) : step(float{});
+}
+
 }  // namespace
 
 std::vector<OpRow> softmax_rows() {
-  OpRow softmax{"SOFTMAX", infer};
+  OpRow softmax{"SOFTMAX", infer, prepare};
   softmax.fixed = [](bool narrow) { return FixedGrid{narrow ? 1.0f / 255.0f : 1.0f / 32767.0f, 0}; };
-  return {softmax, {"LOG_SOFTMAX", infer}};
+  return {softmax, {"LOG_SOFTMAX", infer, prepare}};
 }
 
 }  // namespace pyquant::circle

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operands as the elementwise kernels take them: float16 and bfloat16 as float32, 4-bit integers as 8-bit
+// ones. Constants are converted when the step is prepared, other tensors in scratch memory when it runs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "circle/ops/step.h"
+#include "kernels/fused.h"
+#include "pyquant/qparams.h"
+
+namespace pyquant::circle {
+
+/// What a kernel sees of a tensor of this dtype: FLOAT32 for the 16-bit floats, INT8 or UINT8 for 4 bits.
+DType kernel_dtype(DType dtype);
+/// The integers of a quantized dtype (4-bit ones: those of 4 bits).
+Grid grid_of(DType dtype);
+inline ScaleZeroPoint qparams_of(const TensorArg& t) {
+  return {t.scale(), static_cast<int32_t>(t.zero_point())};
+}
+
+class InOperand {
+ public:
+  /// Input i of the operator.
+  InOperand(Builder& b, size_t i);
+
+  DType dtype() const { return dtype_; }
+  int64_t elements() const { return arg_.elements; }
+  ScaleZeroPoint qparams() const { return qparams_of(arg_); }
+  /// Its elements for the kernel; fills the scratch memory where they need converting.
+  template <class T>
+  const T* read(const Frame& frame) const {
+    return static_cast<const T*>(read_bytes(frame));
+  }
+
+ private:
+  const void* read_bytes(const Frame& frame) const;
+
+  TensorArg arg_;
+  DType dtype_;
+  std::optional<size_t> scratch_;
+  std::shared_ptr<const std::vector<uint64_t>> constant_;  // converted, or moved to where its type may lie
+};
+
+class OutOperand {
+ public:
+  OutOperand(Builder& b, size_t k);
+
+  DType dtype() const { return dtype_; }
+  int64_t elements() const { return arg_.elements; }
+  ScaleZeroPoint qparams() const { return qparams_of(arg_); }
+  Grid grid() const { return grid_of(arg_.dtype()); }
+  /// Where the kernel writes.
+  template <class T>
+  T* write(const Frame& frame) const {
+    return scratch_ ? frame.scratch<T>(*scratch_) : frame.out<T>(arg_);
+  }
+  /// After the kernel: converts what it wrote into the tensor.
+  void finish(const Frame& frame) const;
+
+ private:
+  TensorArg arg_;
+  DType dtype_;
+  std::optional<size_t> scratch_;
+};
+
+/// A weight, gamma, beta or table of any dtype and any scales, as the doubles that its values are.
+class RealOperand {
+ public:
+  RealOperand(Builder& b, size_t i);
+
+  /// Whether the dtype is one of those; a ggml table has to be a constant.
+  bool readable() const { return readable_; }
+  int64_t elements() const { return arg_.elements; }
+  /// The largest magnitude that its integers can have.
+  double most() const;
+  const double* read(const Frame& frame) const;
+
+ private:
+  TensorArg arg_;
+  bool readable_;
+  size_t scratch_ = 0;
+  std::shared_ptr<const std::vector<double>> constant_;
+};
+
+/// Calls use(T{}) with the element type of a quantized kernel dtype.
+template <class Use>
+auto with_integer(DType kernel_dtype, Use use) {
+  if (kernel_dtype == DType::INT8) return use(int8_t{});
+  if (kernel_dtype == DType::UINT8) return use(uint8_t{});
+  return use(int16_t{});
+}
+
+/// Calls use(T{}) with the element type of a kernel dtype: float, a quantized one, int32_t or int64_t.
+template <class Use>
+auto with_number(DType kernel_dtype, Use use) {
+  if (kernel_dtype == DType::FLOAT32) return use(float{});
+  if (kernel_dtype == DType::INT32) return use(int32_t{});
+  if (kernel_dtype == DType::INT64) return use(int64_t{});
+  return with_integer(kernel_dtype, use);
+}
+
+/// Whether any operand has a scale for each channel, which the elementwise rows do not run.
+bool any_per_channel(const Builder& b);
+
+/// The option fused_activation_function; nothing for SIGN_BIT.
+std::optional<kernels::Fused> fused_of(const Builder& b);
+
+}  // namespace pyquant::circle
