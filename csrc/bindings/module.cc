@@ -80,14 +80,22 @@ struct Data {
 
 struct TensorView {
   Shared model;
+  size_t graph;
   size_t index;
-  const Tensor& get() const { return model->tensors[index]; }
+  const Tensor& get() const { return model->graphs[graph].tensors[index]; }
 };
 
 struct OperatorView {
   Shared model;
+  size_t graph;
   size_t index;
-  const Operator& get() const { return model->operators[index]; }
+  const Operator& get() const { return model->graphs[graph].operators[index]; }
+};
+
+struct GraphView {
+  Shared model;
+  size_t index;
+  const Graph& get() const { return model->graphs[index]; }
 };
 
 struct ModelView {
@@ -169,11 +177,11 @@ void bind_views(py::module_& m) {
       .def_property_readonly("axis",
                              [](const TensorView& t) { return t.get().quant ? t.get().quant->axis : 0; })
       .def_property_readonly("buffer", [](const TensorView& t) { return t.get().buffer; })
-      .def_property_readonly("is_constant", [](const TensorView& t) { return t.model->is_constant(t.index); })
+      .def_property_readonly("is_constant", [](const TensorView& t) { return t.model->is_constant(t.get()); })
       .def_property_readonly(
           "data",
           [](const TensorView& t) -> py::typing::Optional<py::memoryview> {
-            if (!t.model->is_constant(t.index)) return py::none();
+            if (!t.model->is_constant(t.get())) return py::none();
             return view_of(t.model, t.model->buffers[t.get().buffer].bytes);
           },
           "The constant's bytes, read-only and not copied; None when the tensor is not a constant.")
@@ -200,11 +208,32 @@ void bind_views(py::module_& m) {
            [](const OperatorView& o) { return text("<Operator " + operator_json(o.get()) + ">"); });
 }
 
+// Of a file without a graph: an empty one.
+const Graph& first(const ModelView& view) {
+  static const Graph none;
+  return view.model->graphs.empty() ? none : view.model->graphs[0];
+}
+
 void bind_model(py::module_& m) {
+  py::class_<GraphView>(m, "Graph", "A subgraph of a Circle model.")
+      .def_property_readonly("name", [](const GraphView& g) { return text(g.get().name); })
+      .def_property_readonly("tensors",
+                             [](const GraphView& g) {
+                               return list_of<TensorView>(g.get().tensors.size(), [&](size_t i) {
+                                 return py::cast(TensorView{g.model, g.index, i});
+                               });
+                             })
+      .def_property_readonly("operators",
+                             [](const GraphView& g) {
+                               return list_of<OperatorView>(g.get().operators.size(), [&](size_t i) {
+                                 return py::cast(OperatorView{g.model, g.index, i});
+                               });
+                             })
+      .def_property_readonly("inputs", [](const GraphView& g) { return tuple_of<Ints>(g.get().inputs); })
+      .def_property_readonly("outputs", [](const GraphView& g) { return tuple_of<Ints>(g.get().outputs); });
   py::class_<ModelView>(m, "Model", "A Circle file as it was read.")
       .def_property_readonly("version", [](const ModelView& v) { return v.model->version; })
       .def_property_readonly("description", [](const ModelView& v) { return text(v.model->description); })
-      .def_property_readonly("name", [](const ModelView& v) { return text(v.model->name); })
       .def_property_readonly("file_size", [](const ModelView& v) { return v.model->file_size; })
       .def_property_readonly(
           "external",
@@ -215,20 +244,28 @@ void bind_model(py::module_& m) {
             return false;
           },
           "Whether constants stand outside the flatbuffer.")
+      .def_property_readonly(
+          "graphs",
+          [](const ModelView& v) {
+            return list_of<GraphView>(v.model->graphs.size(),
+                                      [&](size_t i) { return py::cast(GraphView{v.model, i}); });
+          },
+          "The subgraphs; name, tensors, operators, inputs and outputs of the model are those of the first.")
+      .def_property_readonly("name", [](const ModelView& v) { return text(first(v).name); })
       .def_property_readonly("tensors",
                              [](const ModelView& v) {
-                               return list_of<TensorView>(v.model->tensors.size(), [&](size_t i) {
-                                 return py::cast(TensorView{v.model, i});
+                               return list_of<TensorView>(first(v).tensors.size(), [&](size_t i) {
+                                 return py::cast(TensorView{v.model, 0, i});
                                });
                              })
       .def_property_readonly("operators",
                              [](const ModelView& v) {
-                               return list_of<OperatorView>(v.model->operators.size(), [&](size_t i) {
-                                 return py::cast(OperatorView{v.model, i});
+                               return list_of<OperatorView>(first(v).operators.size(), [&](size_t i) {
+                                 return py::cast(OperatorView{v.model, 0, i});
                                });
                              })
-      .def_property_readonly("inputs", [](const ModelView& v) { return tuple_of<Ints>(v.model->inputs); })
-      .def_property_readonly("outputs", [](const ModelView& v) { return tuple_of<Ints>(v.model->outputs); })
+      .def_property_readonly("inputs", [](const ModelView& v) { return tuple_of<Ints>(first(v).inputs); })
+      .def_property_readonly("outputs", [](const ModelView& v) { return tuple_of<Ints>(first(v).outputs); })
       .def_property_readonly(
           "signatures",
           [](const ModelView& v) {

@@ -99,7 +99,7 @@ class PyRunner {
     for (const run::StepProfile& entry : runner_.profile()) {
       Row row;
       row["operator"] = entry.op;
-      row["name"] = text(op_name(runner_.program().model().operators[entry.op]));
+      row["name"] = text(op_name(runner_.program().graph().operators[entry.op]));
       row["calls"] = entry.calls;
       row["nanoseconds"] = entry.nanoseconds;
       row["bytes"] = entry.bytes;

@@ -55,8 +55,12 @@ class Decoder {
     if (const auto* buffers = root->buffers()) {
       for (const auto* buffer : *buffers) model_.buffers.push_back(buffer_of(*buffer));
     }
-    model_.subgraphs = root->subgraphs() ? root->subgraphs()->size() : 0;
-    if (model_.subgraphs > 0) subgraph(*root->subgraphs()->Get(0));
+    if (const auto* graphs = root->subgraphs()) {
+      for (const auto* graph : *graphs) {
+        if (!spend(sizeof(Graph))) break;
+        subgraph(*graph, model_.graphs.emplace_back());
+      }
+    }
     if (const auto* signatures = root->signature_defs()) {
       for (const auto* signature : *signatures) signature_def(*signature);
     }
@@ -124,19 +128,19 @@ class Decoder {
     return buffer;
   }
 
-  void subgraph(const fb::SubGraph& graph) {
-    copy(graph.name(), model_.name);
-    if (const auto* tensors = graph.tensors()) {
-      for (const auto* t : *tensors) tensor(*t);
+  void subgraph(const fb::SubGraph& table, Graph& graph) {
+    copy(table.name(), graph.name);
+    if (const auto* tensors = table.tensors()) {
+      for (const auto* t : *tensors) tensor(*t, graph);
     }
-    if (const auto* operators = graph.operators()) {
-      for (const auto* op : *operators) operation(*op);
+    if (const auto* operators = table.operators()) {
+      for (const auto* op : *operators) operation(*op, graph);
     }
-    copy(graph.inputs(), model_.inputs);
-    copy(graph.outputs(), model_.outputs);
+    copy(table.inputs(), graph.inputs);
+    copy(table.outputs(), graph.outputs);
   }
 
-  void tensor(const fb::Tensor& table) {
+  void tensor(const fb::Tensor& table, Graph& graph) {
     Tensor out;
     copy(table.name(), out.name);
     copy(table.shape(), out.shape);
@@ -157,10 +161,10 @@ class Decoder {
       q.details = static_cast<uint8_t>(quant->details_type());
       out.quant = std::move(q);
     }
-    model_.tensors.push_back(std::move(out));
+    graph.tensors.push_back(std::move(out));
   }
 
-  void operation(const fb::Operator& table) {
+  void operation(const fb::Operator& table, Graph& graph) {
     Operator out;
     out.opcode_index = table.opcode_index();
     if (out.opcode_index < model_.operator_codes.size()) {
@@ -180,7 +184,7 @@ class Decoder {
     if (options && out.op && out.options_type == out.op->options->value) {
       for (const Field& field : out.op->options->fields) out.options.push_back(option(*options, field));
     }
-    model_.operators.push_back(std::move(out));
+    graph.operators.push_back(std::move(out));
   }
 
   OptionValue option(const Table& table, const Field& field) {

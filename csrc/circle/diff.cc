@@ -12,33 +12,35 @@
 namespace pyquant::circle {
 namespace {
 
+/// One graph of each file.
 class Diff {
  public:
-  Diff(const Model& a, const Model& b) : a_(a), b_(b) {}
-
-  std::vector<std::string> lines() {
+  Diff(const Model& a, const Model& b, uint32_t graph, std::vector<std::string>& lines)
+      : model_a_(a), model_b_(b), a_(a.graphs[graph]), b_(b.graphs[graph]), lines_(lines) {
+    if (a.graphs.size() > 1) prefix_ = "graph '" + a_.name + "' ";
     text("name", a_.name, b_.name);
-    text("description", a_.description, b_.description);
+    if (graph == 0) text("description", a.description, b.description);
     text("inputs", names(a_, a_.inputs), names(b_, b_.inputs));
     text("outputs", names(a_, a_.outputs), names(b_, b_.outputs));
-    text("metadata", metadata(a_), metadata(b_));
-    text("signatures", signatures(a_), signatures(b_));
+    if (graph == 0) text("metadata", metadata(a), metadata(b));
+    text("signatures", signatures(a, graph), signatures(b, graph));
     tensors();
     operators();
-    return std::move(lines_);
   }
 
  private:
+  void add(std::string line) { lines_.push_back(prefix_ + std::move(line)); }
+
   void text(const std::string& what, const std::string& a, const std::string& b) {
-    if (a != b) lines_.push_back(what + ": " + (a.empty() ? "none" : a) + " -> " + (b.empty() ? "none" : b));
+    if (a != b) add(what + ": " + (a.empty() ? "none" : a) + " -> " + (b.empty() ? "none" : b));
   }
 
-  static std::string names(const Model& model, const std::vector<int32_t>& list) {
+  static std::string names(const Graph& graph, const std::vector<int32_t>& list) {
     std::string out;
     for (size_t i = 0; i < list.size(); ++i) {
       if (i) out += ", ";
       out += list[i] == -1               ? "-"
-             : model.has_tensor(list[i]) ? model.tensors[static_cast<size_t>(list[i])].name
+             : graph.has_tensor(list[i]) ? graph.tensors[static_cast<size_t>(list[i])].name
                                          : "?" + std::to_string(list[i]);
     }
     return out;
@@ -53,14 +55,15 @@ class Diff {
     return out;
   }
 
-  static std::string signatures(const Model& model) {
+  static std::string signatures(const Model& model, uint32_t graph) {
     std::string out;
     const auto add = [&](const std::vector<NamedIndex>& entries) {
       for (const auto& [name, index] : entries) {
-        out += name + "=" + names(model, {static_cast<int32_t>(index)}) + " ";
+        out += name + "=" + names(model.graphs[graph], {static_cast<int32_t>(index)}) + " ";
       }
     };
     for (const Signature& signature : model.signatures) {
+      if (signature.subgraph != graph) continue;
       out += signature.key + "(";
       add(signature.inputs);
       out += "-> ";
@@ -70,10 +73,10 @@ class Diff {
     return out;
   }
 
-  static std::map<std::string, size_t> by_name(const Model& model) {
+  static std::map<std::string, size_t> by_name(const Graph& graph) {
     std::map<std::string, size_t> index;
     UniqueNames unique;
-    for (size_t i = 0; i < model.tensors.size(); ++i) index[unique.of(model.tensors[i].name)] = i;
+    for (size_t i = 0; i < graph.tensors.size(); ++i) index[unique.of(graph.tensors[i].name)] = i;
     return index;
   }
 
@@ -82,13 +85,13 @@ class Diff {
     for (const auto& [name, i] : left) {
       const auto found = right.find(name);
       if (found == right.end()) {
-        lines_.push_back("tensor '" + name + "': only in the first");
+        add("tensor '" + name + "': only in the first");
       } else {
         tensor("tensor '" + name + "' ", i, found->second);
       }
     }
     for (const auto& [name, i] : right) {
-      if (!left.count(name)) lines_.push_back("tensor '" + name + "': only in the second");
+      if (!left.count(name)) add("tensor '" + name + "': only in the second");
     }
   }
 
@@ -99,13 +102,13 @@ class Diff {
     text(what + "shape", shape_text(a.shape), shape_text(b.shape));
     text(what + "shape_signature", shape_text(a.shape_signature), shape_text(b.shape_signature));
     if (!same_qparams(a, b) || (a.quant && b.quant && a.quant->axis != b.quant->axis)) {
-      lines_.push_back(what + "qparams: " + qparams(a) + " -> " + qparams(b));
+      add(what + "qparams: " + qparams(a) + " -> " + qparams(b));
     }
-    const bool first = a_.is_constant(i), second = b_.is_constant(k);
+    const bool first = model_a_.is_constant(a), second = model_b_.is_constant(b);
     if (first != second) {
-      lines_.push_back(what + "is a constant only in the " + (first ? "first" : "second"));
+      add(what + "is a constant only in the " + (first ? "first" : "second"));
     } else if (first) {
-      bytes(what, a_.buffers[a.buffer].bytes, b_.buffers[b.buffer].bytes);
+      bytes(what, model_a_.buffers[a.buffer].bytes, model_b_.buffers[b.buffer].bytes);
     }
   }
 
@@ -117,23 +120,21 @@ class Diff {
 
   void bytes(const std::string& what, Bytes a, Bytes b) {
     if (a.size != b.size) {
-      lines_.push_back(what + "data: " + std::to_string(a.size) + " bytes -> " + std::to_string(b.size) +
-                       " bytes");
+      add(what + "data: " + std::to_string(a.size) + " bytes -> " + std::to_string(b.size) + " bytes");
     } else if (a.size > 0 && std::memcmp(a.data, b.data, a.size) != 0) {
       size_t count = 0;
       for (size_t i = 0; i < a.size; ++i) count += a.data[i] != b.data[i];
-      lines_.push_back(what + "data: " + std::to_string(count) + " of " + std::to_string(a.size) +
-                       " bytes differ");
+      add(what + "data: " + std::to_string(count) + " of " + std::to_string(a.size) + " bytes differ");
     }
   }
 
   // Operators go by the tensor that they produce; keys that stand several times are told apart by their
   // order.
-  static std::vector<std::string> keys(const Model& model) {
+  static std::vector<std::string> keys(const Graph& graph) {
     std::vector<std::string> list;
     UniqueNames unique;
-    for (size_t i = 0; i < model.operators.size(); ++i) {
-      const Tensor* t = output(model, model.operators[i], 0);
+    for (size_t i = 0; i < graph.operators.size(); ++i) {
+      const Tensor* t = output(graph, graph.operators[i], 0);
       list.push_back(unique.of(t ? t->name : "nothing"));
     }
     return list;
@@ -157,7 +158,7 @@ class Diff {
       const auto found = right.find(left[i]);
       const std::string what = "operator " + op_name(a_.operators[i]) + " of '" + left[i] + "'";
       if (found == right.end()) {
-        lines_.push_back(what + ": only in the first");
+        add(what + ": only in the first");
         continue;
       }
       order.push_back(found->second);
@@ -170,18 +171,29 @@ class Diff {
       right.erase(found);
     }
     for (const auto& [name, i] : right) {
-      lines_.push_back("operator " + op_name(b_.operators[i]) + " of '" + name + "': only in the second");
+      add("operator " + op_name(b_.operators[i]) + " of '" + name + "': only in the second");
     }
-    if (!std::is_sorted(order.begin(), order.end())) lines_.push_back("operators: in another order");
+    if (!std::is_sorted(order.begin(), order.end())) add("operators: in another order");
   }
 
-  const Model& a_;
-  const Model& b_;
-  std::vector<std::string> lines_;
+  const Model& model_a_;
+  const Model& model_b_;
+  const Graph& a_;
+  const Graph& b_;
+  std::string prefix_;
+  std::vector<std::string>& lines_;
 };
 
 }  // namespace
 
-std::vector<std::string> diff(const Model& a, const Model& b) { return Diff(a, b).lines(); }
+std::vector<std::string> diff(const Model& a, const Model& b) {
+  std::vector<std::string> lines;
+  if (a.graphs.size() != b.graphs.size()) {
+    lines.push_back("graphs: " + std::to_string(a.graphs.size()) + " -> " + std::to_string(b.graphs.size()));
+    return lines;
+  }
+  for (uint32_t g = 0; g < a.graphs.size(); ++g) Diff(a, b, g, lines);
+  return lines;
+}
 
 }  // namespace pyquant::circle

@@ -26,8 +26,9 @@ class Encoder {
   Result<Head> head() {
     const auto description = builder_.CreateString(model_.description);
     const auto codes = operator_codes();
-    const auto graph = subgraph();
-    const auto graphs = builder_.CreateVector(&graph, 1);
+    std::vector<Offset<fb::SubGraph>> tables;
+    for (const Graph& graph : model_.graphs) tables.push_back(subgraph(graph));
+    const auto graphs = builder_.CreateVector(tables);
     const auto buffers = buffer_tables();
     const auto metadata = metadata_entries();
     const auto signatures = signature_defs();
@@ -51,30 +52,32 @@ class Encoder {
   // One entry for each operator, in the order of first use.
   Offset<flatbuffers::Vector<Offset<fb::OperatorCode>>> operator_codes() {
     std::vector<Offset<fb::OperatorCode>> list;
-    for (const Operator& op : model_.operators) {
-      const auto [entry, is_new] = code_index_.try_emplace(op.code, static_cast<uint32_t>(list.size()));
-      if (!is_new) continue;
-      // Old readers use the byte field only; values that do not fit it are 127 there.
-      const auto narrow = static_cast<int8_t>(std::min(op.code, 127));
-      fb::OperatorCodeBuilder code(builder_);
-      code.add_deprecated_builtin_code(narrow);
-      code.add_version(1);
-      code.add_builtin_code(static_cast<fb::BuiltinOperator>(op.code));
-      list.push_back(code.Finish());
+    for (const Graph& graph : model_.graphs) {
+      for (const Operator& op : graph.operators) {
+        const auto [entry, is_new] = code_index_.try_emplace(op.code, static_cast<uint32_t>(list.size()));
+        if (!is_new) continue;
+        // Old readers use the byte field only; values that do not fit it are 127 there.
+        const auto narrow = static_cast<int8_t>(std::min(op.code, 127));
+        fb::OperatorCodeBuilder code(builder_);
+        code.add_deprecated_builtin_code(narrow);
+        code.add_version(1);
+        code.add_builtin_code(static_cast<fb::BuiltinOperator>(op.code));
+        list.push_back(code.Finish());
+      }
     }
     return builder_.CreateVector(list);
   }
 
-  Offset<fb::SubGraph> subgraph() {
+  Offset<fb::SubGraph> subgraph(const Graph& from) {
     std::vector<Offset<fb::Tensor>> tensors;
-    for (const Tensor& t : model_.tensors) tensors.push_back(tensor(t));
+    for (const Tensor& t : from.tensors) tensors.push_back(tensor(t));
     std::vector<Offset<fb::Operator>> operators;
-    for (const Operator& op : model_.operators) operators.push_back(operation(op));
+    for (const Operator& op : from.operators) operators.push_back(operation(op));
     const auto tensor_list = builder_.CreateVector(tensors);
-    const auto inputs = builder_.CreateVector(model_.inputs);
-    const auto outputs = builder_.CreateVector(model_.outputs);
+    const auto inputs = builder_.CreateVector(from.inputs);
+    const auto outputs = builder_.CreateVector(from.outputs);
     const auto operator_list = builder_.CreateVector(operators);
-    const auto name = builder_.CreateString(model_.name);
+    const auto name = builder_.CreateString(from.name);
     fb::SubGraphBuilder graph(builder_);
     graph.add_tensors(tensor_list);
     graph.add_inputs(inputs);
@@ -233,7 +236,7 @@ class Encoder {
       table.add_inputs(inputs);
       table.add_outputs(outputs);
       table.add_signature_key(key);
-      table.add_subgraph_index(0);
+      table.add_subgraph_index(signature.subgraph);
       list.push_back(table.Finish());
     }
     if (list.empty()) return 0;
@@ -267,11 +270,13 @@ Result<Head> encode_head(const Model& model, bool external) {
   // first.
   constexpr uint64_t kMost = uint64_t{1} << 30;
   uint64_t estimate = 0;
-  for (const Tensor& t : model.tensors) {
-    estimate += 128 + t.name.size() + 8 * t.shape.size();
-    if (t.quant) estimate += 12 * t.quant->scale.size() + 8;
+  for (const Graph& graph : model.graphs) {
+    for (const Tensor& t : graph.tensors) {
+      estimate += 128 + t.name.size() + 8 * t.shape.size();
+      if (t.quant) estimate += 12 * t.quant->scale.size() + 8;
+    }
+    for (const Operator& op : graph.operators) estimate += 128 + 4 * (op.inputs.size() + op.outputs.size());
   }
-  for (const Operator& op : model.operators) estimate += 128 + 4 * (op.inputs.size() + op.outputs.size());
   for (const Metadata& entry : model.metadata) {
     estimate += 64 + entry.name.size() + model.buffers[entry.buffer].bytes.size;
   }

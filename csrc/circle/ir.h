@@ -89,16 +89,23 @@ struct Metadata {
   uint32_t buffer = 0;
 };
 
-struct Model {
-  uint32_t version = 0;
-  std::string description;
-  std::string name;  // of the subgraph
-  size_t subgraphs = 1;
-  std::vector<OperatorCode> operator_codes;  // of a file; a plan leaves it empty
+/// A subgraph: tensors and the operators on them, in the order in which they run.
+struct Graph {
+  std::string name;
   std::vector<Tensor> tensors;
   std::vector<Operator> operators;
   std::vector<int32_t> inputs;
   std::vector<int32_t> outputs;
+
+  bool has_tensor(int64_t index) const { return index >= 0 && static_cast<size_t>(index) < tensors.size(); }
+};
+
+/// A file: graphs that share buffers.
+struct Model {
+  uint32_t version = 0;
+  std::string description;
+  std::vector<OperatorCode> operator_codes;  // of a file; a plan leaves it empty
+  std::vector<Graph> graphs;
   std::vector<Signature> signatures;
   std::vector<Metadata> metadata;
   std::vector<Buffer> buffers = {Buffer{}};
@@ -106,21 +113,19 @@ struct Model {
   uint64_t file_size = 0;
   std::vector<std::shared_ptr<const void>> owners;  // keep the buffers' bytes alive
 
-  bool has_tensor(int64_t index) const { return index >= 0 && static_cast<size_t>(index) < tensors.size(); }
-  /// Whether tensor t carries data: a buffer other than 0 that is not empty (or whose tensor has no
+  /// Whether a tensor carries data: a buffer other than 0 that is not empty (or whose tensor has no
   /// elements).
-  bool is_constant(size_t t) const {
-    const uint32_t b = tensors[t].buffer;
-    if (b == 0 || b >= buffers.size()) return false;
-    const Buffer& buffer = buffers[b];
-    return buffer.bytes.size > 0 || buffer.claimed > 0 || element_count(tensors[t].shape) == int64_t{0};
+  bool is_constant(const Tensor& t) const {
+    if (t.buffer == 0 || t.buffer >= buffers.size()) return false;
+    const Buffer& buffer = buffers[t.buffer];
+    return buffer.bytes.size > 0 || buffer.claimed > 0 || element_count(t.shape) == int64_t{0};
   }
 };
 
 /// "RELU", "CUSTOM(name)", or the schema's name of an operator that ops.def does not have.
 std::string op_name(const Operator& op);
 /// "tensors[3] 'w'" and "operators[5] FULLY_CONNECTED", for messages.
-std::string tensor_place(const Model& model, int64_t tensor);
-std::string operator_place(const Model& model, size_t op);
+std::string tensor_place(const Graph& graph, int64_t tensor);
+std::string operator_place(const Graph& graph, size_t op);
 
 }  // namespace pyquant::circle

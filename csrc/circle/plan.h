@@ -20,6 +20,7 @@ struct ConstantRef {
   bool by_name = false;
   std::string name;
   int64_t index = 0;
+  size_t graph = 0;  // of the first tensor that names it
   size_t first_tensor = 0;
 };
 

@@ -7,7 +7,8 @@ namespace pyquant::circle {
 namespace {
 
 std::string place_of(const Plan& plan, size_t constant) {
-  return tensor_place(plan.model, static_cast<int64_t>(plan.constants[constant].first_tensor));
+  const ConstantRef& ref = plan.constants[constant];
+  return tensor_place(plan.model.graphs[ref.graph], static_cast<int64_t>(ref.first_tensor));
 }
 
 // Element types for the bytes of a plan's tensor. Packed types travel as U8; I8 is accepted for them
@@ -61,7 +62,7 @@ Status bind_constants(Plan& plan, const Safetensors& weights, std::vector<std::s
                        std::to_string(weights.tensors.size()) + " tensors) does not have",
                    place_of(plan, k)};
     }
-    const DType dtype = plan.model.tensors[ref.first_tensor].dtype;
+    const DType dtype = plan.model.graphs[ref.graph].tensors[ref.first_tensor].dtype;
     if (!dtype_fits(found->second, dtype)) {
       const char* wanted = safetensors_dtype(dtype);
       return Fault{Code::E_CONSTANT_DTYPE,

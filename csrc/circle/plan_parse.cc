@@ -43,32 +43,56 @@ class PlanParser {
   Result<Plan> plan(const Value& root) {
     PYQUANT_TRY(expect(root, Kind::Object, "plan"));
     PYQUANT_TRY(header(root));
-    PYQUANT_TRY(keys(root, "plan",
-                     {"format", "version", "name", "description", "metadata", "tensors", "operators",
-                      "inputs", "outputs", "signature"},
-                     {"tensors", "operators", "inputs", "outputs"}));
     Model& model = plan_.model;
-    PYQUANT_TRY(text(root, "plan", "name", model.name));
+    if (const Value* graphs = root.find("graphs")) {
+      PYQUANT_TRY(keys(root, "plan", {"format", "version", "description", "metadata", "graphs"}, {"graphs"}));
+      PYQUANT_TRY(expect(*graphs, Kind::Array, "graphs"));
+      for (size_t i = 0; i < graphs->items.size(); ++i) {
+        const std::string path = "graphs[" + std::to_string(i) + "]";
+        PYQUANT_TRY(expect(graphs->items[i], Kind::Object, path));
+        PYQUANT_TRY(keys(graphs->items[i], path,
+                         {"name", "tensors", "operators", "inputs", "outputs", "signature"},
+                         {"tensors", "operators", "inputs", "outputs"}));
+        PYQUANT_TRY(graph(graphs->items[i], path, path + "."));
+      }
+    } else {
+      // One graph stands in the plan itself.
+      PYQUANT_TRY(keys(root, "plan",
+                       {"format", "version", "name", "description", "metadata", "tensors", "operators",
+                        "inputs", "outputs", "signature", "graphs"},
+                       {"tensors", "operators", "inputs", "outputs"}));
+      PYQUANT_TRY(graph(root, "plan", ""));
+    }
     PYQUANT_TRY(text(root, "plan", "description", model.description));
-    const Value& tensors = *root.find("tensors");
-    PYQUANT_TRY(expect(tensors, Kind::Array, "tensors"));
-    for (size_t i = 0; i < tensors.items.size(); ++i) {
-      PYQUANT_TRY(tensor(tensors.items[i], "tensors[" + std::to_string(i) + "]"));
-    }
-    const Value& operators = *root.find("operators");
-    PYQUANT_TRY(expect(operators, Kind::Array, "operators"));
-    for (size_t i = 0; i < operators.items.size(); ++i) {
-      Operator& op = model.operators.emplace_back();
-      PYQUANT_TRY(operation(operators.items[i], "operators[" + std::to_string(i) + "]", op));
-    }
-    PYQUANT_TRY(ints(*root.find("inputs"), "inputs", model.inputs));
-    PYQUANT_TRY(ints(*root.find("outputs"), "outputs", model.outputs));
-    if (const Value* value = root.find("signature")) PYQUANT_TRY(signature(*value));
     if (const Value* value = root.find("metadata")) PYQUANT_TRY(metadata(*value));
     return std::move(plan_);
   }
 
  private:
+  // `path` names the object in messages, `prefix` stands before what is in it.
+  Status graph(const Value& value, const std::string& path, const std::string& prefix) {
+    graph_ = plan_.model.graphs.size();
+    plan_.model.graphs.emplace_back();
+    PYQUANT_TRY(text(value, path, "name", here().name));
+    const Value& tensors = *value.find("tensors");
+    PYQUANT_TRY(expect(tensors, Kind::Array, prefix + "tensors"));
+    for (size_t i = 0; i < tensors.items.size(); ++i) {
+      PYQUANT_TRY(tensor(tensors.items[i], prefix + "tensors[" + std::to_string(i) + "]"));
+    }
+    const Value& operators = *value.find("operators");
+    PYQUANT_TRY(expect(operators, Kind::Array, prefix + "operators"));
+    for (size_t i = 0; i < operators.items.size(); ++i) {
+      Operator& op = here().operators.emplace_back();
+      PYQUANT_TRY(operation(operators.items[i], prefix + "operators[" + std::to_string(i) + "]", op));
+    }
+    PYQUANT_TRY(ints(*value.find("inputs"), prefix + "inputs", here().inputs));
+    PYQUANT_TRY(ints(*value.find("outputs"), prefix + "outputs", here().outputs));
+    if (const Value* names = value.find("signature")) PYQUANT_TRY(signature(*names, prefix + "signature"));
+    return {};
+  }
+
+  Graph& here() { return plan_.model.graphs[graph_]; }
+
   // ---- JSON values to C++ values, each with the error that says what was seen, expected, and where
 
   Fault bad(Code code, const Value& at, const std::string& path, const std::string& message) const {
@@ -235,7 +259,7 @@ class PlanParser {
     }
     if (const Value* quant = value.find("quant")) PYQUANT_TRY(qparams(*quant, path + ".quant", tensor));
     if (const Value* data = value.find("constant")) PYQUANT_TRY(constant(*data, path + ".constant", tensor));
-    plan_.model.tensors.push_back(std::move(tensor));
+    here().tensors.push_back(std::move(tensor));
     return {};
   }
 
@@ -273,7 +297,8 @@ class PlanParser {
   // Tensors that name the same constant share one buffer; buffers are in the order of first use.
   Status constant(const Value& value, const std::string& path, Tensor& tensor) {
     ConstantRef ref;
-    ref.first_tensor = plan_.model.tensors.size();
+    ref.graph = graph_;
+    ref.first_tensor = here().tensors.size();
     if (value.kind == Kind::String) {
       ref.by_name = true;
       ref.name = value.text;
@@ -304,13 +329,14 @@ class PlanParser {
     return {};
   }
 
-  Status signature(const Value& value) {
-    PYQUANT_TRY(expect(value, Kind::Object, "signature"));
-    PYQUANT_TRY(keys(value, "signature", {"key", "inputs", "outputs"}, {"key", "inputs", "outputs"}));
+  Status signature(const Value& value, const std::string& path) {
+    PYQUANT_TRY(expect(value, Kind::Object, path));
+    PYQUANT_TRY(keys(value, path, {"key", "inputs", "outputs"}, {"key", "inputs", "outputs"}));
     Signature signature;
-    PYQUANT_TRY(text(value, "signature", "key", signature.key));
-    PYQUANT_TRY(named(*value.find("inputs"), "signature.inputs", signature.inputs));
-    PYQUANT_TRY(named(*value.find("outputs"), "signature.outputs", signature.outputs));
+    signature.subgraph = static_cast<uint32_t>(graph_);
+    PYQUANT_TRY(text(value, path, "key", signature.key));
+    PYQUANT_TRY(named(*value.find("inputs"), path + ".inputs", signature.inputs));
+    PYQUANT_TRY(named(*value.find("outputs"), path + ".outputs", signature.outputs));
     plan_.model.signatures.push_back(std::move(signature));
     return {};
   }
@@ -333,6 +359,7 @@ class PlanParser {
 
   const std::string& what_;
   Plan plan_;
+  size_t graph_ = 0;  // the one that is being read
   std::map<std::pair<int64_t, std::string>, uint32_t> buffers_;
 };
 

@@ -54,14 +54,14 @@ std::string op_name(const Operator& op) {
   return name;
 }
 
-std::string tensor_place(const Model& model, int64_t tensor) {
+std::string tensor_place(const Graph& graph, int64_t tensor) {
   std::string place = "tensors[" + std::to_string(tensor) + "]";
-  if (model.has_tensor(tensor)) place += " '" + model.tensors[static_cast<size_t>(tensor)].name + "'";
+  if (graph.has_tensor(tensor)) place += " '" + graph.tensors[static_cast<size_t>(tensor)].name + "'";
   return place;
 }
 
-std::string operator_place(const Model& model, size_t op) {
-  return "operators[" + std::to_string(op) + "] " + op_name(model.operators[op]);
+std::string operator_place(const Graph& graph, size_t op) {
+  return "operators[" + std::to_string(op) + "] " + op_name(graph.operators[op]);
 }
 
 }  // namespace pyquant::circle

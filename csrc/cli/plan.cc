@@ -38,9 +38,13 @@ int run(const Arguments& arguments) {
     complain(saved.fault().text());
     return kFailed;
   }
-  std::printf("%s: %zu tensors, %zu operators; %s: %zu constants\n", path.c_str(),
-              model.value().tensors.size(), model.value().operators.size(), weights.c_str(),
-              plan.value().weights.size());
+  size_t tensors = 0, operators = 0;
+  for (const circle::Graph& graph : model.value().graphs) {
+    tensors += graph.tensors.size();
+    operators += graph.operators.size();
+  }
+  std::printf("%s: %zu tensors, %zu operators; %s: %zu constants\n", path.c_str(), tensors, operators,
+              weights.c_str(), plan.value().weights.size());
   return kFine;
 }
 

@@ -96,7 +96,7 @@ void print_profile(const run::Runner& runner) {
   };
   std::map<std::string, Sum> sums;
   int64_t total = 0;
-  const auto& operators = runner.program().model().operators;
+  const auto& operators = runner.program().graph().operators;
   std::printf("%8s %-24s %10s %12s %12s  %s\n", "operator", "name", "us", "bytes", "mult-adds", "output");
   for (const run::StepProfile& step : runner.profile()) {
     const auto& op = operators[step.op];
@@ -110,7 +110,7 @@ void print_profile(const run::Runner& runner) {
     std::printf("%8zu %-24s %10.1f %12" PRId64 " %12" PRId64 "  %s\n", step.op, op_name(op).c_str(),
                 static_cast<double>(step.nanoseconds) / static_cast<double>(calls) / 1e3, step.bytes,
                 step.multiply_adds,
-                runner.program().model().tensors[static_cast<size_t>(op.outputs[0])].name.c_str());
+                runner.program().graph().tensors[static_cast<size_t>(op.outputs[0])].name.c_str());
   }
   std::vector<std::pair<std::string, Sum>> order(sums.begin(), sums.end());
   std::sort(order.begin(), order.end(),
@@ -130,7 +130,7 @@ void print_profile(const run::Runner& runner) {
 Status trace(run::Runner& runner, const Inputs& inputs, const std::vector<void*>& outputs,
              const std::string& folder) {
   Status status;
-  const auto& tensors = runner.program().model().tensors;
+  const auto& tensors = runner.program().graph().tensors;
   const run::Runner::Observer write = [&](int64_t, size_t t, const Shape& shape, Bytes bytes) {
     if (!status.ok()) return;
     const std::string path =

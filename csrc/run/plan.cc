@@ -24,9 +24,9 @@ constexpr int64_t kMostFolded = 1024;  // elements of an integer tensor that is 
 /// Inference with the values that planning knows.
 class PlanInference : public circle::Inference {
  public:
-  PlanInference(const Model& model, const Operator& op, const std::vector<Shape>& shapes,
-                const std::map<size_t, std::vector<uint8_t>>& known)
-      : Inference(model, op, shapes), known_(known) {}
+  PlanInference(const Model& model, const circle::Graph& graph, const Operator& op,
+                const std::vector<Shape>& shapes, const std::map<size_t, std::vector<uint8_t>>& known)
+      : Inference(model, graph, op, shapes), known_(known) {}
 
   std::vector<int64_t> ints(size_t i) const override {
     const auto found = known_.find(static_cast<size_t>(op().inputs[i]));
@@ -50,16 +50,16 @@ class PlanInference : public circle::Inference {
 class Planner {
  public:
   Planner(const Program& program, circle::SharedData& shared, uint64_t limit)
-      : program_(program), model_(program.model()), shared_(shared), limit_(limit) {}
+      : program_(program), model_(program.model()), graph_(program.graph()), shared_(shared), limit_(limit) {}
 
   Result<Plan> plan(const std::vector<Shape>& inputs) {
-    const size_t count = model_.tensors.size();
+    const size_t count = graph_.tensors.size();
     plan_.bytes.assign(count, 0);
     plan_.places.assign(count, Place{});
-    for (const Tensor& t : model_.tensors) plan_.shapes.push_back(t.shape);
+    for (const Tensor& t : graph_.tensors) plan_.shapes.push_back(t.shape);
     for (size_t t = 0; t < count; ++t) {
-      if (!model_.is_constant(t)) continue;
-      plan_.places[t] = {Place::Constant, 0, model_.buffers[model_.tensors[t].buffer].bytes.data};
+      if (!model_.is_constant(graph_.tensors[t])) continue;
+      plan_.places[t] = {Place::Constant, 0, model_.buffers[graph_.tensors[t].buffer].bytes.data};
       PYQUANT_TRY(size(t));
     }
     for (size_t i = 0; i < program_.inputs().size(); ++i) {
@@ -72,22 +72,22 @@ class Planner {
     for (size_t t = 0; t < count; ++t) root_[t] = t;
     is_output_.assign(count, false);
     for (const Port& port : program_.outputs()) is_output_[port.index] = true;
-    for (size_t i = 0; i < model_.operators.size(); ++i) PYQUANT_TRY(operation(i));
+    for (size_t i = 0; i < graph_.operators.size(); ++i) PYQUANT_TRY(operation(i));
     PYQUANT_TRY(place());
     return std::move(plan_);
   }
 
  private:
-  std::string where(size_t op) const { return program_.name() + ", " + operator_place(model_, op); }
+  std::string where(size_t op) const { return program_.name() + ", " + operator_place(graph_, op); }
 
   Status size(size_t t) {
-    const auto bytes = circle::byte_size(model_.tensors[t].dtype, plan_.shapes[t]);
+    const auto bytes = circle::byte_size(graph_.tensors[t].dtype, plan_.shapes[t]);
     if (!bytes || static_cast<uint64_t>(*bytes) > limit_) {
       return Fault{Code::E_RUN_MEMORY,
                    circle::shape_text(plan_.shapes[t]) + " needs " +
                        (bytes ? std::to_string(*bytes) + " bytes" : "more than can be counted") +
                        ", the limit is " + std::to_string(limit_),
-                   program_.name() + ", " + circle::tensor_place(model_, static_cast<int64_t>(t))};
+                   program_.name() + ", " + circle::tensor_place(graph_, static_cast<int64_t>(t))};
     }
     plan_.bytes[t] = *bytes;
     return {};
@@ -97,7 +97,7 @@ class Planner {
     circle::TensorArg arg;
     if (index < 0) return arg;
     const auto t = static_cast<size_t>(index);
-    arg.tensor = &model_.tensors[t];
+    arg.tensor = &graph_.tensors[t];
     arg.index = t;
     arg.shape = plan_.shapes[t];
     arg.elements = *circle::element_count(arg.shape);
@@ -106,15 +106,15 @@ class Planner {
   }
 
   Status infer(size_t i) {
-    const Operator& op = model_.operators[i];
-    PlanInference inference(model_, op, plan_.shapes, known_);
+    const Operator& op = graph_.operators[i];
+    PlanInference inference(model_, graph_, op, plan_.shapes, known_);
     circle::row_of(*op.op).infer(inference);
     if (!inference.fault().empty()) {
       return Fault{Code::E_RUN_SHAPE, "with these input shapes: expected " + inference.fault(), where(i)};
     }
     for (size_t k = 0; k < op.outputs.size(); ++k) {
       const auto t = static_cast<size_t>(op.outputs[k]);
-      const Tensor& tensor = model_.tensors[t];
+      const Tensor& tensor = graph_.tensors[t];
       const auto& shape = inference.inferred()[k];
       if (shape) plan_.shapes[t] = *shape;
       if (!circle::is_dynamic(tensor) && plan_.shapes[t] != tensor.shape) {
@@ -129,14 +129,14 @@ class Planner {
   }
 
   Status operation(size_t i) {
-    const Operator& op = model_.operators[i];
+    const Operator& op = graph_.operators[i];
     PYQUANT_TRY(infer(i));
     const circle::OpRow& row = circle::row_of(*op.op);
     if (row.alias && alias(op)) return {};
     std::vector<circle::TensorArg> in, out;
     for (int32_t t : op.inputs) in.push_back(operand(t));
     for (int32_t t : op.outputs) out.push_back(operand(t));
-    circle::Builder builder(model_, op, std::move(in), std::move(out), shared_);
+    circle::Builder builder(model_, graph_, op, std::move(in), std::move(out), shared_);
     if (!row.prepare) {
       return Fault{Code::E_RUN_UNSUPPORTED, "the runner has no kernel for it", where(i)};
     }
@@ -171,7 +171,7 @@ class Planner {
   // Integers that follow from shapes and constants: shapes behind them depend on their values.
   bool is_foldable(const Operator& op) const {
     for (int32_t t : op.outputs) {
-      const Tensor& tensor = model_.tensors[static_cast<size_t>(t)];
+      const Tensor& tensor = graph_.tensors[static_cast<size_t>(t)];
       if (!circle::is_index(tensor.dtype) || is_output_[static_cast<size_t>(t)]) return false;
       if (*circle::element_count(plan_.shapes[static_cast<size_t>(t)]) > kMostFolded) return false;
     }
@@ -187,14 +187,14 @@ class Planner {
   }
 
   Status fold(size_t i, const PlannedStep& planned, size_t scratch_bytes) {
-    std::vector<uint8_t*> data(model_.tensors.size(), nullptr);
+    std::vector<uint8_t*> data(graph_.tensors.size(), nullptr);
     for (size_t t : planned.outputs) {
       // A block of at least 8 bytes: an empty tensor has a place too.
       auto& bytes = known_[t];
       bytes.assign(static_cast<size_t>(std::max<int64_t>(plan_.bytes[t], 8)), 0);
       data[t] = bytes.data();
     }
-    for (int32_t t : model_.operators[i].inputs) {
+    for (int32_t t : graph_.operators[i].inputs) {
       if (t >= 0)
         data[static_cast<size_t>(t)] = const_cast<uint8_t*>(plan_.places[static_cast<size_t>(t)].constant);
     }
@@ -225,9 +225,9 @@ class Planner {
 
   Status place() {
     constexpr size_t kNobody = static_cast<size_t>(-1);
-    std::vector<size_t> first(model_.tensors.size(), kNobody), last(model_.tensors.size(), 0);
+    std::vector<size_t> first(graph_.tensors.size(), kNobody), last(graph_.tensors.size(), 0);
     for (size_t s = 0; s < plan_.steps.size(); ++s) {
-      const Operator& op = model_.operators[plan_.steps[s].op];
+      const Operator& op = graph_.operators[plan_.steps[s].op];
       for (int32_t t : op.inputs) {
         if (t >= 0) last[root_[static_cast<size_t>(t)]] = s;
       }
@@ -247,7 +247,7 @@ class Planner {
     }
     std::vector<Lifetime> lifetimes;
     std::vector<size_t> tensors;
-    for (size_t t = 0; t < model_.tensors.size(); ++t) {
+    for (size_t t = 0; t < graph_.tensors.size(); ++t) {
       if (first[t] == kNobody || plan_.places[t].kind != Place::None) continue;
       lifetimes.push_back({static_cast<size_t>(std::max<int64_t>(plan_.bytes[t], 1)), first[t], last[t], 0});
       tensors.push_back(t);
@@ -257,7 +257,7 @@ class Planner {
     for (size_t k = 0; k < tensors.size(); ++k) {
       plan_.places[tensors[k]] = {Place::Arena, lifetimes[k].offset, nullptr};
     }
-    for (size_t t = 0; t < model_.tensors.size(); ++t) {
+    for (size_t t = 0; t < graph_.tensors.size(); ++t) {
       if (root_[t] != t) plan_.places[t] = plan_.places[root_[t]];
     }
     // The values that steps were made with live as long as the plan.
@@ -267,6 +267,7 @@ class Planner {
 
   const Program& program_;
   const Model& model_;
+  const circle::Graph& graph_;
   circle::SharedData& shared_;
   const uint64_t limit_;
   Plan plan_;

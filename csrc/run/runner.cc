@@ -52,7 +52,7 @@ Status Runner::prepare(const std::vector<Shape>& shapes) {
   PYQUANT_TRY_ASSIGN(Plan plan, make_plan(*program_, shapes, shared_, options_.memory_limit));
   plan_ = std::move(plan);
   planned_ = shapes;
-  data_.assign(program_->model().tensors.size(), nullptr);
+  data_.assign(program_->graph().tensors.size(), nullptr);
   profile_.clear();
   if (profiling_) start_profile();
   return {};
@@ -66,7 +66,7 @@ void Runner::start_profile() {
     StepProfile entry;
     entry.op = planned.op;
     entry.multiply_adds = planned.step.multiply_adds;
-    const Operator& op = program_->model().operators[planned.op];
+    const Operator& op = program_->graph().operators[planned.op];
     for (const auto* list : {&op.inputs, &op.outputs}) {
       for (int32_t t : *list) entry.bytes += t < 0 ? 0 : plan_->bytes[static_cast<size_t>(t)];
     }
@@ -124,7 +124,7 @@ Status Runner::steps(const std::vector<const void*>& inputs, const std::vector<v
     const Status status = planned.step.run(frame);
     if (!status.ok()) {
       Fault fault = status.fault();
-      fault.where = program_->name() + ", " + operator_place(program_->model(), planned.op);
+      fault.where = program_->name() + ", " + operator_place(program_->graph(), planned.op);
       return fault;
     }
     if (profiling_) {

@@ -46,7 +46,7 @@ inline bool circle_file(const uint8_t* data, size_t size) {
   if (!plan.ok()) return true;
   const auto again = parse_plan(plan.value().json, "fuzz");
   demand(again.ok(), "a dumped plan is refused: " + (again.ok() ? "" : again.fault().text()));
-  demand(again.value().model.tensors.size() == model.value().tensors.size(), "a dumped plan lost tensors");
+  demand(again.value().model.graphs.size() == model.value().graphs.size(), "a dumped plan lost graphs");
   return true;
 }
 
@@ -55,9 +55,11 @@ inline bool plan_text(const uint8_t* data, size_t size) {
   auto plan = parse_plan({reinterpret_cast<const char*>(data), size}, "fuzz");
   if (!plan.ok()) return false;
   Model& model = plan.value().model;
-  for (const Tensor& t : model.tensors) {
-    const auto bytes = byte_size(t.dtype, t.shape);
-    if (t.buffer > 0 && bytes) model.buffers[t.buffer].bytes = {nullptr, static_cast<size_t>(*bytes)};
+  for (const Graph& graph : model.graphs) {
+    for (const Tensor& t : graph.tensors) {
+      const auto bytes = byte_size(t.dtype, t.shape);
+      if (t.buffer > 0 && bytes) model.buffers[t.buffer].bytes = {nullptr, static_cast<size_t>(*bytes)};
+    }
   }
   check_model(model);
   return true;

@@ -9,9 +9,9 @@
 namespace pyquant::circle {
 namespace {
 
-std::string operand_text(const Model& model, const std::vector<int32_t>& list, size_t i, const char* side) {
+std::string operand_text(const Graph& graph, const std::vector<int32_t>& list, size_t i, const char* side) {
   std::string text = std::string(side) + " " + std::to_string(i);
-  const Tensor* t = operand(model, list, i);
+  const Tensor* t = operand(graph, list, i);
   if (!t) return text + " (none)";
   return text + " '" + t->name + "' (" + name_of(t->dtype) + " " + shape_text(t->shape) + ")";
 }
@@ -27,10 +27,10 @@ std::optional<Target> target_by_name(std::string_view name) {
 
 const char* target_names() { return "circle, luci, onert"; }
 
-std::vector<int64_t> constant_ints(const Model& model, const Operator& op, size_t i) {
+std::vector<int64_t> constant_ints(const Model& model, const Graph& graph, const Operator& op, size_t i) {
   std::vector<int64_t> values;
-  if (!is_constant_input(model, op, i)) return values;
-  const Tensor& t = *input(model, op, i);
+  if (!is_constant_input(model, graph, op, i)) return values;
+  const Tensor& t = *input(graph, op, i);
   const Bytes bytes = model.buffers[t.buffer].bytes;
   const size_t width = t.dtype == DType::INT32 ? 4 : t.dtype == DType::INT64 ? 8 : 0;
   if (width == 0 || !bytes.data) return values;
@@ -48,12 +48,12 @@ std::vector<int64_t> constant_ints(const Model& model, const Operator& op, size_
   return values;
 }
 
-std::string input_text(const Model& model, const Operator& op, size_t i) {
-  return operand_text(model, op.inputs, i, "input");
+std::string input_text(const Graph& graph, const Operator& op, size_t i) {
+  return operand_text(graph, op.inputs, i, "input");
 }
 
-std::string output_text(const Model& model, const Operator& op, size_t i) {
-  return operand_text(model, op.outputs, i, "output");
+std::string output_text(const Graph& graph, const Operator& op, size_t i) {
+  return operand_text(graph, op.outputs, i, "output");
 }
 
 std::string qparams_text(const Tensor& t) {
@@ -76,15 +76,20 @@ bool same_qparams(const Tensor& a, const Tensor& b) {
 
 std::vector<Fault> check(const Model& model, Target target) {
   Faults faults;
-  check_structure(model, faults);
-  check_operators(model, faults);
-  check_dtypes(model, faults);
-  check_options(model, faults);
-  check_shapes(model, faults);
-  check_qparams(model, faults);
-  check_dataflow(model, faults);
-  if (target == Target::Luci) check_luci(model, faults);
-  if (target == Target::Onert) check_onert(model, faults);
+  check_file(model, faults);
+  for (size_t i = 0; i < model.graphs.size(); ++i) {
+    const Graph& graph = model.graphs[i];
+    if (model.graphs.size() > 1) faults.set_place("graphs[" + std::to_string(i) + "] '" + graph.name + "', ");
+    check_structure(model, graph, faults);
+    check_operators(model, graph, faults);
+    check_dtypes(model, graph, faults);
+    check_options(model, graph, faults);
+    check_shapes(model, graph, faults);
+    check_qparams(model, graph, faults);
+    check_dataflow(model, graph, faults);
+    if (target == Target::Luci) check_luci(model, graph, faults);
+    if (target == Target::Onert) check_onert(model, graph, faults);
+  }
   return faults.take();
 }
 

@@ -7,21 +7,21 @@ namespace {
 
 class DtypeCheck {
  public:
-  DtypeCheck(const Model& model, const Operator& op, std::string where, Faults& faults)
-      : model_(model), op_(op), where_(std::move(where)), faults_(faults) {}
+  DtypeCheck(const Model& model, const Graph& graph, const Operator& op, std::string where, Faults& faults)
+      : model_(model), graph_(graph), op_(op), where_(std::move(where)), faults_(faults) {}
 
   void run() {
     const bool convert = op_.op->kind == OpKind::Convert;
     for (size_t i = 0; i < op_.inputs.size(); ++i) {
-      if (const Tensor* t = input(model_, op_, i))
-        role(op_.op->input(i).role, *t, input_text(model_, op_, i));
+      if (const Tensor* t = input(graph_, op_, i))
+        role(op_.op->input(i).role, *t, input_text(graph_, op_, i));
     }
     for (size_t i = 0; i < op_.outputs.size(); ++i) {
-      if (const Tensor* t = output(model_, op_, i))
-        role(op_.op->output(i).role, *t, output_text(model_, op_, i));
+      if (const Tensor* t = output(graph_, op_, i))
+        role(op_.op->output(i).role, *t, output_text(graph_, op_, i));
     }
-    const Tensor* from = input(model_, op_, 0);
-    const Tensor* to = output(model_, op_, 0);
+    const Tensor* from = input(graph_, op_, 0);
+    const Tensor* to = output(graph_, op_, 0);
     if (convert && from && to) conversion(*from, *to);
   }
 
@@ -106,18 +106,19 @@ class DtypeCheck {
     const std::string name = op_.op->name;
     if (name == "QUANTIZE") {
       if (!is_float(from.dtype) && !is_quantized(from.dtype)) {
-        fault(input_text(model_, op_, 0), "float or a quantized type");
+        fault(input_text(graph_, op_, 0), "float or a quantized type");
       }
-      if (!is_quantized(to.dtype)) fault(output_text(model_, op_, 0), "a quantized type");
+      if (!is_quantized(to.dtype)) fault(output_text(graph_, op_, 0), "a quantized type");
     } else if (name == "DEQUANTIZE") {
       if (!is_quantized(from.dtype) && from.dtype != DType::FLOAT16) {
-        fault(input_text(model_, op_, 0), "a quantized type");
+        fault(input_text(graph_, op_, 0), "a quantized type");
       }
-      if (!is_float(to.dtype)) fault(output_text(model_, op_, 0), "float");
+      if (!is_float(to.dtype)) fault(output_text(graph_, op_, 0), "float");
     }
   }
 
   const Model& model_;
+  const Graph& graph_;
   const Operator& op_;
   const std::string where_;
   Faults& faults_;
@@ -127,10 +128,10 @@ class DtypeCheck {
 
 }  // namespace
 
-void check_dtypes(const Model& model, Faults& faults) {
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    const Operator& op = model.operators[i];
-    if (op.op) DtypeCheck(model, op, operator_place(model, i), faults).run();
+void check_dtypes(const Model& model, const Graph& graph, Faults& faults) {
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    const Operator& op = graph.operators[i];
+    if (op.op) DtypeCheck(model, graph, op, operator_place(graph, i), faults).run();
   }
 }
 

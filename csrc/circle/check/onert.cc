@@ -8,9 +8,10 @@
 namespace pyquant::circle {
 namespace {
 
-void check_operator(const Model& model, const Operator& op, const std::string& where, Faults& faults) {
+void check_operator(const Model& model, const Graph& graph, const Operator& op, const std::string& where,
+                    Faults& faults) {
   const TargetCheck check(
-      model, op, [&](Code code, std::string message) { faults.add(code, where, std::move(message)); });
+      model, graph, op, [&](Code code, std::string message) { faults.add(code, where, std::move(message)); });
   const OpRow& row = row_of(*op.op);
   if (row.onert) return row.onert(check);
   if (op.op->onert.empty())
@@ -18,36 +19,41 @@ void check_operator(const Model& model, const Operator& op, const std::string& w
   check.onert_dtypes();
 }
 
-void check_io(const Model& model, Faults& faults) {
+void check_io(const Graph& graph, Faults& faults) {
   const auto look = [&](const std::vector<int32_t>& list) {
     for (int32_t index : list) {
-      if (!model.has_tensor(index)) continue;
-      const Tensor& t = model.tensors[static_cast<size_t>(index)];
+      if (!graph.has_tensor(index)) continue;
+      const Tensor& t = graph.tensors[static_cast<size_t>(index)];
       const DTypeInfo* type = info(t.dtype);
       const bool passes = type && std::string_view("filbua").find(type->letter) != std::string_view::npos;
       if (passes && t.shape.size() <= 6) continue;
-      faults.add(Code::E_ONERT_IO, tensor_place(model, index),
+      faults.add(Code::E_ONERT_IO, tensor_place(graph, index),
                  name_of(t.dtype) + " " + shape_text(t.shape) +
                      ": expected float32, int32, int64, bool, uint8 or int8 of rank 6 or less");
     }
   };
-  look(model.inputs);
-  look(model.outputs);
+  look(graph.inputs);
+  look(graph.outputs);
 }
 
 }  // namespace
 
-void check_onert(const Model& model, Faults& faults) {
+void check_onert(const Model& model, const Graph& graph, Faults& faults) {
   for (size_t i = 0; i < model.buffers.size(); ++i) {
     if (!model.buffers[i].external) continue;
     faults.add(Code::E_ONERT_EXTERNAL, "buffers[" + std::to_string(i) + "]",
                "lies outside the flatbuffer, on which onert crashes; write with --layout inline");
     break;
   }
-  check_io(model, faults);
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    const Operator& op = model.operators[i];
-    if (op.op) check_operator(model, op, operator_place(model, i), faults);
+  if (model.graphs.size() > 1 && &graph != &model.graphs[0]) {
+    faults.add(Code::E_ONERT_WRONG, "graph",
+               "is not the first of the file, and onert runs the first only; write a file "
+               "for each graph");
+  }
+  check_io(graph, faults);
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    const Operator& op = graph.operators[i];
+    if (op.op) check_operator(model, graph, op, operator_place(graph, i), faults);
   }
 }
 

@@ -62,15 +62,15 @@ void check_counts(const Operator& op, const std::string& where, Faults& faults) 
   }
 }
 
-void check_indices(const Model& model, const Operator& op, const std::string& where, Faults& faults) {
+void check_indices(const Graph& graph, const Operator& op, const std::string& where, Faults& faults) {
   const auto look = [&](const std::vector<int32_t>& list, const char* side, bool is_input) {
     for (size_t i = 0; i < list.size(); ++i) {
-      if (model.has_tensor(list[i])) continue;
+      if (graph.has_tensor(list[i])) continue;
       const std::string place = where + ", " + side + " " + std::to_string(i);
       if (list[i] != -1) {
         faults.add(Code::E_TENSOR_INDEX, place,
                    "tensor " + std::to_string(list[i]) + " does not exist; there are " +
-                       std::to_string(model.tensors.size()) + " tensors");
+                       std::to_string(graph.tensors.size()) + " tensors");
       } else if (!is_input || (op.op && !op.op->input(i).may_be_none)) {
         faults.add(Code::E_OPERAND_MISSING, place, "is -1 (none), but it is not optional");
       }
@@ -82,12 +82,12 @@ void check_indices(const Model& model, const Operator& op, const std::string& wh
 
 }  // namespace
 
-void check_operators(const Model& model, Faults& faults) {
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    const Operator& op = model.operators[i];
-    const std::string where = operator_place(model, i);
+void check_operators(const Model& model, const Graph& graph, Faults& faults) {
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    const Operator& op = graph.operators[i];
+    const std::string where = operator_place(graph, i);
     check_code(model, op, where, faults);
-    check_indices(model, op, where, faults);
+    check_indices(graph, op, where, faults);
     if (!op.op) {
       if (!model.from_file || op.opcode_index < model.operator_codes.size()) {
         faults.add(Code::E_OPERATOR_UNKNOWN, where, "is not in ops.def, so its operands cannot be checked");

@@ -10,8 +10,8 @@ namespace {
 
 class OptionCheck {
  public:
-  OptionCheck(const Model& model, const Operator& op, std::string where, Faults& faults)
-      : model_(model), op_(op), where_(std::move(where)), faults_(faults) {}
+  OptionCheck(const Model& model, const Graph& graph, const Operator& op, std::string where, Faults& faults)
+      : model_(model), graph_(graph), op_(op), where_(std::move(where)), faults_(faults) {}
 
   void run() {
     if (op_.options.empty()) return;
@@ -31,7 +31,7 @@ class OptionCheck {
   int64_t number(const char* name) const { return option<int64_t>(op_, name, 0); }
   bool has(const char* name) const { return op_.op->option(name) >= 0; }
   size_t rank(size_t i) const {
-    const Tensor* t = input(model_, op_, i);
+    const Tensor* t = input(graph_, op_, i);
     return t ? t->shape.size() : 0;
   }
 
@@ -58,13 +58,13 @@ class OptionCheck {
 
   void axes() {
     if (!has("axis") || op_.op->input(0).role == 'i') return;  // ONE_HOT's axis may be one past the rank
-    const Tensor* t = input(model_, op_, 0);
+    const Tensor* t = input(graph_, op_, 0);
     if (!t) return;
     const auto limit = static_cast<int64_t>(rank(0)) + (std::string_view(op_.op->name) == "PACK" ? 1 : 0);
     if (number("axis") >= -limit && number("axis") < limit) return;
     fault("axis", std::to_string(number("axis")),
           "-" + std::to_string(limit) + " to " + std::to_string(limit - 1) + " for " +
-              input_text(model_, op_, 0));
+              input_text(graph_, op_, 0));
   }
 
   void numbers() {
@@ -88,16 +88,16 @@ class OptionCheck {
   }
 
   void dtypes() {
-    same_dtype("in_data_type", input(model_, op_, 0), "the input");
+    same_dtype("in_data_type", input(graph_, op_, 0), "the input");
     for (const char* name : {"out_data_type", "output_type", "out_type"}) {
-      same_dtype(name, output(model_, op_, 0), "the output");
+      same_dtype(name, output(graph_, op_, 0), "the output");
     }
   }
 
   // RESHAPE's option, when present, is the output's shape; -1 is any one dimension.
   void new_shape() {
     const auto shape = option(op_, "new_shape", std::vector<int32_t>());
-    const Tensor* out = output(model_, op_, 0);
+    const Tensor* out = output(graph_, op_, 0);
     if (shape.empty() || !out || is_dynamic(*out)) return;
     bool fits = shape.size() == out->shape.size();
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] == -1 || shape[i] == out->shape[i];
@@ -105,6 +105,7 @@ class OptionCheck {
   }
 
   const Model& model_;
+  const Graph& graph_;
   const Operator& op_;
   const std::string where_;
   Faults& faults_;
@@ -112,10 +113,10 @@ class OptionCheck {
 
 }  // namespace
 
-void check_options(const Model& model, Faults& faults) {
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    const Operator& op = model.operators[i];
-    if (op.op) OptionCheck(model, op, operator_place(model, i), faults).run();
+void check_options(const Model& model, const Graph& graph, Faults& faults) {
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    const Operator& op = graph.operators[i];
+    if (op.op) OptionCheck(model, graph, op, operator_place(graph, i), faults).run();
   }
 }
 

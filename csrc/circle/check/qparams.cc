@@ -55,10 +55,10 @@ void check_axis(const Tensor& t, const std::string& where, Faults& faults) {
   }
 }
 
-void check_tensor(const Model& model, size_t index, Faults& faults) {
-  const Tensor& t = model.tensors[index];
+void check_tensor(const Graph& graph, size_t index, Faults& faults) {
+  const Tensor& t = graph.tensors[index];
   if (!t.quant) return;
-  const std::string where = tensor_place(model, static_cast<int64_t>(index));
+  const std::string where = tensor_place(graph, static_cast<int64_t>(index));
   if (t.quant->details != 0) {
     faults.add(Code::E_QPARAMS_DETAILS, where,
                "uses " + schema_details_name(t.quant->details) + ", expected scale and zero_point");
@@ -79,35 +79,35 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
 }
 
 // Moves and casts may carry plain integers; whatever computes on an 8-bit tensor must know its scale.
-void check_present(const Model& model, size_t index, std::vector<bool>& told, Faults& faults) {
-  const Operator& op = model.operators[index];
+void check_present(const Graph& graph, size_t index, std::vector<bool>& told, Faults& faults) {
+  const Operator& op = graph.operators[index];
   if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert)
     return;
   if (std::string_view(op.op->name) == "CAST") return;
   const auto look = [&](int32_t t, char role, const std::string& operand) {
-    if (!model.has_tensor(t) || told[static_cast<size_t>(t)]) return;
-    const Tensor& tensor = model.tensors[static_cast<size_t>(t)];
-    const Tensor* data = input(model, op, 0);
+    if (!graph.has_tensor(t) || told[static_cast<size_t>(t)]) return;
+    const Tensor& tensor = graph.tensors[static_cast<size_t>(t)];
+    const Tensor* data = input(graph, op, 0);
     const bool integer_bias = role == 'b' && data && is_quantized(data->dtype);
     if ((!is_quantized(tensor.dtype) && !integer_bias) || tensor.quant) return;
     told[static_cast<size_t>(t)] = true;
-    faults.add(Code::E_QPARAMS_MISSING, operator_place(model, index),
+    faults.add(Code::E_QPARAMS_MISSING, operator_place(graph, index),
                operand + " has no qparams, and " + op.op->name + " computes with it");
   };
   for (size_t i = 0; i < op.inputs.size(); ++i)
-    look(op.inputs[i], op.op->input(i).role, input_text(model, op, i));
+    look(op.inputs[i], op.op->input(i).role, input_text(graph, op, i));
   for (size_t i = 0; i < op.outputs.size(); ++i) {
-    look(op.outputs[i], op.op->output(i).role, output_text(model, op, i));
+    look(op.outputs[i], op.op->output(i).role, output_text(graph, op, i));
   }
 }
 
 }  // namespace
 
-void check_qparams(const Model& model, Faults& faults) {
-  for (size_t i = 0; i < model.tensors.size(); ++i) check_tensor(model, i, faults);
-  std::vector<bool> told(model.tensors.size(), false);
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    if (model.operators[i].op) check_present(model, i, told, faults);
+void check_qparams(const Model&, const Graph& graph, Faults& faults) {
+  for (size_t i = 0; i < graph.tensors.size(); ++i) check_tensor(graph, i, faults);
+  std::vector<bool> told(graph.tensors.size(), false);
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    if (graph.operators[i].op) check_present(graph, i, told, faults);
   }
 }
 

@@ -9,12 +9,12 @@ namespace {
 
 class ShapeCheck : public OpView {
  public:
-  ShapeCheck(const Model& model, const Operator& op, std::string where, Faults& faults)
-      : OpView(model, op), where_(std::move(where)), faults_(faults) {}
+  ShapeCheck(const Model& model, const Graph& graph, const Operator& op, std::string where, Faults& faults)
+      : OpView(model, graph, op), where_(std::move(where)), faults_(faults) {}
 
   void run(const std::vector<Shape>& shapes) {
     if (!complete()) return;
-    Inference inference(model(), op(), shapes);
+    Inference inference(model(), graph(), op(), shapes);
     row_of(*op().op).infer(inference);
     if (!inference.fault().empty()) return fault(inference.fault());
     for (size_t k = 0; k < outputs(); ++k) {
@@ -56,12 +56,12 @@ class ShapeCheck : public OpView {
 
 }  // namespace
 
-void check_shapes(const Model& model, Faults& faults) {
+void check_shapes(const Model& model, const Graph& graph, Faults& faults) {
   std::vector<Shape> shapes;
-  for (const Tensor& t : model.tensors) shapes.push_back(t.shape);
-  for (size_t i = 0; i < model.operators.size(); ++i) {
-    const Operator& op = model.operators[i];
-    if (op.op) ShapeCheck(model, op, operator_place(model, i), faults).run(shapes);
+  for (const Tensor& t : graph.tensors) shapes.push_back(t.shape);
+  for (size_t i = 0; i < graph.operators.size(); ++i) {
+    const Operator& op = graph.operators[i];
+    if (op.op) ShapeCheck(model, graph, op, operator_place(graph, i), faults).run(shapes);
   }
 }
 

@@ -15,11 +15,7 @@ void check_head(const Model& model, Faults& faults) {
     faults.add(Code::E_VERSION, "model",
                "Model.version is " + std::to_string(model.version) + ", expected 0");
   }
-  if (model.subgraphs != 1) {
-    faults.add(
-        Code::E_SUBGRAPH_COUNT, "model",
-        "has " + count_of(model.subgraphs, "subgraphs") + ", expected 1 (only the first is looked at)");
-  }
+  if (model.graphs.empty()) faults.add(Code::E_SUBGRAPH_COUNT, "model", "has no graph, expected one or more");
   if (model.buffers.empty()) {
     faults.add(Code::E_BUFFER_ZERO, "buffers", "there are none, expected an empty buffer 0");
   } else if (model.buffers[0].bytes.size > 0 || model.buffers[0].claimed > 0) {
@@ -38,9 +34,9 @@ void check_head(const Model& model, Faults& faults) {
   }
 }
 
-void check_tensor(const Model& model, size_t index, Faults& faults) {
-  const Tensor& t = model.tensors[index];
-  const std::string where = tensor_place(model, static_cast<int64_t>(index));
+void check_tensor(const Model& model, const Graph& graph, size_t index, Faults& faults) {
+  const Tensor& t = graph.tensors[index];
+  const std::string where = tensor_place(graph, static_cast<int64_t>(index));
   if (t.name.empty()) faults.add(Code::E_TENSOR_NAME, where, "has no name; every tensor needs one");
   if (t.is_variable || t.is_sparse) {
     faults.add(Code::E_TENSOR_KIND, where,
@@ -77,7 +73,8 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
   }
   const Buffer& buffer = model.buffers[t.buffer];
   const auto bytes = byte_size(t.dtype, t.shape);
-  if (bytes && model.is_constant(index) && buffer.bytes.size != static_cast<uint64_t>(*bytes) &&
+  if (bytes && model.is_constant(graph.tensors[index]) &&
+      buffer.bytes.size != static_cast<uint64_t>(*bytes) &&
       buffer.bytes.size == std::max<uint64_t>(buffer.claimed, buffer.bytes.size)) {
     faults.add(Code::E_BUFFER_SIZE, where,
                "its buffer has " + count_of(buffer.bytes.size, "bytes") + ", " + name_of(t.dtype) + " " +
@@ -85,16 +82,16 @@ void check_tensor(const Model& model, size_t index, Faults& faults) {
   }
 }
 
-void check_graph(const Model& model, const std::vector<int32_t>& list, const char* side, Faults& faults) {
+void check_ports(const Graph& graph, const std::vector<int32_t>& list, const char* side, Faults& faults) {
   std::set<int32_t> seen;
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string where = std::string(side) + "[" + std::to_string(i) + "]";
-    if (!model.has_tensor(list[i])) {
+    if (!graph.has_tensor(list[i])) {
       faults.add(Code::E_GRAPH_INDEX, where,
                  "tensor " + std::to_string(list[i]) + " does not exist; there are " +
-                     count_of(model.tensors.size(), "tensors"));
+                     count_of(graph.tensors.size(), "tensors"));
     } else if (!seen.insert(list[i]).second) {
-      faults.add(Code::E_GRAPH_DUPLICATE, where, tensor_place(model, list[i]) + " is listed twice");
+      faults.add(Code::E_GRAPH_DUPLICATE, where, tensor_place(graph, list[i]) + " is listed twice");
     }
   }
 }
@@ -118,18 +115,28 @@ void check_named(const std::vector<NamedIndex>& named, std::vector<int32_t> grap
   }
 }
 
+// One signature a graph at most, except that a file of one graph may go without.
 void check_signatures(const Model& model, Faults& faults) {
   std::set<std::string> keys;
+  std::set<uint32_t> graphs;
   for (size_t i = 0; i < model.signatures.size(); ++i) {
     const Signature& signature = model.signatures[i];
     const std::string where = "signatures[" + std::to_string(i) + "]";
-    if (!keys.insert(signature.key).second || signature.subgraph != 0) {
+    if (!keys.insert(signature.key).second || signature.subgraph >= model.graphs.size()) {
       faults.add(Code::E_SIGNATURE, where,
                  "key '" + signature.key + "' of subgraph " + std::to_string(signature.subgraph) +
-                     "; expected a key of its own, and subgraph 0");
+                     "; expected a key of its own, and one of " + count_of(model.graphs.size(), "subgraphs"));
+      continue;
     }
-    check_named(signature.inputs, model.inputs, where + ".inputs", faults);
-    check_named(signature.outputs, model.outputs, where + ".outputs", faults);
+    const Graph& graph = model.graphs[signature.subgraph];
+    check_named(signature.inputs, graph.inputs, where + ".inputs", faults);
+    check_named(signature.outputs, graph.outputs, where + ".outputs", faults);
+    graphs.insert(signature.subgraph);
+  }
+  if (model.graphs.size() > 1 && graphs.size() != model.graphs.size()) {
+    faults.add(Code::E_SIGNATURE, "signatures",
+               "name " + std::to_string(graphs.size()) + " of " + count_of(model.graphs.size(), "subgraphs") +
+                   "; each of several needs one");
   }
 }
 
@@ -149,15 +156,18 @@ void check_metadata(const Model& model, Faults& faults) {
 
 }  // namespace
 
-void check_structure(const Model& model, Faults& faults) {
+void check_file(const Model& model, Faults& faults) {
   check_head(model, faults);
-  for (size_t i = 0; i < model.tensors.size(); ++i) check_tensor(model, i, faults);
-  check_graph(model, model.inputs, "inputs", faults);
-  check_graph(model, model.outputs, "outputs", faults);
-  if (model.outputs.empty())
-    faults.add(Code::E_GRAPH_EMPTY, "outputs", "there are none; a graph computes something");
   check_signatures(model, faults);
   check_metadata(model, faults);
+}
+
+void check_structure(const Model& model, const Graph& graph, Faults& faults) {
+  for (size_t i = 0; i < graph.tensors.size(); ++i) check_tensor(model, graph, i, faults);
+  check_ports(graph, graph.inputs, "inputs", faults);
+  check_ports(graph, graph.outputs, "outputs", faults);
+  if (graph.outputs.empty())
+    faults.add(Code::E_GRAPH_EMPTY, "outputs", "there are none; a graph computes something");
 }
 
 }  // namespace pyquant::circle

@@ -32,8 +32,8 @@ std::optional<size_t> axis_of(int64_t axis, size_t rank);
 class Inference : public OpView {
  public:
   /// `shapes`: by tensor; those of inputs are read, those of outputs are what the file declares.
-  Inference(const Model& model, const Operator& op, const std::vector<Shape>& shapes)
-      : OpView(model, op), shapes_(shapes), inferred_(op.outputs.size()) {}
+  Inference(const Model& model, const Graph& graph, const Operator& op, const std::vector<Shape>& shapes)
+      : OpView(model, graph, op), shapes_(shapes), inferred_(op.outputs.size()) {}
   virtual ~Inference() = default;
 
   const Shape& shape(size_t i) const { return shapes_[static_cast<size_t>(op().inputs[i])]; }
@@ -68,8 +68,9 @@ class Inference : public OpView {
 /// Finds what a target does not run, or runs otherwise.
 class TargetCheck : public OpView {
  public:
-  TargetCheck(const Model& model, const Operator& op, std::function<void(Code, std::string)> add)
-      : OpView(model, op), add_(std::move(add)) {}
+  TargetCheck(const Model& model, const Graph& graph, const Operator& op,
+              std::function<void(Code, std::string)> add)
+      : OpView(model, graph, op), add_(std::move(add)) {}
 
   void fault(Code code, std::string message) const { add_(code, std::move(message)); }
   /// The first operand that is data (roles x and a).

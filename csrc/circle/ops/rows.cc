@@ -26,10 +26,10 @@ std::optional<size_t> axis_of(int64_t axis, size_t rank) {
   return static_cast<size_t>(axis < 0 ? axis + limit : axis);
 }
 
-std::string OpView::input_text(size_t i) const { return circle::input_text(model_, op_, i); }
-std::string OpView::output_text(size_t i) const { return circle::output_text(model_, op_, i); }
+std::string OpView::input_text(size_t i) const { return circle::input_text(graph_, op_, i); }
+std::string OpView::output_text(size_t i) const { return circle::output_text(graph_, op_, i); }
 
-std::vector<int64_t> Inference::ints(size_t i) const { return constant_ints(model(), op(), i); }
+std::vector<int64_t> Inference::ints(size_t i) const { return constant_ints(model(), graph(), op(), i); }
 
 void Inference::set(size_t k, Shape shape, const char* why) {
   if (!element_count(shape)) return fault("an output that has a size");
@@ -88,7 +88,7 @@ void TargetCheck::onert_one_grid() const {
 }
 
 std::vector<int64_t> Builder::constant_ints(size_t i) const {
-  return circle::constant_ints(model(), op(), i);
+  return circle::constant_ints(model(), graph(), op(), i);
 }
 
 size_t Builder::scratch(int64_t bytes) {

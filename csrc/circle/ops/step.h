@@ -86,9 +86,9 @@ class SharedData {
 /// What `prepare` is given: the operator, its operands, and where to ask for memory.
 class Builder : public OpView {
  public:
-  Builder(const Model& model, const Operator& op, std::vector<TensorArg> inputs,
+  Builder(const Model& model, const Graph& graph, const Operator& op, std::vector<TensorArg> inputs,
           std::vector<TensorArg> outputs, SharedData& shared)
-      : OpView(model, op), inputs_(std::move(inputs)), outputs_(std::move(outputs)), shared_(shared) {}
+      : OpView(model, graph, op), inputs_(std::move(inputs)), outputs_(std::move(outputs)), shared_(shared) {}
 
   /// Operands by position; an optional one that is not there is false.
   const TensorArg& in(size_t i) const { return i < inputs_.size() ? inputs_[i] : none_; }

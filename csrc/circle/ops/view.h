@@ -13,18 +13,18 @@ namespace pyquant::circle {
 
 class OpView {
  public:
-  OpView(const Model& model, const Operator& op) : model_(model), op_(op) {}
+  OpView(const Model& model, const Graph& graph, const Operator& op)
+      : model_(model), graph_(graph), op_(op) {}
 
   const Model& model() const { return model_; }
+  const Graph& graph() const { return graph_; }
   const Operator& op() const { return op_; }
   size_t inputs() const { return op_.inputs.size(); }
   size_t outputs() const { return op_.outputs.size(); }
   /// nullptr when it is -1, absent or dangling.
   const Tensor* input(size_t i) const { return operand(op_.inputs, i); }
   const Tensor* output(size_t i) const { return operand(op_.outputs, i); }
-  bool is_constant(size_t i) const {
-    return input(i) && model_.is_constant(static_cast<size_t>(op_.inputs[i]));
-  }
+  bool is_constant(size_t i) const { return input(i) && model_.is_constant(*input(i)); }
   /// "input 1 'w' (int8 [3, 4])"
   std::string input_text(size_t i) const;
   std::string output_text(size_t i) const;
@@ -39,11 +39,12 @@ class OpView {
 
  private:
   const Tensor* operand(const std::vector<int32_t>& list, size_t i) const {
-    return i < list.size() && model_.has_tensor(list[i]) ? &model_.tensors[static_cast<size_t>(list[i])]
+    return i < list.size() && graph_.has_tensor(list[i]) ? &graph_.tensors[static_cast<size_t>(list[i])]
                                                          : nullptr;
   }
 
   const Model& model_;
+  const Graph& graph_;
   const Operator& op_;
 };
 

@@ -108,7 +108,7 @@ std::vector<Fault> too_large() {
 
 std::vector<Fault> not_plannable() {
   Model model = sample::model();
-  model.operators[0].op = nullptr;
+  model.graphs[0].operators[0].op = nullptr;
   return fault_of(dump_plan(model));
 }
 

@@ -42,15 +42,15 @@ std::vector<FaultCase> target_cases() {
       luci(Code::E_LUCI_BIAS_DTYPE, "FULLY_CONNECTED",
            {{"int16", {1, 2}, {1}}, {"int16", {2, 2}, {1}, true}, {"int32", {2}, {1}, true}},
            {{"int16", {1, 2}, {1}}}),
-      luci(Code::E_LUCI_BIAS_SCALE, [](Model& m) { m.tensors[2].quant->scale[1] *= 1.5f; }),
+      luci(Code::E_LUCI_BIAS_SCALE, [](Model& m) { m.graphs[0].tensors[2].quant->scale[1] *= 1.5f; }),
       luci(Code::E_LUCI_BIAS_SCALE,
            [](Model& m) {
-             m.tensors[2].quant->scale.resize(1);
-             m.tensors[2].quant->zero_point.resize(1);
+             m.graphs[0].tensors[2].quant->scale.resize(1);
+             m.graphs[0].tensors[2].quant->zero_point.resize(1);
            }),
       luci(Code::E_LUCI_SAME_QPARAMS, "UNPACK", {{"uint8", {2}, {1}}},
            {{"uint8", {}, {1}}, {"uint8", {}, {2}}}, R"({"num": 2})"),
-      luci(Code::E_LUCI_FIXED_QPARAMS, [](Model& m) { m.tensors[4].quant->scale[0] = 1.0f / 256; }),
+      luci(Code::E_LUCI_FIXED_QPARAMS, [](Model& m) { m.graphs[0].tensors[4].quant->scale[0] = 1.0f / 256; }),
       luci(Code::E_LUCI_FIXED_QPARAMS, "TANH", {{"uint8", {2}, {1}}}, {{"uint8", {2}, {1.0f / 128}}}),
       luci(Code::E_LUCI_INTEGER_SCALE, "FLOOR", {{"uint8", {2}, {1}}}, {{"uint8", {2}, {0.5f}}}),
       luci(Code::E_LUCI_GRANULARITY, "RELU", {{"uint8", {2}, {1, 2}}}, {{"uint8", {2}, {1}}}),

@@ -52,7 +52,7 @@ TEST(bytes_at_an_odd_address) {
 TEST(every_operator_of_the_table_survives_plan_and_file) {
   for (const OpInfo& op : all_ops()) {
     Model m = sample::one_op("NEG", {{"float32", {2}}}, {{"float32", {2}}});
-    Operator& o = m.operators[0];
+    Operator& o = m.graphs[0].operators[0];
     o.op = &op;
     o.code = op.code;
     o.options_type = op.options->value;
@@ -96,9 +96,9 @@ TEST(unknown_operators_have_names) {
   CHECK_EQ(op_name(op), "operator 9999");
   CHECK_EQ(schema_options_name(9), "SoftmaxOptions");
   Model m = sample::model();
-  m.operators[1].op = nullptr;
-  m.operators[1].code = 209;
-  m.operators[1].options.clear();
+  m.graphs[0].operators[1].op = nullptr;
+  m.graphs[0].operators[1].code = 209;
+  m.graphs[0].operators[1].options.clear();
   CHECK(inspect_text(m, "x").find("STABLEHLO_CASE(y) -> s") != std::string::npos);
   CHECK(inspect_json(m, "x").find("STABLEHLO_CASE") != std::string::npos);
 }
@@ -108,9 +108,9 @@ TEST(diff_says_what_differs) {
   Model b = a;
   static const uint8_t other[12] = {9};
   b.buffers[1].bytes.data = other;
-  b.tensors[3].quant->scale[0] = 0.25f;
-  b.operators[1].options[0] = 2.0f;
-  b.tensors[5].name = "order";
+  b.graphs[0].tensors[3].quant->scale[0] = 0.25f;
+  b.graphs[0].operators[1].options[0] = 2.0f;
+  b.graphs[0].tensors[5].name = "order";
   const auto lines = diff(a, b);
   const auto seen = [&lines](const std::string& part) {
     return std::any_of(lines.begin(), lines.end(),

@@ -21,22 +21,22 @@ std::string fault(std::string from, const std::string& to) {
 
 TEST(plan_to_model) {
   const Model m = sample::model();
-  CHECK_EQ(m.name, "sample");
-  CHECK_EQ(m.tensors.size(), size_t{8});
-  CHECK_EQ(m.tensors[1].quant->zero_point[2], 255);
-  CHECK_EQ(m.tensors[1].buffer, 1u);
+  CHECK_EQ(m.graphs[0].name, "sample");
+  CHECK_EQ(m.graphs[0].tensors.size(), size_t{8});
+  CHECK_EQ(m.graphs[0].tensors[1].quant->zero_point[2], 255);
+  CHECK_EQ(m.graphs[0].tensors[1].buffer, 1u);
   CHECK_EQ(m.buffers[3].bytes.size, size_t{8});
-  CHECK_EQ(op_name(m.operators[0]), "FULLY_CONNECTED");
-  CHECK(std::get<bool>(m.operators[0].options[2]));
-  CHECK_EQ(std::get<float>(m.operators[1].options[0]), 1.0f);
+  CHECK_EQ(op_name(m.graphs[0].operators[0]), "FULLY_CONNECTED");
+  CHECK(std::get<bool>(m.graphs[0].operators[0].options[2]));
+  CHECK_EQ(std::get<float>(m.graphs[0].operators[1].options[0]), 1.0f);
   CHECK_EQ(m.metadata[0].buffer, 4u);
-  CHECK(!m.is_constant(0) && m.is_constant(1));
+  CHECK(!m.is_constant(m.graphs[0].tensors[0]) && m.is_constant(m.graphs[0].tensors[1]));
 }
 
 TEST(plan_defaults_are_the_schemas) {
   const Model m = sample::one_op("ADD", {{"float32", {1}}, {"float32", {1}}}, {{"float32", {1}}});
-  CHECK_EQ(std::get<int64_t>(m.operators[0].options[0]), 0);
-  CHECK(std::get<bool>(m.operators[0].options[1]));  // pot_scale_int16
+  CHECK_EQ(std::get<int64_t>(m.graphs[0].operators[0].options[0]), 0);
+  CHECK(std::get<bool>(m.graphs[0].operators[0].options[1]));  // pot_scale_int16
 }
 
 TEST(tensors_share_a_constant) {
@@ -46,7 +46,7 @@ TEST(tensors_share_a_constant) {
                 {"name": "b", "dtype": "int8", "shape": [2], "constant": 0}]})",
                  "plan");
   CHECK(plan.ok());
-  CHECK_EQ(plan.value().model.tensors[1].buffer, 1u);
+  CHECK_EQ(plan.value().model.graphs[0].tensors[1].buffer, 1u);
   CHECK_EQ(plan.value().constants.size(), size_t{1});
 }
 
@@ -85,7 +85,7 @@ TEST(plan_of_a_model_is_the_model) {
 
 TEST(constants_of_one_name_are_told_apart) {
   Model m = sample::model();
-  m.tensors[2].name = "w";
+  m.graphs[0].tensors[2].name = "w";
   const auto text = dump_plan(m);
   CHECK(text.ok());
   CHECK_EQ(text.value().weights[1].name, "w#2");

@@ -80,7 +80,7 @@ TEST(faults_leave_the_old_file) {
   const std::string path = folder / "x.circle";
   sample::write_all(path, old_content());
   Model m = sample::model();
-  m.operators[0].inputs[0] = 42;
+  m.graphs[0].operators[0].inputs[0] = 42;
   const auto written = write_file(m, path);
   CHECK(!written.ok() && written.fault().code == Code::E_TENSOR_INDEX);
   CHECK(sample::read_all(path) == old_content());
