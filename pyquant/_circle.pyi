@@ -10,6 +10,7 @@ import typing
 
 __all__: list[str] = [
     "Data",
+    "Graph",
     "Model",
     "Operator",
     "Port",
@@ -87,6 +88,21 @@ class Operator:
     @property
     def outputs(self) -> tuple[int, ...]: ...
 
+class Graph:
+    """
+    A subgraph of a Circle model.
+    """
+    @property
+    def inputs(self) -> tuple[int, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def operators(self) -> list[Operator]: ...
+    @property
+    def outputs(self) -> tuple[int, ...]: ...
+    @property
+    def tensors(self) -> list[Tensor]: ...
+
 class Model:
     """
     A Circle file as it was read.
@@ -109,6 +125,11 @@ class Model:
         """
     @property
     def file_size(self) -> int: ...
+    @property
+    def graphs(self) -> list[Graph]:
+        """
+        The subgraphs; name, tensors, operators, inputs and outputs of the model are those of the first.
+        """
     @property
     def inputs(self) -> tuple[int, ...]: ...
     @property

@@ -115,12 +115,12 @@ void run(const std::string& op, const std::string& options, std::vector<Values>&
   for (const Values& t : in) inputs.push_back(declare(t));
   outputs.push_back(declare(out));
   Model model = sample::one_op(op, inputs, outputs, options);
-  const Operator& it = model.operators[0];
-  std::vector<uint8_t*> data(model.tensors.size());
+  const Operator& it = model.graphs[0].operators[0];
+  std::vector<uint8_t*> data(model.graphs[0].tensors.size());
   const auto argument = [&](int32_t index, Values& t) {
     TensorArg arg;
     if (index < 0) return arg;
-    Tensor& tensor = model.tensors[static_cast<size_t>(index)];
+    Tensor& tensor = model.graphs[0].tensors[static_cast<size_t>(index)];
     if (!t.scale.empty()) {
       tensor.quant->scale = t.scale;  // one_op prints few digits
       tensor.quant->zero_point = t.zero;
@@ -136,7 +136,7 @@ void run(const std::string& op, const std::string& options, std::vector<Values>&
   for (size_t i = 0; i < in.size(); ++i) in_args.push_back(argument(it.inputs[i], in[i]));
   out_args.push_back(argument(it.outputs[0], out));
   SharedData shared;
-  Builder builder(model, it, in_args, out_args, shared);
+  Builder builder(model, model.graphs[0], it, in_args, out_args, shared);
   auto step = row_of(*it.op).prepare(builder);
   CHECK_MSG(step.ok(), step.ok() ? "" : step.fault().text());
   if (!step.ok()) return;
