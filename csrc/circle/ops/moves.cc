@@ -17,7 +17,7 @@ constexpr int64_t kChunk = 256;
 class RunInference : public Inference {
  public:
   RunInference(const MovePlan& plan, const std::vector<std::vector<int64_t>>& values)
-      : Inference(plan.view.model(), plan.view.op(), plan.shapes), values_(values) {}
+      : Inference(plan.view.model(), plan.view.graph(), plan.view.op(), plan.shapes), values_(values) {}
   std::vector<int64_t> ints(size_t i) const override { return values_[i]; }
 
  private:

@@ -143,7 +143,7 @@ Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& 
     }
   }
   if (!plan->dynamic.empty()) {
-    plan->shapes.resize(builder.model().tensors.size());
+    plan->shapes.resize(builder.graph().tensors.size());
     for (const auto& list : {plan->in, plan->out}) {
       for (const TensorArg& t : list) {
         if (t) plan->shapes[t.index] = t.shape;

@@ -47,21 +47,22 @@ OneStep::OneStep(const std::string& name, std::vector<Operand> inputs, std::vect
   if (!op.op) std::abort();
   op.code = op.op->code;
   op.has_options = true;
+  model_.graphs.emplace_back();
   op.options_type = op.op->options->value;
   for (const Field& field : op.op->options->fields) {
     const auto given = options.find(field.name);
     op.options.push_back(given == options.end() ? initial(field) : given->second);
   }
   const auto add = [this](const Operand& operand) {
-    const size_t index = model_.tensors.size();
-    model_.tensors.push_back(tensor_of(operand, index));
+    const size_t index = graph().tensors.size();
+    graph().tensors.push_back(tensor_of(operand, index));
     if (operand.constant) {
       // 4 bytes behind an address that is aligned for everything.
       const size_t size = operand.bytes.size();
       const std::shared_ptr<uint8_t[]> memory(new uint8_t[size + 4]);
       if (size > 0) std::memcpy(memory.get() + 4, operand.bytes.data(), size);
       model_.owners.push_back(std::shared_ptr<const void>(memory, memory.get()));
-      model_.tensors.back().buffer = static_cast<uint32_t>(model_.buffers.size());
+      graph().tensors.back().buffer = static_cast<uint32_t>(model_.buffers.size());
       Buffer buffer;
       buffer.bytes = {memory.get() + 4, size};
       model_.buffers.push_back(buffer);
@@ -70,13 +71,13 @@ OneStep::OneStep(const std::string& name, std::vector<Operand> inputs, std::vect
   };
   for (const Operand& operand : inputs_) {
     op.inputs.push_back(add(operand));
-    if (!operand.constant) model_.inputs.push_back(op.inputs.back());
+    if (!operand.constant) graph().inputs.push_back(op.inputs.back());
   }
   for (const Operand& operand : outputs_) {
     op.outputs.push_back(add(operand));
-    model_.outputs.push_back(op.outputs.back());
+    graph().outputs.push_back(op.outputs.back());
   }
-  model_.operators.push_back(std::move(op));
+  graph().operators.push_back(std::move(op));
 }
 
 std::string OneStep::faults() const {
@@ -86,25 +87,25 @@ std::string OneStep::faults() const {
 }
 
 Result<std::vector<std::vector<uint8_t>>> OneStep::run(int threads) const {
-  const Operator& op = model_.operators[0];
+  const Operator& op = graph().operators[0];
   const auto arg = [this](int32_t index) {
     TensorArg a;
     a.index = static_cast<size_t>(index);
-    a.tensor = &model_.tensors[a.index];
+    a.tensor = &graph().tensors[a.index];
     a.shape = a.tensor->shape;
     a.elements = *element_count(a.shape);
-    if (model_.is_constant(a.index)) a.constant = model_.buffers[a.tensor->buffer].bytes.data;
+    if (model_.is_constant(*a.tensor)) a.constant = model_.buffers[a.tensor->buffer].bytes.data;
     return a;
   };
   std::vector<TensorArg> in, out;
   for (int32_t i : op.inputs) in.push_back(arg(i));
   for (int32_t i : op.outputs) out.push_back(arg(i));
   SharedData shared;
-  Builder builder(model_, op, in, out, shared);
+  Builder builder(model_, graph(), op, in, out, shared);
   PYQUANT_TRY_ASSIGN(const Step step, row_of(*op.op).prepare(builder));
 
-  std::vector<std::vector<uint8_t>> memory(model_.tensors.size());
-  std::vector<uint8_t*> data(model_.tensors.size(), nullptr);
+  std::vector<std::vector<uint8_t>> memory(graph().tensors.size());
+  std::vector<uint8_t*> data(graph().tensors.size(), nullptr);
   for (size_t i = 0; i < in.size(); ++i) {
     if (!in[i].constant) memory[in[i].index] = inputs_[i].bytes;
   }

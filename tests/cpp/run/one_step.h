@@ -44,8 +44,11 @@ class OneStep {
   Result<std::vector<std::vector<uint8_t>>> run(int threads = 1) const;
 
  private:
+  pyquant::circle::Graph& graph() { return model_.graphs[0]; }
+  const pyquant::circle::Graph& graph() const { return model_.graphs[0]; }
+
   std::vector<Operand> inputs_, outputs_;
-  pyquant::circle::Model model_;
+  pyquant::circle::Model model_;  // of one graph
 };
 
 /// Bytes of int32 or int64 values, and a constant or an input of them.
