@@ -3,6 +3,7 @@
 // long double, whose 64 bits hold every product here exactly.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -97,6 +98,23 @@ inline Shape random_shape(std::mt19937& random, int rank, int largest = 5) {
   for (int d = 0; d < rank; ++d)
     shape.push_back(uniform(random, 0, 20) == 0 ? 0 : uniform(random, 1, largest));
   return shape;
+}
+
+/// A random grid, or one for each channel of a dimension (axis -1: one).
+inline void give_grid(std::mt19937& random, Operand& t, int axis) {
+  const auto* type = pyquant::circle::info(t.dtype);
+  t.axis = std::max(axis, 0);
+  const int channels = axis < 0 ? 1 : t.shape[static_cast<size_t>(axis)];
+  t.scale.clear();
+  t.zero_point.clear();
+  for (int c = 0; c < channels; ++c) {
+    // Small integers have ties whose quotient no double holds: 3 * 5 / 6.
+    const float any = 1.0f + 1e-4f * static_cast<float>(uniform(random, 0, 9999));
+    t.scale.push_back(
+        std::ldexp(uniform(random, 0, 1) == 0 ? static_cast<float>(uniform(random, 1, 12)) : any, -4));
+    t.zero_point.push_back(uniform(random, static_cast<int>(std::max<int64_t>(type->lowest, -300)),
+                                   static_cast<int>(std::min<int64_t>(type->highest, 300))));
+  }
 }
 
 }  // namespace run
