@@ -225,26 +225,25 @@ TEST(quantize_floats) {
 
 TEST(quantize_integers) {
   check_pairs([](std::mt19937& random, const Operand& x, const Operand& y) {
-  for (DType from : kQuantized) {
-    for (DType to : kQuantized) {
-      Operand in{from, x.shape}, out{to, y.shape};
-      give_grid(random, in, uniform(random, 0, 1) == 0 ? x.axis : -1);
-      give_grid(random, out, y.axis);
-      in.bytes = random_bytes(random, from, in.shape);
-      const check::Context here(pyquant::circle::name_of(from), " to ", pyquant::circle::name_of(to), " ",
-                                pyquant::circle::shape_text(x.shape));
-      const OneStep step("QUANTIZE", {in}, {out});
-      for (Isa isa : {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512}) {
-        if (!pyquant::kernels::set_isa(isa)) continue;
-        const auto bytes = run_one(step, random);
-        for (int64_t i = 0; i < count_of(x.shape); ++i) {
-          const int64_t q = signed_of(get(in.bytes, from, i), from);
-          CHECK_EQ(get(bytes, to, i), masked(changed(q, cell_of(in, i), cell_of(out, i), to), to));
+    for (DType from : kQuantized) {
+      for (DType to : kQuantized) {
+        Operand in{from, x.shape}, out{to, y.shape};
+        give_grid(random, in, uniform(random, 0, 1) == 0 ? x.axis : -1);
+        give_grid(random, out, y.axis);
+        in.bytes = random_bytes(random, from, in.shape);
+        const check::Context here(pyquant::circle::name_of(from), " to ", pyquant::circle::name_of(to), " ",
+                                  pyquant::circle::shape_text(x.shape));
+        const OneStep step("QUANTIZE", {in}, {out});
+        for (Isa isa : {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512}) {
+          if (!pyquant::kernels::set_isa(isa)) continue;
+          const auto bytes = run_one(step, random);
+          for (int64_t i = 0; i < count_of(x.shape); ++i) {
+            const int64_t q = signed_of(get(in.bytes, from, i), from);
+            CHECK_EQ(get(bytes, to, i), masked(changed(q, cell_of(in, i), cell_of(out, i), to), to));
+          }
         }
+        pyquant::kernels::set_isa(pyquant::kernels::best_isa());
       }
-      pyquant::kernels::set_isa(pyquant::kernels::best_isa());
-    }
-  }
     }
   });
 }
