@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all: written to a temporary name, synced to disk, then moved to their place.
+And texts that are read, or refused in words.
 
-It owns the order of writes and renames. The contents are the writer's; .circle files are written natively.
-The process's umask applies because the kernel applies it when a file or folder is created: nothing here reads or sets
-it, since `os.umask` changes it for all threads of the process.
+It owns the order of writes and renames, and why a file has no text. The contents are the writer's and the reader's;
+.circle files are written natively. The process's umask applies because the kernel applies it when a file or folder is
+created: nothing here reads or sets it, since `os.umask` changes it for all threads of the process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -16,6 +18,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -149,6 +152,36 @@ def absent(path: Path) -> str | None:
     if start == _LFS:
         return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
     return None if start else "is empty (0 bytes); download or copy it again"
+
+
+def text(path: Path, what: str, error: type[Exception], *, empty: bool = False) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises `error` for one that is not there, cannot be opened, has no contents (unless `empty`) or no UTF-8 text, in
+    words that begin with `what` and the name: "the questions 'vqa.jsonl' ...".
+    """
+    said = f"{what} {str(path)!r}"
+    if (why := absent(path)) and not (empty and path.is_file() and not path.stat().st_size):
+        raise error(f"{said} {why}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as caught:
+        raise error(f"{said} cannot be read: {caught.strerror or caught}") from caught
+    except UnicodeDecodeError as caught:
+        raise error(f"{said} is no UTF-8 text (byte {caught.start})") from caught
+
+
+def json_lines(path: Path, what: str, error: type[Exception]) -> Iterator[tuple[str, Any]]:
+    """(`data.jsonl, line 3`, its value) of each line that is not blank. Raises `error` as `text` does, and for a line
+    that is no JSON."""
+    for number, row in enumerate(text(path, what, error, empty=True).split("\n"), 1):
+        if not row.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(row)
+        except json.JSONDecodeError as caught:
+            raise error(f"{where}: not valid JSON: {caught.msg} at column {caught.colno}") from caught
 
 
 def _sync(path: Path) -> None:

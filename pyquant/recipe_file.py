@@ -39,19 +39,11 @@ class Fault:
 
 def read(path: Path, kind: str = "recipe") -> tuple[Any, str]:
     """The data of a YAML (.yaml, .yml) or JSON file, and its text. Raises PolicyError that names the file."""
-    what = f"{kind} file {str(path)!r}"
-    if why := files.absent(path):
-        raise PolicyError(f"{what} {why}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PolicyError(f"{what} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{what} is no UTF-8 text ({error}); is it a {kind}?") from error
+    text = files.text(path, f"{kind} file", PolicyError)
     try:
         return (yaml.safe_load(text) if is_yaml(path) else json.loads(text)), text
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise PolicyError(f"{what} is not valid {path.suffix[1:] or 'JSON'}: {error}") from error
+        raise PolicyError(f"{kind} file {str(path)!r} is not valid {path.suffix[1:] or 'JSON'}: {error}") from error
 
 
 def write(path: Path, data: Any) -> None:

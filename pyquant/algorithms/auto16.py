@@ -116,6 +116,12 @@ def _open(site: Site) -> bool:
     return site.spec is not None and site.scale is None and site.spec.dtype.bits <= 8
 
 
+def _spec(site: Site) -> QuantSpec:
+    """The format of a site that `_counts`, which has one."""
+    assert site.spec is not None, f"{site.path} is float"
+    return site.spec
+
+
 @dataclass(eq=False)
 class _Choice:
     """One tensor: its expected loss as the policy has it, at 8 bits with the best range, and at 16; for each row."""
@@ -131,8 +137,7 @@ class _Choice:
         """Rate the grids of one tensor."""
         site = impact.sites[0]
         low, high = _range(site)
-        spec = site.spec
-        assert spec is not None
+        spec = _spec(site)
         given = float(impact.loss(_grids(spec, [low], [high]))) / rows
         if not all(map(_open, impact.sites)) or impact.fixed:
             return cls(impact, given, given, given, None)
@@ -153,8 +158,7 @@ class _Choice:
         """Change the sites; returns what was decided."""
         made = []
         for site in self.impact.sites:
-            spec = site.spec
-            assert spec is not None
+            spec = _spec(site)
             if wide:
                 site.reformat(WIDE, "auto16")
             elif self.grid is not None:

@@ -22,7 +22,7 @@ from pyquant import files, tensor_file
 from pyquant.algorithms.block_inputs import tensor_digest
 from pyquant.batch import is_batch
 from pyquant.decision import Decision
-from pyquant.errors import CheckpointError
+from pyquant.errors import CheckpointError, InputError
 from pyquant.qparams import QParams
 from pyquant.spec import QuantSpec
 from pyquant.weight import Weight, weights
@@ -94,16 +94,27 @@ class RunFolder:
         return self._file(number).exists()
 
     def save(self, number: int, path: str, decided: Sequence[Weight], log: Sequence[Decision]) -> None:
-        """The decided weights of block `number`, whose module is at `path`, and what was recorded of them."""
+        """The decided weights of block `number`, whose module is at `path`, and what was recorded of them.
+
+        Raises InputError for one that a solver decided as ggml's blocks, which have no grid.
+        """
         tensors: dict[str, Tensor] = {}
+        specs: list[QuantSpec] = []
         for weight in decided:
             grid = weight.qparams
-            assert grid is not None
+            if grid is None:
+                raise InputError(
+                    f"weight {weight.path!r} is decided as blocks ({weight.how}), which the file of a finished block "
+                    "does not hold; leave it out by choose=, or run without resume="
+                )
+            specs.append(grid.spec)
             tensors[f"{weight.path}/integers"] = weight.integers
             tensors[f"{weight.path}/scale"], tensors[f"{weight.path}/zero_point"] = grid.scale, grid.zero_point
         about = {
             "path": path,
-            "weights": json.dumps([[w.path, _spec(w).to_dict(), w.how, w.site.final] for w in decided]),
+            "weights": json.dumps(
+                [[w.path, spec.to_dict(), w.how, w.site.final] for w, spec in zip(decided, specs, strict=True)]
+            ),
             "log": json.dumps([asdict(entry) for entry in log]),
             "digest": _digest(tensors),
         }
@@ -143,11 +154,6 @@ class RunFolder:
 
     def _file(self, number: int) -> Path:
         return self.path / f"block_{number:03d}.safetensors"
-
-
-def _spec(weight: Weight) -> QuantSpec:
-    assert weight.spec is not None
-    return weight.spec
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

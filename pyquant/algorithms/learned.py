@@ -41,9 +41,7 @@ class Learned:
             self._center = torch.where(away.abs() <= _INSIDE, 0.0, away - away.sign() * _INSIDE)
             self._offset += self._center
         self._kept: tuple[Tensor, Tensor] | None = None
-        self._before: Tensor | None = None
-        self._on_grid: Tensor | None = None
-        self._leaf: Tensor | None = None
+        self._taken: tuple[Tensor, Tensor, Tensor] | None = None  # by leaf: before the grid, on it, the leaf
 
     @property
     def bits(self) -> int:
@@ -60,23 +58,27 @@ class Learned:
 
     def leaf(self) -> Tensor:
         """W', whose gradient `step` takes."""
-        self._before = self._moved().requires_grad_()
-        self._on_grid = self._fake(self._before)
-        self._leaf = self._on_grid.detach().to(self._dtype).requires_grad_()
-        return self._leaf
+        before = self._moved().requires_grad_()
+        on_grid = self._fake(before)
+        leaf = on_grid.detach().to(self._dtype).requires_grad_()
+        self._taken = before, on_grid, leaf
+        return leaf
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """V and f by `lr` against the sign of their gradients, which pass where the value is within the grid."""
-        assert self._leaf is not None
-        assert self._on_grid is not None
-        assert self._before is not None
-        if self._leaf.grad is None:  # nothing of it was used: an expert that no sample reached
+        """V and f by `lr` against the sign of their gradients, which pass where the value is within the grid.
+
+        After `leaf` and a backward pass through it; a leaf that no sample reached (an expert's) has none.
+        """
+        if self._taken is None:
             return
-        gradient = self._leaf.grad.float()
-        (inside,) = torch.autograd.grad(self._on_grid, self._before, gradient)
+        before, on_grid, leaf = self._taken
+        if leaf.grad is None:
+            return
+        gradient = leaf.grad.float()
+        (inside,) = torch.autograd.grad(on_grid, before, gradient)
         # d W' / d s = W' / s, less W / s where the value is within the grid
-        by_scale = gradient * self._on_grid.detach()
+        by_scale = gradient * on_grid.detach()
         by_scale = _view(by_scale, self.grid).sub_(_view(inside, self.grid) * self._rows).sum(-1)
         self._offset -= lr * _view(inside, self.grid).sign()
         if self._center is None:
@@ -86,21 +88,19 @@ class Learned:
         self._factor -= lr * by_scale.reshape(self._factor.shape).sign()
         self._factor.clamp_(NARROWEST, WIDEST)
 
-    def keep(self) -> None:
-        """Remember the integers and scale of now; `decide` takes what was remembered last."""
+    def keep(self) -> tuple[Tensor, Tensor]:
+        """Remember the integers and scale of now, and return them; `decide` takes what was remembered last."""
         spec, scale = self.grid.spec, self.scale
         integers = ops.quantize(
             self._moved(), scale, self.grid.zero_point, self.grid.axis, self.grid.group, spec.qmin, spec.qmax,
             torch.int8 if spec.dtype.bits <= 8 else torch.int16,
         )  # fmt: skip
         self._kept = integers, scale.clone()
+        return self._kept
 
     def decide(self, how: str) -> None:
         """Decide the weight."""
-        if self._kept is None:
-            self.keep()
-        assert self._kept is not None
-        integers, scale = self._kept
+        integers, scale = self._kept or self.keep()
         self.weight.decide(QParams(self.grid.spec, scale, self.grid.zero_point), how, integers, final=False)
 
     def _moved(self) -> Tensor:

@@ -33,19 +33,8 @@ def read_lines(path: str | Path) -> list[Line]:
     opened when its line is read. Raises CalibrationError that names the file and the line.
     """
     path = Path(path)
-    if path.is_file() and path.stat().st_size and (why := files.absent(path)):
-        raise CalibrationError(f"calibration data {str(path)!r} {why}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CalibrationError(f"calibration data {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"calibration data {str(path)!r} is no UTF-8 text (byte {error.start})") from error
-    lines = [
-        _line(row, path.parent, f"{path}, line {number}")
-        for number, row in enumerate(text.split("\n"), 1)
-        if row.strip()
-    ]
+    read = files.json_lines(path, "calibration data", CalibrationError)
+    lines = [_line(data, path.parent, where) for where, data in read]
     if not lines:
         raise CalibrationError(
             f'calibration data {str(path)!r} has no line; write one such as {{"image": "cat.png", "prompt": "What is '
@@ -54,11 +43,7 @@ def read_lines(path: str | Path) -> list[Line]:
     return lines
 
 
-def _line(row: str, folder: Path, where: str) -> Line:
-    try:
-        data = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise CalibrationError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+def _line(data: Any, folder: Path, where: str) -> Line:
     if not isinstance(data, dict) or not data:
         raise CalibrationError(f"{where}: a line is an object with the keys {', '.join(KEYS)}; got {_short(data)}")
     if unknown := sorted(set(data) - set(KEYS)):

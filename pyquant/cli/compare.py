@@ -74,13 +74,7 @@ def _read(name: str) -> Trace:
         return _tensors(path)
     if path.name == "trace.json" and (path.parent / "tensors").is_dir():
         return Trace.load(path.parent)
-    if why := files.absent(path):
-        raise UsageError(f"{name!r} {why}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name!r} is no trace: not text (byte {error.start})") from error
-    return Trace.from_json(_without_tensors(name, text))
+    return Trace.from_json(_without_tensors(name, files.text(path, "the trace", UsageError)))
 
 
 def _without_tensors(name: str, text: str) -> str:

@@ -7,7 +7,6 @@ batch is the reader's (calibration/).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,12 @@ def read_questions(
     path = Path(path)
     if reader.tokenizer is None:
         raise EvaluationError(f"{reader.source} has no tokenizer, which questions need; give a folder that has one")
-    found = [_question(line, where, path.parent) for line, where in _lines(path)]
+    if not path.is_file():
+        raise EvaluationError(
+            f"the questions {str(path)!r} do not exist; give a .jsonl file of lines such as {_EXAMPLE}"
+        )
+    lines = files.json_lines(path, "the questions", EvaluationError)
+    found = [_question(data, where, path.parent) for where, data in lines]
     if not found:
         raise EvaluationError(f"{str(path)!r} has no line; write one such as {_EXAMPLE} for each question")
     questions = tuple(Question(line.where, partial(_read, reader, line, prepare), a) for line, a in found[:limit])
@@ -122,27 +126,7 @@ def _read(reader: Reader, line: Line, prepare: Callable[[dict[str, Tensor]], dic
     return prepare(reader.read(line))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.is_file():
-        raise EvaluationError(
-            f"the questions {str(path)!r} do not exist; give a .jsonl file of lines such as {_EXAMPLE}"
-        )
-    if why := files.absent(path):
-        raise EvaluationError(f"the questions {str(path)!r} {why}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"the questions {str(path)!r} are no UTF-8 text (byte {error.start})") from error
-    for number, row in enumerate(text.split("\n"), 1):
-        if row.strip():
-            yield row, f"{path}, line {number}"
-
-
-def _question(row: str, where: str, folder: Path) -> tuple[Line, tuple[str, ...]]:
-    try:
-        data = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+def _question(data: Any, where: str, folder: Path) -> tuple[Line, tuple[str, ...]]:
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: a line is an object such as {_EXAMPLE}")
     if unknown := sorted(set(data) - set(KEYS)):

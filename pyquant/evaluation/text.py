@@ -117,19 +117,10 @@ def read_text(
         found = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and each.is_file())
         if not found:
             raise EvaluationError(f"the folder {str(path)!r} has no text file ({', '.join(SUFFIXES)})")
-    text = "\n\n".join(_contents(each) for each in found)
+    text = "\n\n".join(files.text(each, "the text", EvaluationError) for each in found)
     return Perplexity.of_text(
         text, tokenizer, window=window, limit=limit, name=f"perplexity:{path.name}" if name is None else name
     )
-
-
-def _contents(path: Path) -> str:
-    if why := files.absent(path):
-        raise EvaluationError(f"the text {str(path)!r} {why}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{str(path)!r} is no UTF-8 text (byte {error.start})") from error
 
 
 def _beginning(tokenizer: Any) -> Tensor:

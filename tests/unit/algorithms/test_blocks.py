@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pyquant
+from pyquant import ops
 from pyquant.algorithms.block_inputs import record
 from pyquant.algorithms.blocks import Block, run_blocks
 from pyquant.algorithms.statistics import Moment, Moments
@@ -20,6 +21,7 @@ from pyquant.errors import CalibrationError, CheckpointError, InputError, PhaseE
 from pyquant.models.llama import example as llama
 from pyquant.models.qwen3_vl import example as qwen
 from pyquant.qparams import QParams
+from pyquant.spec import BlockSpec
 from pyquant.weight import Weight, weights
 from pyquant.wrap import Phase, QModule, phase, structure
 from tests.models import gemma4_model_tiny as gemma
@@ -326,3 +328,18 @@ def test_parts_of_the_data_that_reach_no_tower_leave_its_weights_without_moments
     visual = [path for path in solve.seen if ".visual." in path]
     assert len(visual) > 10
     assert all(solve.seen[path] == [None] for path in visual)
+
+
+def test_a_solver_that_decides_blocks_of_ggml_cannot_go_on_from_files(tmp_path: Path) -> None:
+    rule = pyquant.Rule("*q_proj:weight", role="weight", spec=BlockSpec("q8_0"))
+    q = pyquant.prepare(llama.tiny_model(), pyquant.Policy((rule,), "blocks"))
+
+    def solve(block: Block) -> Sequence[Decision]:
+        for weight in block.weights:
+            assert isinstance(weight.site.spec, BlockSpec)
+            weight.decide_blocks(weight.site.spec, ops.quantize_blocks(weight.value, weight.site.spec.bits), "mine")
+        return []
+
+    with pytest.raises(InputError, match=r"weight 'model.layers.0.*:weight' is decided as blocks \(mine\), which the"):
+        run_blocks(q, llama_tree()[1], solve, choose=lambda w: w.spec is not None, resume=tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.json"]
