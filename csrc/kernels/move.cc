@@ -12,6 +12,7 @@ namespace pyquant::kernels {
 namespace {
 
 constexpr int64_t kPart = 16384;  // elements that are worth a thread
+constexpr int64_t kRun = 256;     // bytes of a column that a transpose reads at a time
 
 /// Two dimensions of a copy; strides count elements.
 struct Plane {
@@ -38,24 +39,52 @@ void copy_cells(const Plane& p, const uint8_t* from, uint8_t* to) {
   }
 }
 
-// Rows are runs in `from`, columns in `to`.
-template <class Cell>
-void transpose(const Plane& p, const uint8_t* from, uint8_t* to) {
-  constexpr int64_t kWidth = sizeof(Cell), kSide = Square<Cell>::kSide;
-  const int64_t from_stride = p.column_from * kWidth, to_stride = p.row_to * kWidth;
-  const int64_t rows = p.rows / kSide * kSide, columns = p.columns / kSide * kSide;
-  for (int64_t c = 0; c < columns; c += kSide) {
-    for (int64_t r = 0; r < rows; r += kSide)
-      Square<Cell>::run(from + c * from_stride + r * kWidth, from_stride, to + r * to_stride + c * kWidth,
-                        to_stride);
+// Of a plane whose rows are runs in `from` and columns in `to`: squares by `body`, what is left by `other`.
+template <class Cell, class Body, class Other>
+void divide(const Plane& p, int64_t side, const uint8_t* from, uint8_t* to, const Body& body,
+            const Other& other) {
+  constexpr int64_t kWidth = sizeof(Cell);
+  const int64_t rows = p.rows / side * side, columns = p.columns / side * side;
+  for (int64_t r = 0; r < rows; r += side) {
+    for (int64_t c = 0; c < columns; c += side) {
+      body(from + (c * p.column_from + r) * kWidth, to + (r * p.row_to + c) * kWidth);
+    }
   }
   Plane rest = p;
   rest.columns = p.columns - columns;
-  copy_cells<Cell>(rest, from + columns * from_stride, to + columns * kWidth);
-  rest = p;
+  if (rest.columns > 0) other(rest, from + columns * p.column_from * kWidth, to + columns * kWidth);
   rest.rows = p.rows - rows;
   rest.columns = columns;
-  copy_cells<Cell>(rest, from + rows * kWidth, to + rows * to_stride);
+  if (rest.rows > 0) other(rest, from + rows * kWidth, to + rows * p.row_to * kWidth);
+}
+
+template <class Cell>
+void transpose_squares(const Plane& p, const uint8_t* from, uint8_t* to) {
+  constexpr int64_t kWidth = sizeof(Cell);
+  const auto square = [&](const uint8_t* x, uint8_t* y) {
+    Square<Cell>::run(x, p.column_from * kWidth, y, p.row_to * kWidth);
+  };
+  divide<Cell>(p, Square<Cell>::kSide, from, to, square, copy_cells<Cell>);
+}
+
+// A tile is a line of the cache long on both sides. It is read into a dense buffer line by line and written
+// line by line, so that strides of a power of two do not evict lines halfway.
+template <class Cell>
+void transpose(const Plane& p, const uint8_t* from, uint8_t* to) {
+  constexpr int64_t kWidth = sizeof(Cell), kLine = 64, kSide = kLine / kWidth;
+  alignas(kLine) uint8_t buffer[kSide * kLine];
+  const Plane dense{kSide, kSide, 1, p.row_to, kSide, 1};
+  const auto tile = [&](const uint8_t* x, uint8_t* y) {
+    for (int64_t i = 0; i < kSide; ++i)
+      std::memcpy(buffer + i * kLine, x + i * p.column_from * kWidth, kLine);
+    transpose_squares<Cell>(dense, buffer, y);
+  };
+  for (int64_t c = 0; c < p.columns; c += kSide) {
+    Plane part = p;
+    part.columns = std::min(kSide, p.columns - c);
+    divide<Cell>(part, kSide, from + c * p.column_from * kWidth, to + c * kWidth, tile,
+                 transpose_squares<Cell>);
+  }
 }
 
 template <class Cell>
@@ -120,8 +149,7 @@ struct Planes {
       plane.row_to = nest.stride(rows, 1);
       outer = nest.without(rows);
     }
-    // A transpose reads one line of the cache of each column.
-    block = transposed ? std::max(512 / bits, 16) : std::max<int64_t>(kPart / plane.columns, 1);
+    block = transposed ? 8 * kRun / bits : std::max<int64_t>(kPart / plane.columns, 1);
     block = std::min(block, plane.rows);
     blocks = (plane.rows + block - 1) / block;
   }

@@ -41,16 +41,26 @@ struct Change {
     const double ratio = static_cast<double>(c->from_scale) / static_cast<double>(c->to_scale);
     const double from_zero = c->from_zero, to_zero = c->to_zero;
     const double lo = c->lo - to_zero, hi = c->hi - to_zero;
+    // Where the quotient is a float32, products with integers of 29 bits are exact, and so is the sum with a
+    // half.
+    const bool exact =
+        std::fma(ratio, static_cast<double>(c->to_scale), -static_cast<double>(c->from_scale)) == 0 &&
+        static_cast<double>(static_cast<float>(ratio)) == ratio;
+    const double margin = exact ? -1.0 : 0x1p-47, most = exact ? 0x1p28 : 0x1p40;
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       const int64_t length = std::min(kBlock, n - begin);
       int32_t result[kBlock];
-      int32_t tie = 0;
+      int32_t unsure = 0;
       for (int64_t i = 0; i < length; ++i) {
-        const double v = (q[begin + i] - from_zero) * ratio;
-        tie |= near_tie(v, std::fabs(v)) ? 1 : 0;
-        result[i] = static_cast<int32_t>(nearest(v, lo, hi) + to_zero);
+        const double steps = q[begin + i] - from_zero, v = steps * ratio;
+        const double size = std::fabs(v), sum = size + 0.5, whole = std::floor(sum);
+        // How far the sum is from an integer, which is how far the size is from a step.
+        const double above = sum - whole, below = 1.0 - above, distance = above < below ? above : below;
+        unsure |= !(distance > size * margin) | !(std::fabs(steps) < most) ? 1 : 0;
+        const double r = __builtin_copysign(whole, v), low = r > lo ? r : lo;
+        result[i] = static_cast<int32_t>((low < hi ? low : hi) + to_zero);
       }
-      if (tie != 0) {
+      if (unsure != 0) {
         for (int64_t i = 0; i < length; ++i) result[i] = requantize_value(*c, q[begin + i]);
       }
       std::memcpy(y + begin, result, static_cast<size_t>(length) * sizeof(int32_t));

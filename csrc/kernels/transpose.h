@@ -93,6 +93,17 @@ struct Square<uint32_t> {
     }
   }
 };
+
+template <>
+struct Square<uint64_t> {
+  static constexpr int kSide = 2;
+  static void run(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + from_stride));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(a, b));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + to_stride), _mm_unpackhi_epi64(a, b));
+  }
+};
 #endif
 
 }  // namespace pyquant::kernels
