@@ -57,6 +57,6 @@ bool target_of(const Arguments& arguments, circle::Target& out);
 /// otherwise.
 bool number_of(const Arguments& arguments, const std::string& name, int64_t lo, int64_t hi, int64_t& out);
 
-extern const Verb kWrite, kInspect, kCheck, kDiff, kPlan, kRun, kFaults;
+extern const Verb kWrite, kInspect, kCheck, kDiff, kPlan, kRun, kGenerate, kFaults;
 
 }  // namespace pyquant::cli

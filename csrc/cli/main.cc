@@ -13,11 +13,11 @@ using pyquant::cli::Verb;
 
 const Verb* const kVerbs[] = {&pyquant::cli::kWrite, &pyquant::cli::kInspect, &pyquant::cli::kCheck,
                               &pyquant::cli::kDiff,  &pyquant::cli::kPlan,    &pyquant::cli::kRun,
-                              &pyquant::cli::kFaults};
+                              &pyquant::cli::kGenerate, &pyquant::cli::kFaults};
 
 int print_help() {
   std::printf(
-      "pyquant-circle %s: writes, reads, checks, compares and runs .circle files\n\n"
+      "pyquant-circle %s: writes, reads, checks, compares and runs .circle files, generates with bundles\n\n"
       "usage:\n",
       PYQUANT_VERSION);
   for (const Verb* verb : kVerbs) std::printf("  pyquant-circle %s\n      %s\n", verb->usage, verb->help);

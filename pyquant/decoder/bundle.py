@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 
+from pyquant.decoder import host_data
 from pyquant.decoder.causal_lm import CausalLM
 from pyquant.decoder.ends import HeadProfile, embedding_profile
 from pyquant.decoder.generation import asks_nothing
@@ -168,12 +169,17 @@ class BundleParts:
             },
             "generation": _generation(self.q),
             "host": [*self.steps(), *self._more_steps()],
+            "host_data": self.host_data(),
             "graphs": {name: self.describe(part_profile) for name, (_, part_profile) in self.graphs().items()},
         }
 
     def more(self) -> dict[str, Any]:
         """Entries that only this family has."""
         return {}
+
+    def host_data(self) -> dict[str, Any]:
+        """What `steps` say, as data; see host_data.py."""
+        return host_data.of_text(self.text.variants)
 
     def steps(self) -> tuple[str, ...]:
         """What a host does, in order."""

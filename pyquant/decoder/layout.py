@@ -31,14 +31,18 @@ class RotaryTable:
         return cls(frequencies, float(entry["attention_scaling"]), entry.get("axis"))
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions (axes, B, S) -> cos and signed_sin, each (B, S, head_dim)."""
+        """positions (axes, B, S) -> cos and signed_sin, each (B, S, head_dim).
+
+        Angles are products in float32; their cosines and sines are computed in float64 and rounded to float32 once, so
+        that hosts on other machines and in other languages (csrc/host/rotary.cc) have the same bits.
+        """
         axis = (
             torch.zeros(len(self.inv_freq), dtype=torch.int64, device="cpu")
             if self.axis is None
             else torch.tensor(self.axis, dtype=torch.int64, device="cpu")
         )
-        angles = positions.float()[axis].permute(1, 2, 0) * self.inv_freq
-        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        angles = (positions.float()[axis].permute(1, 2, 0) * self.inv_freq).double()
+        cos, sin = angles.cos().float() * self.scaling, angles.sin().float() * self.scaling
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// pyquant-circle generate: tokens that follow prompts, with the graphs of a bundle; a host without Python.
+#include <charconv>
+#include <cstdio>
+#include <iostream>
+
+#include "circle/file.h"
+#include "circle/json.h"
+#include "cli/cli.h"
+#include "host/bundle.h"
+#include "host/generate.h"
+#include "host/replay.h"
+
+namespace pyquant::cli {
+namespace {
+
+using host::TokenRows;
+
+/// Options that are entries of a generation config.
+struct Named {
+  const char* option;
+  const char* setting;
+  bool samples;  // given, it asks for sampling
+};
+constexpr Named kSettings[] = {{"--max-new-tokens", "max_new_tokens", false},
+                               {"--min-new-tokens", "min_new_tokens", false},
+                               {"--temperature", "temperature", true},
+                               {"--top-k", "top_k", true},
+                               {"--top-p", "top_p", true},
+                               {"--min-p", "min_p", true},
+                               {"--repetition-penalty", "repetition_penalty", false},
+                               {"--no-repeat-ngram-size", "no_repeat_ngram_size", false}};
+
+Fault usage(const std::string& text, const std::string& where) {
+  return Fault{Code::E_HOST_SETTING, text, where};
+}
+
+/// Integers between any of `separators`. Fails on anything else.
+Result<std::vector<int64_t>> integers(const std::string& text, const std::string& separators,
+                                      const std::string& where) {
+  std::vector<int64_t> found;
+  for (size_t at = 0; at < text.size();) {
+    if (separators.find(text[at]) != std::string::npos) {
+      ++at;
+      continue;
+    }
+    const size_t end = std::min(text.find_first_of(separators, at), text.size());
+    int64_t value = 0;
+    const auto [stop, error] = std::from_chars(text.data() + at, text.data() + end, value);
+    if (error != std::errc() || stop != text.data() + end) {
+      return usage("saw '" + text.substr(at, end - at) + "', expected an integer", where);
+    }
+    found.push_back(value);
+    at = end;
+  }
+  return found;
+}
+
+/// Rows of token ids; with one row, all of `text` is that row.
+Result<TokenRows> rows_of(const std::string& text, char between, int64_t batch, const std::string& where) {
+  TokenRows rows;
+  for (size_t start = 0; start <= text.size();) {
+    const size_t end = std::min(text.find(between, start), text.size());
+    PYQUANT_TRY_ASSIGN(std::vector<int64_t> row,
+                       integers(text.substr(start, end - start), ", \t\r\n", where));
+    if (batch == 1 && !rows.empty()) {
+      rows[0].insert(rows[0].end(), row.begin(), row.end());
+    } else if (!row.empty() || between == ';') {
+      rows.push_back(std::move(row));
+    }
+    start = end + 1;
+  }
+  return rows;
+}
+
+Result<TokenRows> prompts_of(const Arguments& arguments, int64_t batch) {
+  if (arguments.has("--ids")) return rows_of(arguments.get("--ids"), ';', batch, "--ids");
+  const std::string path = arguments.get("--ids-file");
+  PYQUANT_TRY_ASSIGN(const auto mapping, circle::Mapping::open(path));
+  const circle::Bytes bytes = mapping->bytes();
+  return rows_of(std::string(reinterpret_cast<const char*>(bytes.data), bytes.size), '\n', batch, path);
+}
+
+/// "1x16x24,1x8x8"
+Result<std::vector<std::vector<int64_t>>> grids_of(const std::string& text) {
+  std::vector<std::vector<int64_t>> found;
+  for (size_t start = 0; start < text.size();) {
+    const size_t end = std::min(text.find(',', start), text.size());
+    PYQUANT_TRY_ASSIGN(std::vector<int64_t> grid, integers(text.substr(start, end - start), "x", "--grid"));
+    found.push_back(std::move(grid));
+    start = end + 1;
+  }
+  return found;
+}
+
+Result<host::SettingMap> settings_of(const Arguments& arguments) {
+  host::SettingMap found;
+  bool samples = arguments.has("--sample");
+  for (const Named& named : kSettings) {
+    if (!arguments.has(named.option)) continue;
+    const std::string text = arguments.get(named.option);
+    double value = 0;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || stop != text.data() + text.size()) {
+      return usage("saw '" + text + "', expected a number", named.option);
+    }
+    found[named.setting] = host::setting_of(value);
+    samples = samples || named.samples;
+  }
+  if (arguments.has("--eos")) {
+    host::Setting& eos = found["eos_token_id"];
+    eos.is_list = true;
+    eos.text = arguments.get("--eos");
+    if (eos.text != "none") {
+      PYQUANT_TRY_ASSIGN(const auto tokens, integers(eos.text, ",", "--eos"));
+      eos.values.assign(tokens.begin(), tokens.end());
+    }
+  }
+  if (samples || arguments.has("--greedy")) {
+    if (samples && arguments.has("--greedy")) {
+      return usage("is given beside an option of sampling; leave one of them out", "--greedy");
+    }
+    host::Setting& sample = found["do_sample"];
+    sample.is_flag = true;
+    sample.values = {samples ? 1.0 : 0.0};
+  }
+  return found;
+}
+
+Result<uint64_t> count_of(const Arguments& arguments, const char* option, uint64_t otherwise) {
+  if (!arguments.has(option)) return otherwise;
+  PYQUANT_TRY_ASSIGN(const auto values, integers(arguments.get(option), "", option));
+  if (values.size() == 1 && values[0] >= 0) return static_cast<uint64_t>(values[0]);
+  return usage("saw '" + arguments.get(option) + "', expected one number of at least 0", option);
+}
+
+std::string line_of(const std::vector<int64_t>& tokens, const char* between) {
+  std::string line;
+  for (size_t i = 0; i < tokens.size(); ++i) line += (i ? between : "") + std::to_string(tokens[i]);
+  return line;
+}
+
+void print(const host::Answer& answer, const TokenRows& prompts, bool json) {
+  if (!json) {
+    for (const auto& tokens : answer.tokens) std::printf("%s\n", line_of(tokens, ",").c_str());
+    return;
+  }
+  std::string text = "{\"rows\": [";
+  for (size_t row = 0; row < answer.tokens.size(); ++row) {
+    text += std::string(row ? ", " : "") + "{\"prompt\": [" + line_of(prompts[row], ", ") +
+            "], \"tokens\": [" + line_of(answer.tokens[row], ", ") + "], \"end\": \"" +
+            (answer.ended[row] ? "token" : "length") + "\"}";
+  }
+  text += "], \"seconds_to_first_token\": ";
+  circle::json::append_float(text, static_cast<float>(answer.seconds[0]));
+  text += ", \"seconds\": ";
+  circle::json::append_float(text, static_cast<float>(answer.seconds[1]));
+  std::printf("%s}\n", text.c_str());
+}
+
+/// One prompt, or a turn for each line of the standard input.
+Status answer(const Arguments& arguments, const host::Generator& generator, host::Request& request) {
+  const int64_t batch = generator.manifest().batch;
+  const bool json = arguments.has("--json");
+  if (!arguments.has("--chat")) {
+    PYQUANT_TRY_ASSIGN(request.prompts, prompts_of(arguments, batch));
+    PYQUANT_TRY_ASSIGN(const host::Answer made, generator.generate(request));
+    print(made, request.prompts, json);
+    return {};
+  }
+  host::Conversation conversation;
+  for (std::string line; std::getline(std::cin, line);) {
+    PYQUANT_TRY_ASSIGN(request.prompts, rows_of(line, ';', batch, "the standard input"));
+    PYQUANT_TRY_ASSIGN(const host::Answer made, generator.generate(request, &conversation));
+    print(made, request.prompts, json);
+    std::fflush(stdout);
+    request.media.clear();  // the images are those of the first turn
+  }
+  return {};
+}
+
+Status generate(const Arguments& arguments) {
+  const std::string folder = arguments.positionals[0];
+  PYQUANT_TRY_ASSIGN(host::Manifest manifest, host::open_bundle(folder));
+  host::Request request;
+  PYQUANT_TRY_ASSIGN(request.settings, settings_of(arguments));
+  PYQUANT_TRY_ASSIGN(request.seed, count_of(arguments, "--seed", 0));
+  if (arguments.has("--pixels")) {
+    PYQUANT_TRY_ASSIGN(const auto grids, grids_of(arguments.get("--grid")));
+    PYQUANT_TRY_ASSIGN(const auto file, circle::read_safetensors(arguments.get("--pixels")));
+    PYQUANT_TRY_ASSIGN(request.media, host::media_of(manifest, file, grids));
+  }
+  if (arguments.has("--replay")) {
+    PYQUANT_TRY_ASSIGN(const auto replay, host::Replay::open(arguments.get("--replay")));
+    PYQUANT_TRY_ASSIGN(const auto generator, host::Generator::create(std::move(manifest), *replay, folder));
+    PYQUANT_TRY(answer(arguments, *generator, request));
+    return replay->finish();
+  }
+  return Fault{Code::E_HOST_SETTING, "this build has no runtime for graphs; pass --replay", "generate"};
+}
+
+int run(const Arguments& arguments) {
+  const int prompts = arguments.has("--ids") + arguments.has("--ids-file") + arguments.has("--chat");
+  if (prompts != 1) {
+    complain(std::string("one of --ids, --ids-file and --chat is needed; usage: pyquant-circle ") +
+             kGenerate.usage);
+    return kFailed;
+  }
+  if (arguments.has("--grid") && !arguments.has("--pixels")) {
+    complain("option '--grid' says the sizes of what --pixels has, which is missing");
+    return kFailed;
+  }
+  const Status done = generate(arguments);
+  if (done.ok()) return kFine;
+  complain(done.fault().text());
+  return done.fault().code == Code::E_REPLAY ? kFound : kFailed;
+}
+
+}  // namespace
+
+const Verb kGenerate = {
+    "generate",
+    "generate BUNDLE (--ids 1,2,3 | --ids-file F | --chat) [--pixels p.safetensors [--grid 1x16x24]] "
+    "[--max-new-tokens N] [--min-new-tokens N] [--eos IDS|none] [--greedy | [--sample] [--temperature T] "
+    "[--top-k K] "
+    "[--top-p P] [--min-p P]] [--seed N] [--repetition-penalty R] [--no-repeat-ngram-size N] [--threads N] "
+    "[--json] "
+    "[--replay calls.safetensors]",
+    "prints the tokens that follow a prompt of token ids (rows between ';', or lines of a file), with the "
+    "graphs of a "
+    "bundle and nothing but its manifest; --chat takes a turn from each line of the standard input",
+    {{"--ids", "token ids"},
+     {"--ids-file", "a file"},
+     {"--chat", nullptr},
+     {"--pixels", "a file"},
+     {"--grid", "sizes in patches"},
+     {"--max-new-tokens", "a number"},
+     {"--min-new-tokens", "a number"},
+     {"--eos", "token ids, or none"},
+     {"--greedy", nullptr},
+     {"--sample", nullptr},
+     {"--temperature", "a number"},
+     {"--top-k", "a number"},
+     {"--top-p", "a number"},
+     {"--min-p", "a number"},
+     {"--seed", "a number"},
+     {"--repetition-penalty", "a number"},
+     {"--no-repeat-ngram-size", "a number"},
+     {"--threads", "a number"},
+     {"--json", nullptr},
+     {"--replay", "a file"}},
+    1,
+    run};
+
+}  // namespace pyquant::cli
