@@ -62,9 +62,7 @@ def fusion(
     return {**step("fusion", {text: HIDDEN}, outputs), "segments": taken, "index": index, "zeros": list(more)}
 
 
-def media(
-    name: str, token_id: int, tower: str, data: str, sizes: str, *, by_frame: bool = False
-) -> dict[str, Any]:
+def media(name: str, token_id: int, tower: str, data: str, sizes: str, *, by_frame: bool = False) -> dict[str, Any]:
     """What a placeholder token stands for. data, sizes: the tensors that a processor gives; what they hold is said by
     the tower's form. by_frame: positions count each frame of an item as an item of its own."""
     entry = {"name": name, "token_id": token_id, "tower": tower, "data": data, "sizes": sizes}

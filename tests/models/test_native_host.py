@@ -3,30 +3,254 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from llama_tiny import ids, padded
+from llama_tiny import padded
 from llama_tiny import tree as llama_tree
-from qwen_bundle_tiny import GRIDS, A, B, C
+from qwen_bundle_tiny import GRIDS, A, B, C, Eager
 from qwen_bundle_tiny import PROMPTS as QWEN_PROMPTS
 from qwen_bundle_tiny import profile as qwen_profile
 from qwen_bundle_tiny import tree as qwen_tree
+from qwen_model_tiny import batch
+from torch import Tensor
 
 from pyquant.decoder.host import Host
+from pyquant.decoder.row_table import RowTable
+from pyquant.decoder.turn import Past
 from pyquant.models import llama
-from tests.models.eager_bundle import Eager
-from tests.models.native_host import expect_same
+from pyquant.models.gemma4 import table
+from pyquant.models.gemma4.whole_host import host as gemma_host
+from tests.models import gemma4_bundle_tiny as gemma
+from tests.models.eager_bundle import Eager as EagerBundle
+from tests.models.native_host import Recorder, expect_same, media_file, native, rows_of
 
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
+WORDS = ("--greedy", "--eos", "none")
 
 
 @pytest.mark.parametrize("layers", ["stack", "per_layer"])
 @pytest.mark.parametrize("lengths", [(3,), (8,), (11, 4)], ids=str)
 def test_llama(layers: str, lengths: tuple[int, ...], tmp_path: Path) -> None:
-    own = llama.Profile(max_seq_len=20, prefill_lengths=(4, 8), append_lengths=(3,), batch_size=len(lengths), layers=layers)
-    eager = Eager(llama_tree()[1], own)
-    expect_same(tmp_path, eager, Host(eager.manifest), padded(lengths, "left"), "--greedy", "--eos", "none",
-                max_new_tokens=6, **GREEDY)
+    own = llama.Profile(
+        max_seq_len=20, prefill_lengths=(4, 8), append_lengths=(3,), batch_size=len(lengths), layers=layers
+    )
+    eager = EagerBundle(llama_tree()[1], own)
+    given = padded(lengths, "left")
+    expect_same(tmp_path, eager, Host(eager.manifest), given, *WORDS, max_new_tokens=6, **GREEDY)
+
+
+def test_rows_that_end_get_padding_and_penalties_are_transformers(tmp_path: Path) -> None:
+    eager = EagerBundle(llama_tree()[1], llama.Profile(max_seq_len=32, prefill_lengths=(8,), batch_size=2))
+    given = padded((7, 7), "left")
+    free = Host(eager.manifest).generate(eager, **given, max_new_tokens=12, **GREEDY)[:, 7:]
+    end = int(free[0, 3])
+    options = {"do_sample": False, "eos_token_id": [end, 59], "repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
+    words = ["--greedy", "--eos", f"{end},59", "--repetition-penalty", "1.4", "--no-repeat-ngram-size", "2"]
+    for least in (0, 9):
+        more = {"min_new_tokens": least} if least else {}
+        own = [*words, "--min-new-tokens", least] if least else words
+        expect_same(tmp_path, eager, Host(eager.manifest), given, *own, max_new_tokens=12, **options, **more)
+
+
+# --- images whose positions have three axes ---
+
+
+@pytest.mark.parametrize("layout", ["stack", "per_layer", "appended"])
+@pytest.mark.parametrize("prompt", QWEN_PROMPTS)
+def test_grids(layout: str, prompt: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"layers": "per_layer"} if layout == "per_layer" else {}
+    if layout == "appended":
+        changes = {"prefill_lengths": (4,), "append_lengths": (3, 5), "max_seq_len": 40}
+    eager = Eager(qwen_tree()[1], qwen_profile(**changes))
+    given = batch(QWEN_PROMPTS[prompt])
+    expect_same(tmp_path, eager, eager.host(), given, *WORDS, max_new_tokens=4, **GREEDY)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_grids_in_rows_of_unequal_length(side: str, tmp_path: Path) -> None:
+    eager = Eager(qwen_tree()[1], qwen_profile(batch_size=2, token_embedding="fixed"))
+    given = batch((1, A, 2), (C, 3, B), side=side)
+    expect_same(tmp_path, eager, eager.host(), given, *WORDS, max_new_tokens=4, **GREEDY)
+
+
+def test_a_video_by_a_grid_of_its_own(tmp_path: Path) -> None:
+    eager = Eager(qwen_tree()[1], qwen_profile(image_grids=((2, 4, 2), (1, 4, 2))))
+    given = batch(QWEN_PROMPTS["video"])
+    made = expect_same(tmp_path, eager, eager.host(), given, *WORDS, max_new_tokens=2, **GREEDY)
+    assert "vision_t2_h4_w2" in made.calls
+
+
+WHOLE: dict[str, tuple[Any, ...]] = {
+    "two_images": ((2, A, 1, C, 1),),
+    "text": ((6,),),
+    "image_and_video": ((1, C, ("video", (2, 4, 2)), 1),),
+    "rows": ((1, A, 2), (5,)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_grids_in_one_graph(case: str, tmp_path: Path) -> None:
+    given = batch(*WHOLE[case], side="left")
+    found = (given.get(f"{kind}_grid_thw", torch.zeros(0, 3)) for kind in ("image", "video"))
+    grids = tuple(tuple(map(int, grid)) for each in found for grid in each)
+    own = qwen_profile(
+        layers="whole", max_seq_len=24, prefill_lengths=(), image_grids=grids, batch_size=len(WHOLE[case])
+    )
+    eager = Eager(qwen_tree()[1], own)
+    expect_same(tmp_path, eager, eager.host(), given, *WORDS, max_new_tokens=4, **GREEDY)
+
+
+def test_grids_named_by_the_caller(tmp_path: Path) -> None:
+    """Pixels without sizes beside them."""
+    eager = Eager(qwen_tree()[1], qwen_profile())
+    given = batch((2, A, 1, C))
+    recorder = Recorder(eager)
+    eager.host().generate(recorder, **given, max_new_tokens=2, **GREEDY)
+    recorder.save(tmp_path)
+    words = media_file(tmp_path, {"pixel_values": given["pixel_values"]})
+    ids = rows_of(given["input_ids"], None)
+    grids = ",".join("x".join(map(str, grid)) for grid in (A, C))
+    done = native(tmp_path, "--ids", ids, *words, "--grid", grids, "--max-new-tokens", 2, *WORDS)
+    assert done.returncode == 0, done.stderr
+    done = native(tmp_path, "--ids", ids, *words, "--grid", "x".join(map(str, A)), "--max-new-tokens", 2, *WORDS)
+    assert done.returncode == 2
+    assert "which are not the patches of 1 item(s) of 'image_grid_thw' in turn" in done.stderr
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_vl"])
+def test_a_conversation(family: str, tmp_path: Path) -> None:
+    lengths: dict[str, Any] = {"max_seq_len": 40, "prefill_lengths": (8,), "append_lengths": (3, 5)}
+    eager = EagerBundle(llama_tree()[1], llama.Profile(**lengths))
+    host, turns = Host(eager.manifest), [{"input_ids": torch.tensor([row])} for row in ([5, 6, 7], [8], [9, 3, 1, 4])]
+    if family == "qwen3_vl":
+        eager = Eager(qwen_tree()[1], qwen_profile(**lengths))
+        host, turns = eager.host(), [batch((2, A, 1)), batch((3,)), batch((1,))]
+    past, recorder, expected = Past(), Recorder(eager), []
+    options = {**GREEDY, "max_new_tokens": 3, "repetition_penalty": 1.3}
+    for turn in turns:
+        whole = host.generate(recorder, **turn, past=past, **options)
+        expected.append(whole[0, -3:].tolist())
+    recorder.save(tmp_path)
+    lines = [rows_of(turn["input_ids"], None) for turn in turns]
+    given = media_file(tmp_path, turns[0])
+    words = ["--max-new-tokens", 3, "--repetition-penalty", "1.3", *WORDS]
+    done = native(tmp_path, "--chat", *given, *words, turns=lines)
+    assert done.returncode == 0, done.stderr
+    assert [[int(token) for token in line.split(",")] for line in done.stdout.splitlines()] == expected
+
+
+# --- windows, shared keys, per-layer inputs, images that see themselves, audio ---
+
+
+OPTIONS: dict[str, Any] = {**GREEDY, "pad_token_id": 0, "repetition_penalty": 3.0}
+GEMMA_WORDS = (*WORDS, "--repetition-penalty", "3")
+NEW = 10  # past the wrap of a ring
+
+
+def gemma_eager(form: str = "e2b", **changes: Any) -> EagerBundle:
+    return EagerBundle(gemma.tree(form=form)[1], gemma.profile(**changes))
+
+
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+@pytest.mark.parametrize("prompt", gemma.PROMPTS)
+def test_windows_and_towers(layers: str, prompt: str, tmp_path: Path) -> None:
+    eager, given = gemma_eager(layers=layers), gemma.given(prompt, seed=5)
+    expect_same(tmp_path, eager, gemma_host(eager.manifest), given, *GEMMA_WORDS, max_new_tokens=NEW, **OPTIONS)
+
+
+GEMMA: dict[str, tuple[str, dict[str, Any]]] = {
+    "full_masks": ("all", {"sliding": "full"}),
+    "fixed_embeddings": ("all", {"token_embedding": "fixed"}),
+    "frames_at_once": ("video", {"video_frames": 2}),
+    "appended": ("all", {"prefill_lengths": (5,), "append_lengths": (3, 6)}),
+    "appended_layers": ("audio", {"prefill_lengths": (5,), "append_lengths": (3, 6), "layers": "per_layer"}),
+    "table_by_layers": ("all", {"per_layer_table": "layers"}),
+    "table_by_rows": ("all", {"per_layer_table": "rows"}),
+}
+
+
+@pytest.mark.parametrize("case", GEMMA)
+def test_layouts(case: str, tmp_path: Path) -> None:
+    prompt, changes = GEMMA[case]
+    eager = gemma_eager(**changes)
+    given = gemma.given(prompt, seed=6)
+    expect_same(tmp_path, eager, gemma_host(eager.manifest), given, *GEMMA_WORDS, max_new_tokens=NEW, **OPTIONS)
+
+
+def test_rows_with_different_media(tmp_path: Path) -> None:
+    eager = gemma_eager(batch_size=4)
+    given = gemma.joined(["adjacent", "short", "audio", "long"], seed=3)
+    host = gemma_host(eager.manifest)
+    options, words = {**OPTIONS, "repetition_penalty": 1.0}, WORDS  # transformers' penalty counts padding
+    expect_same(tmp_path, eager, host, given, *words, max_new_tokens=NEW, **options)
+
+
+@pytest.mark.parametrize("prompt", ["adjacent", "all", "image_last"])
+def test_images_that_see_themselves(prompt: str, tmp_path: Path) -> None:
+    eager, given = gemma_eager("vision"), gemma.given(prompt, seed=8)
+    expect_same(tmp_path, eager, gemma_host(eager.manifest), given, *GEMMA_WORDS, max_new_tokens=NEW, **OPTIONS)
+
+
+def test_towers_in_one_graph(tmp_path: Path) -> None:
+    given = gemma.given("all", seed=9)
+    _, images, frames, clips = gemma.PROMPTS["all"]
+    eager = gemma_eager(
+        layers="whole",
+        image_shapes=(*images, *[gemma.FRAME] * frames),
+        audio_lengths=tuple(clip + 1 for clip in clips),
+        prefill_lengths=(),
+    )
+    expect_same(tmp_path, eager, gemma_host(eager.manifest), given, *GEMMA_WORDS, max_new_tokens=5, **OPTIONS)
+
+
+class WithTable(EagerBundle):
+    """Rows of a file beside the graphs are read by the host itself."""
+
+    def __init__(self, q: Any, profile: Any, folder: Path) -> None:
+        super().__init__(q, profile)
+        for name, write in profile.files(q).items():
+            write(folder / name)
+        self.table = RowTable(folder / table.FILE, self.manifest["tables"][table.NAME])
+
+
+def test_a_table_beside_the_graphs(tmp_path: Path) -> None:
+    eager = WithTable(gemma.tree()[1], gemma.profile(per_layer_table="host"), tmp_path)
+    given, recorder = gemma.given("all", seed=4), Recorder(eager)
+
+    def run(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return eager.table.run(inputs) if name == table.NAME else recorder(name, inputs)
+
+    gemma_host(eager.manifest).generate(run, **given, max_new_tokens=4, **OPTIONS)
+    recorder.save(tmp_path)
+    words = ["--ids", rows_of(given["input_ids"], None), *media_file(tmp_path, given), *GEMMA_WORDS]
+    done = native(tmp_path, *words, "--max-new-tokens", 4)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what is not as it should be ---
+
+
+def test_a_recording_of_other_inputs_is_told(tmp_path: Path) -> None:
+    eager = Eager(qwen_tree()[1], qwen_profile(image_grids=GRIDS))
+    given, recorder = batch((2, A, 1)), Recorder(eager)
+    eager.host().generate(recorder, **given, max_new_tokens=2, **GREEDY)
+    name = next(name for name in recorder.tensors if name.endswith("|prefill_s8|in|cos"))
+    recorder.tensors[name][0, 3, 1] += 1e-7
+    recorder.save(tmp_path)
+    ids = rows_of(given["input_ids"], None)
+    words = ["--ids", ids, *media_file(tmp_path, given), "--max-new-tokens", 2, *WORDS]
+    done = native(tmp_path, *words)
+    assert done.returncode == 1
+    assert "E_REPLAY" in done.stderr
+    assert "graph 'prefill_s8', input 'cos': has " in done.stderr
+    wrong = json.loads((tmp_path / "manifest.json").read_text())
+    wrong["host_data"]["variants"][0]["window"] = 2
+    (tmp_path / "manifest.json").write_text(json.dumps(wrong))
+    assert "input 'attention_mask': has -" in native(tmp_path, *words).stderr
+    done = native(tmp_path, "--ids", ids, "--max-new-tokens", 2, *WORDS)
+    assert done.returncode == 2
+    assert "no item is left for them" in done.stderr
