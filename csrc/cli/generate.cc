@@ -8,6 +8,7 @@
 #include "circle/json.h"
 #include "cli/cli.h"
 #include "host/bundle.h"
+#include "host/circle_runtime.h"
 #include "host/generate.h"
 #include "host/replay.h"
 
@@ -196,7 +197,10 @@ Status generate(const Arguments& arguments) {
     PYQUANT_TRY(answer(arguments, *generator, request));
     return replay->finish();
   }
-  return Fault{Code::E_HOST_SETTING, "this build has no runtime for graphs; pass --replay", "generate"};
+  PYQUANT_TRY_ASSIGN(const uint64_t threads, count_of(arguments, "--threads", 0));
+  host::CircleRuntime runtime(manifest, folder, static_cast<int>(threads));
+  PYQUANT_TRY_ASSIGN(const auto generator, host::Generator::create(std::move(manifest), runtime, folder));
+  return answer(arguments, *generator, request);
 }
 
 int run(const Arguments& arguments) {

@@ -25,12 +25,20 @@ Cache Cache::empty(const Manifest& manifest) {
 }
 
 Status Cache::write(Tensor& kept, const Tensor& made, const std::vector<int64_t>& counts) const {
-  const Shape& to = kept.shape;
+  const Shape to = kept.shape;
   const Shape& from = made.shape;
-  if (made.type != kept.type || from.size() != 4 || from[0] != to[0] || from[1] != to[1] ||
-      from[3] != to[3]) {
+  if (!is_real(made.type) || from.size() != 4 || from[0] != to[0] || from[1] != to[1] || from[3] != to[3]) {
     return fault_of(Code::E_MANIFEST, "a graph makes keys or values " + shape_text(from) +
                                           ", the manifest's cache has " + shape_text(to));
+  }
+  if (!made.is_like(kept)) {
+    if (*std::max_element(lengths.begin(), lengths.end()) > 0) {  // a grid of its own in each graph
+      const Tensor floats = made.as_floats();
+      kept = kept.as_floats();
+      if (!made.is_like(kept)) return write(kept, floats, counts);
+    } else {
+      kept = made.zeros_like(to);
+    }
   }
   const size_t line = static_cast<size_t>(to[3]) * type_size(made.type);
   const int64_t slots = to[2];

@@ -25,7 +25,7 @@ struct Cache {
 
   static Cache empty(const Manifest& manifest);
   /// Writes the first counts[row] of new keys or values (batch, kv_heads, S, head_dim) behind those of each
-  /// row.
+  /// row. An empty cache takes the grid of what is written first.
   Status write(Tensor& kept, const Tensor& made, const std::vector<int64_t>& counts) const;
 };
 

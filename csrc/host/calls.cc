@@ -10,7 +10,8 @@ namespace {
 
 Status check(const Graph& graph, const TensorSpec& spec, const Tensor& given) {
   const std::string where = "graph '" + graph.name + "': input '" + spec.name + "'";
-  bool fits = given.shape.size() == spec.shape.size() && given.type == spec.type;
+  bool fits = given.shape.size() == spec.shape.size();
+  fits = fits && (given.type == spec.type || (is_real(given.type) && is_real(spec.type)));
   for (size_t i = 0; fits && i < spec.shape.size(); ++i) {
     fits = spec.shape[i] < 0 || spec.shape[i] == given.shape[i];
   }
@@ -104,6 +105,10 @@ Result<Tensor> Calls::by_rows(const std::vector<const Graph*>& parts, const std:
     if (!found) {
       found = std::move(rows);
       continue;
+    }
+    if (!rows.is_like(*found)) {
+      rows = rows.as_floats();
+      found = found->as_floats();
     }
     const size_t line = rows.bytes.size() / static_cast<size_t>(ids.count());
     for (int64_t i : inside) {

@@ -23,8 +23,12 @@ struct Logits {
 
 /// Hidden states (batch, 1, width) of each row's last token, from parts of a prompt.
 void take_last(const Tensor& hidden, const std::vector<int64_t>& counts, const Part& part, Tensor& last) {
-  const size_t line = static_cast<size_t>(hidden.shape[2]) * 4;
-  if (last.bytes.empty()) last = Tensor::zeros(Type::Float32, {hidden.shape[0], 1, hidden.shape[2]});
+  const size_t line = static_cast<size_t>(hidden.shape[2]) * type_size(hidden.type);
+  if (last.bytes.empty()) last = hidden.zeros_like({hidden.shape[0], 1, hidden.shape[2]});
+  if (!last.is_like(hidden)) {  // each graph has a grid of its own
+    last = last.as_floats();
+    if (hidden.type != Type::Float32) return take_last(hidden.as_floats(), counts, part, last);
+  }
   for (size_t row = 0; row < counts.size(); ++row) {
     const auto at = static_cast<size_t>(counts[row] - 1);
     if (at < part.start || at >= part.stop) continue;

@@ -117,6 +117,11 @@ Result<Tensor> Stack::through(const std::string& kind, const Prompt& prompt, con
   PYQUANT_TRY_ASSIGN(Tensor hidden, manifest_.per_layer
                                         ? layer_by_layer(kind, places, values, made_tables, past, cache, made)
                                         : whole(*graph, values, made_tables, past, cache, made));
+  if (hidden.shape.size() != 3 || hidden.shape[0] != manifest_.batch || hidden.shape[1] != places ||
+      !is_real(hidden.type)) {
+    return fault_of(Code::E_MANIFEST, "the graph for " + std::to_string(places) + " places of kind '" + kind +
+                                          "' makes hidden states " + shape_text(hidden.shape));
+  }
   const std::vector<int64_t> counts = prompt.counts();
   for (size_t i = 0; i < made.size(); ++i) {
     if (manifest_.layers[i].shares >= 0 || !manifest_.layers[i].slots) continue;
@@ -210,13 +215,14 @@ Result<Tensor> Stack::logits(const Tensor& hidden) const {
   if (!head) return missing("lm_head", 1);
   PYQUANT_TRY_ASSIGN(Outputs out, calls_.run(*head, {{"hidden_states", &hidden}}, {"logits"}));
   Tensor& logits = out["logits"];
-  if (logits.shape.size() != 3 || logits.shape[1] != 1 || logits.shape[0] != manifest_.batch) {
+  if (logits.shape.size() != 3 || logits.shape[1] != 1 || logits.shape[0] != manifest_.batch ||
+      !is_real(logits.type)) {
     return fault_of(Code::E_MANIFEST, "graph 'lm_head' makes logits " + shape_text(logits.shape) +
                                           ", expected [" + std::to_string(manifest_.batch) +
                                           ", 1, vocabulary]");
   }
   logits.shape.erase(logits.shape.begin() + 1);
-  return std::move(logits);
+  return logits.as_floats();
 }
 
 }  // namespace pyquant::host

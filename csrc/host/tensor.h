@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors between a host and the graphs of a bundle: a type, a shape and the bytes, in C order. A tensor that
-// a graph stores as integers of a grid passes as float32.
+// Tensors between a host and the graphs of a bundle: a type, a shape and the bytes, in C order. Real numbers
+// are float32, or integers of a grid as a graph stores them, which go from graph to graph without a change.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "pyquant/qparams.h"
+
 namespace pyquant::host {
 
-enum class Type : uint8_t { Float32, Int32, Int64, Bool };
+enum class Type : uint8_t { Float32, Int32, Int64, Bool, Int8, UInt8, Int16 };
+
+/// Whether elements are real numbers: float32, or integers of a grid.
+inline bool is_real(Type type) { return type == Type::Float32 || type >= Type::Int8; }
 
 /// "float32" ...
 const char* type_name(Type type);
@@ -29,6 +34,7 @@ struct Tensor {
   Type type = Type::Float32;
   Shape shape;
   std::vector<uint8_t> bytes;
+  ScaleZeroPoint grid{1, 0};  // of Int8, UInt8, Int16
 
   /// Zeros.
   static Tensor zeros(Type type, Shape shape);
@@ -40,11 +46,21 @@ struct Tensor {
   const int32_t* ints() const { return reinterpret_cast<const int32_t*>(bytes.data()); }
   /// Bytes of one element of the first dimension.
   size_t row_bytes() const;
+  /// Whether elements mean the same in both: type, and grid of integers.
+  bool is_like(const Tensor& other) const;
+  /// All zeros, of this type and grid: the bytes of a zero are those of the zero point.
+  Tensor zeros_like(Shape other) const;
+  /// Real numbers as float32.
+  Tensor as_floats() const;
 };
+
+/// Integers of a grid from real numbers, by the contract of pyquant/qparams.h; `narrow`: without a signed
+/// type's lowest value.
+void quantize(const Tensor& real, Type type, ScaleZeroPoint grid, bool narrow, std::vector<uint8_t>& out);
 
 /// int32 of `shape`.
 Tensor int_tensor(const std::vector<int64_t>& values, Shape shape);
-/// The tensors joined along `axis`; all other sizes are equal.
+/// The tensors joined along `axis`, as float32 where their grids differ; all other sizes are equal.
 Tensor joined(const std::vector<const Tensor*>& parts, size_t axis);
 /// Index `at` of `axis`, which is not there any more.
 Tensor sliced(const Tensor& whole, size_t axis, int64_t at);

@@ -66,7 +66,7 @@ class Tour {
     PYQUANT_TRY_ASSIGN(Outputs out, calls_.run(graph, inputs, tower_.outputs));
     for (size_t k = 0; k < tower_.outputs.size(); ++k) {
       Tensor& rows = out[tower_.outputs[k]];
-      if (rows.shape.size() != 2 || rows.type != Type::Float32 || rows.shape[0] < least) {
+      if (rows.shape.size() != 2 || !is_real(rows.type) || rows.shape[0] < least) {
         return fault_of(Code::E_MANIFEST, "graph '" + graph.name + "' makes '" + tower_.outputs[k] + "' of " +
                                               shape_text(rows.shape) + ", expected at least " +
                                               std::to_string(least) + " rows");
@@ -204,7 +204,8 @@ Joined join(const Step& step, const Graph& graph, const TowerRows& rows, const P
     const auto room = static_cast<size_t>(std::max<int64_t>(0, spec->shape[0]));
     for (size_t k = 0; k < segment.inputs.size(); ++k) {
       const int64_t columns = features.empty() ? width : features[k].shape[1];
-      Tensor taken = Tensor::zeros(Type::Float32, {static_cast<int64_t>(room), columns});
+      const Shape shape{static_cast<int64_t>(room), columns};
+      Tensor taken = features.empty() ? Tensor::zeros(Type::Float32, shape) : features[k].zeros_like(shape);
       for (size_t i = 0; !features.empty() && i < used.size() && i < room; ++i) {
         const size_t line = features[k].row_bytes();
         std::memcpy(taken.bytes.data() + i * line,

@@ -159,8 +159,8 @@ Result<Tensor> WholeModel::logits(const std::vector<int64_t>* tokens) {
   if (hidden.shape.size() != 3 || hidden.shape[1] != manifest_.longest) {
     return fault_of(Code::E_MANIFEST, "graph 'model' makes hidden_states " + shape_text(hidden.shape));
   }
-  Tensor last = Tensor::zeros(Type::Float32, {hidden.shape[0], 1, hidden.shape[2]});
-  const size_t line = static_cast<size_t>(hidden.shape[2]) * 4;
+  Tensor last = hidden.zeros_like({hidden.shape[0], 1, hidden.shape[2]});
+  const size_t line = static_cast<size_t>(hidden.shape[2]) * type_size(hidden.type);
   for (size_t row = 0; row < prompt_.batch; ++row) {
     const size_t at = row * prompt_.width + static_cast<size_t>(counts[row] - 1);
     std::memcpy(last.bytes.data() + row * line, hidden.bytes.data() + at * line, line);
