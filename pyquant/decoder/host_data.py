@@ -19,7 +19,7 @@ IDS, HIDDEN = "ids", "hidden"
 
 
 def of_text(variants: Mapping[str, LayerKind]) -> dict[str, Any]:
-    """The entries of a text model: layers of `variants` (LayerKind), embeddings of tokens, positions that count them."""
+    """The entries of a text model: variants of layers, embeddings of tokens, positions that count them."""
     return {
         "version": VERSION,
         "variants": [_variant(variant, kind) for variant, kind in variants.items()],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native host against Python's, graph input by graph input, for every family: the manifest says all that it needs."""
+"""The native host against Python's, graph input by graph input, for every family: the manifest says all it needs."""
 
 from __future__ import annotations
 
@@ -238,15 +238,15 @@ def test_a_recording_of_other_inputs_is_told(tmp_path: Path) -> None:
     eager = Eager(qwen_tree()[1], qwen_profile(image_grids=GRIDS))
     given, recorder = batch((2, A, 1)), Recorder(eager)
     eager.host().generate(recorder, **given, max_new_tokens=2, **GREEDY)
-    name = next(name for name in recorder.tensors if name.endswith("|prefill_s8|in|cos"))
-    recorder.tensors[name][0, 3, 1] += 1e-7
+    name = next(name for name in recorder.tensors if name.endswith("|prefill_s24|in|cos"))
+    recorder.tensors[name][0, 3, 1] = torch.nextafter(recorder.tensors[name][0, 3, 1], torch.tensor(2.0))
     recorder.save(tmp_path)
     ids = rows_of(given["input_ids"], None)
     words = ["--ids", ids, *media_file(tmp_path, given), "--max-new-tokens", 2, *WORDS]
     done = native(tmp_path, *words)
     assert done.returncode == 1
     assert "E_REPLAY" in done.stderr
-    assert "graph 'prefill_s8', input 'cos': has " in done.stderr
+    assert "graph 'prefill_s24', input 'cos': has " in done.stderr
     wrong = json.loads((tmp_path / "manifest.json").read_text())
     wrong["host_data"]["variants"][0]["window"] = 2
     (tmp_path / "manifest.json").write_text(json.dumps(wrong))
