@@ -128,13 +128,6 @@ Result<host::SettingMap> settings_of(const Arguments& arguments) {
   return found;
 }
 
-Result<uint64_t> count_of(const Arguments& arguments, const char* option, uint64_t otherwise) {
-  if (!arguments.has(option)) return otherwise;
-  PYQUANT_TRY_ASSIGN(const auto values, integers(arguments.get(option), "", option));
-  if (values.size() == 1 && values[0] >= 0) return static_cast<uint64_t>(values[0]);
-  return usage("saw '" + arguments.get(option) + "', expected one number of at least 0", option);
-}
-
 std::string line_of(const std::vector<int64_t>& tokens, const char* between) {
   std::string line;
   for (size_t i = 0; i < tokens.size(); ++i) line += (i ? between : "") + std::to_string(tokens[i]);
@@ -180,12 +173,12 @@ Status answer(const Arguments& arguments, const host::Generator& generator, host
   return {};
 }
 
-Status generate(const Arguments& arguments) {
+Status generate(const Arguments& arguments, int64_t seed, int64_t threads) {
   const std::string folder = arguments.positionals[0];
   PYQUANT_TRY_ASSIGN(host::Manifest manifest, host::open_bundle(folder));
   host::Request request;
   PYQUANT_TRY_ASSIGN(request.settings, settings_of(arguments));
-  PYQUANT_TRY_ASSIGN(request.seed, count_of(arguments, "--seed", 0));
+  request.seed = static_cast<uint64_t>(seed);
   if (arguments.has("--pixels")) {
     PYQUANT_TRY_ASSIGN(const auto grids, grids_of(arguments.get("--grid")));
     PYQUANT_TRY_ASSIGN(const auto file, circle::read_safetensors(arguments.get("--pixels")));
@@ -197,7 +190,6 @@ Status generate(const Arguments& arguments) {
     PYQUANT_TRY(answer(arguments, *generator, request));
     return replay->finish();
   }
-  PYQUANT_TRY_ASSIGN(const uint64_t threads, count_of(arguments, "--threads", 0));
   host::CircleRuntime runtime(manifest, folder, static_cast<int>(threads));
   PYQUANT_TRY_ASSIGN(const auto generator, host::Generator::create(std::move(manifest), runtime, folder));
   return answer(arguments, *generator, request);
@@ -214,7 +206,12 @@ int run(const Arguments& arguments) {
     complain("option '--grid' says the sizes of what --pixels has, which is missing");
     return kFailed;
   }
-  const Status done = generate(arguments);
+  int64_t seed = 0, threads = 0;
+  if (!number_of(arguments, "--seed", 0, INT64_MAX, seed) ||
+      !number_of(arguments, "--threads", 0, 1024, threads)) {
+    return kFailed;
+  }
+  const Status done = generate(arguments, seed, threads);
   if (done.ok()) return kFine;
   complain(done.fault().text());
   return done.fault().code == Code::E_REPLAY ? kFound : kFailed;

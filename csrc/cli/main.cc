@@ -11,8 +11,8 @@ namespace {
 
 using pyquant::cli::Verb;
 
-const Verb* const kVerbs[] = {&pyquant::cli::kWrite, &pyquant::cli::kInspect, &pyquant::cli::kCheck,
-                              &pyquant::cli::kDiff,  &pyquant::cli::kPlan,    &pyquant::cli::kRun,
+const Verb* const kVerbs[] = {&pyquant::cli::kWrite,    &pyquant::cli::kInspect, &pyquant::cli::kCheck,
+                              &pyquant::cli::kDiff,     &pyquant::cli::kPlan,    &pyquant::cli::kRun,
                               &pyquant::cli::kGenerate, &pyquant::cli::kFaults};
 
 int print_help() {

@@ -51,9 +51,9 @@ def test_version_and_help(run: Run) -> None:
     for words in (["--help"], []):
         done = run(*words)
         assert done.returncode == 0
-        for verb in ("write", "inspect", "check", "diff", "plan", "faults"):
+        for verb in ("write", "inspect", "check", "diff", "plan", "run", "generate", "faults"):
             assert f"pyquant-circle {verb}" in done.stdout
-    for verb in ("write", "inspect", "check", "diff", "plan", "faults"):
+    for verb in ("write", "inspect", "check", "diff", "plan", "run", "generate", "faults"):
         done = run(verb, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith(f"usage: pyquant-circle {verb}")
@@ -142,7 +142,10 @@ def test_faults_lists_every_code(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["frobnicate"], "verb 'frobnicate' is unknown, expected one of write, inspect, check, diff, plan, faults"),
+        (
+            ["frobnicate"],
+            "verb 'frobnicate' is unknown, expected one of write, inspect, check, diff, plan, run, generate, faults",
+        ),
         (["check"], "saw 0 file names, expected 1; usage: pyquant-circle check"),
         (["check", "--fast", "x"], "unknown option '--fast'"),
         (["check", "--target"], "option '--target' wants a target"),
@@ -263,3 +266,20 @@ def test_a_corrupt_file(run: Run, tmp_path: Path) -> None:
         ["plan", path, "-o", "p", "--weights", "w"],
     ):
         refused(run(*words), 2, f"E_FLATBUFFER: {path}: flatbuffers' verifier rejects its 500 bytes")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one of --ids, --ids-file and --chat is needed; usage: pyquant-circle generate BUNDLE"),
+        (["--ids", "1", "--grid", "1x2x2"], "option '--grid' says the sizes of what --pixels has, which is missing"),
+        (["--ids", "1"], "E_OPEN: "),
+        (["--ids", "1", "--seed", "x"], "--seed"),
+    ],
+)
+def test_generate_says_what_it_needs(words: list[str], message: str, run: Run, tmp_path: Path) -> None:
+    """What it does with a bundle is tests/models/test_native_host.py."""
+    done = run("generate", tmp_path / "none", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
