@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Some rows of a weight, some elements of each, unpacked for a tile: to 16 bits, or dequantized to float32.
+// Some rows of a weight, some elements of each, unpacked to 16 bits for a tile.
 #include <algorithm>
 #include <cstring>
 
@@ -159,16 +159,6 @@ void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin,
   }
 }
 
-struct Dequantize {
-  static void scalar(const int32_t* q, int64_t count, int32_t zero, float scale, float* to) {
-    vector(q, count, zero, scale, to);
-  }
-  PYQUANT_INLINE static void vector(const int32_t* __restrict q, int64_t count, int32_t zero, float scale,
-                                    float* __restrict to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(q[i] - zero) * scale;
-  }
-};
-
 }  // namespace
 
 void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, int64_t rows, int64_t begin,
@@ -195,31 +185,6 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
     std::fill(row + (n < rows ? tail : 0), row + padded, int16_t{0});
   }
   if (low) dispatch<Split>(panel, kUnitColumns * padded, low);
-}
-
-void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
-                 int64_t padded, float* panel) {
-  const Matrix& w = problem.w;
-  const RowScales& scales = problem.w_scales;
-  for (int64_t n = 0; n < kUnitColumns; ++n) {
-    float* row = panel + n * padded;
-    std::fill(row + (n < rows ? count : 0), row + padded, 0.0f);
-    if (n >= rows) continue;
-    const int64_t at = w.first + (first + n) * w.row_step + begin * w.column_step;
-    if (is_grid(w.type)) {
-      const int64_t c = (first + n) * scales.step;
-      int32_t integers[kFloatBlock];
-      load_elements(w.type, w.data, at, w.column_step, count, 0, integers);
-      const auto zero = static_cast<int32_t>(scales.zero ? scales.zero[c] : 0);
-      dispatch<Dequantize>(static_cast<const int32_t*>(integers), count, zero, scales.scale[c], row);
-    } else if (w.type == Elements::q4_0 || w.type == Elements::q8_0) {
-      const int bits = w.type == Elements::q4_0 ? 4 : 8;
-      const auto* blocks = static_cast<const uint8_t*>(w.data) + at / kBlockLength * block_bytes(bits);
-      dequantize_blocks(blocks, count / kBlockLength, bits, row);
-    } else {
-      load_elements(w.type, w.data, at, w.column_step, count, row);
-    }
-  }
 }
 
 }  // namespace pyquant::kernels
