@@ -133,10 +133,12 @@ void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t beg
                  int64_t padded, float* panel) {
   const Matrix& w = problem.w;
   const RowScales& scales = problem.w_scales;
+  const bool transposed = w.type == Elements::float32 && w.row_step == 1 && w.column_step != 1;
+  if (transposed) transpose_rows(w, first, rows, begin, count, padded, panel);
   for (int64_t n = 0; n < kUnitColumns; ++n) {
     float* row = panel + n * padded;
     std::fill(row + (n < rows ? count : 0), row + padded, 0.0f);
-    if (n >= rows) continue;
+    if (n >= rows || transposed) continue;
     const int64_t at = w.first + (first + n) * w.row_step + begin * w.column_step;
     if (is_grid(w.type)) {
       const int64_t c = (first + n) * scales.step;

@@ -64,6 +64,13 @@ void unpack_rows(const Linear& problem, const LinearPlan& plan, int64_t first, i
 void unpack_rows(const Linear& problem, int64_t first, int64_t rows, int64_t begin, int64_t count,
                  int64_t padded, float* panel);
 
+/// The same of w whose row_step is 1: 8-bit and 16-bit integers, float32. What is past the ends is left as it
+/// is.
+void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin, int64_t count,
+                    int64_t padded, int16_t* panel);
+void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin, int64_t count,
+                    int64_t padded, float* panel);
+
 /// sums[i * kUnitColumns + j] += factor * (sum over k < count of x[i * x_step + k] * w[j * w_step + k]), i <
 /// rows (1 to kTileRows), j < kTileColumns. count is a multiple of 16. Integers: every sum fits 32 bits.
 constexpr int64_t kTileRows = 3;

@@ -36,25 +36,6 @@ PYQUANT_TARGET_AVX2 void avx2_words(const uint8_t* from, int64_t groups, int16_t
   }
 }
 
-/// The block of 8 x 8 16-bit elements whose rows are `from_step` apart, transposed.
-PYQUANT_TARGET_AVX2 void avx2_transpose(const int16_t* from, int64_t from_step, int16_t* to,
-                                        int64_t to_step) {
-  __m128i a[8], b[8];
-  for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_step));
-  for (int i = 0; i < 4; ++i) {  // rows i and i + 4, then i and i + 2, then neighbours
-    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
-    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
-    a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
-    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
-  }
-  for (int i = 0; i < 8; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_step), b[i]);
-}
 #endif
 
 using Words = void (*)(const uint8_t* from, int64_t groups, int16_t* to);
@@ -133,31 +114,6 @@ struct Split {
     }
   }
 };
-
-/// A weight that is stored [depth, columns]: its rows are read `kUnitColumns` at a time, which lie side by
-/// side.
-void transpose_rows(const Matrix& w, int64_t first, int64_t rows, int64_t begin, int64_t count,
-                    int64_t padded, int16_t* panel) {
-  constexpr int64_t kDeep = 8;
-  int16_t part[kDeep * kUnitColumns] = {};
-  for (int64_t k = 0; k < count; k += kDeep) {
-    const int64_t deep = std::min(kDeep, count - k);
-    for (int64_t i = 0; i < deep; ++i) {
-      widen(w, w.first + (begin + k + i) * w.column_step + first, 1, rows, part + i * kUnitColumns);
-    }
-#ifdef PYQUANT_X86
-    if (deep == kDeep && active_isa() >= Isa::avx2) {
-      for (int64_t n = 0; n < kUnitColumns; n += 8) {
-        avx2_transpose(part + n, kUnitColumns, panel + n * padded + k, padded);
-      }
-      continue;
-    }
-#endif
-    for (int64_t n = 0; n < rows; ++n) {
-      for (int64_t i = 0; i < deep; ++i) panel[n * padded + k + i] = part[i * kUnitColumns + n];
-    }
-  }
-}
 
 }  // namespace
 
