@@ -2,6 +2,7 @@
 // Sums of products to outputs: scale, bias and one rounding for integers; bias, clamp and float32 for floats.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/convert.h"
 #include "kernels/dot_parts.h"
@@ -41,8 +42,10 @@ struct Round {
 
 int64_t bias_at(const Linear& p, int64_t n) {
   if (!p.bias) return 0;
-  return p.bias_type == Elements::int32 ? static_cast<const int32_t*>(p.bias)[n]
-                                        : static_cast<const int64_t*>(p.bias)[n];
+  if (p.bias_type == Elements::int32) return static_cast<const int32_t*>(p.bias)[n];
+  int64_t bias;  // in a mapped file it may lie at a multiple of 4
+  std::memcpy(&bias, static_cast<const uint8_t*>(p.bias) + n * 8, sizeof bias);
+  return bias;
 }
 
 double scale_at(const RowScales& s, int64_t n) { return static_cast<double>(s.scale[n * s.step]); }
@@ -62,9 +65,19 @@ double round_column(const Linear& p, int64_t n, double sum) {
 }
 
 template <class T>
+struct Store {
+  static void scalar(const double* rounded, int64_t columns, int32_t zero, T* y) {
+    vector(rounded, columns, zero, y);
+  }
+  PYQUANT_INLINE static void vector(const double* __restrict rounded, int64_t columns, int32_t zero,
+                                    T* __restrict y) {
+    for (int64_t j = 0; j < columns; ++j) y[j] = static_cast<T>(static_cast<int32_t>(rounded[j]) + zero);
+  }
+};
+
+template <class T>
 void store_row(const double* rounded, int64_t columns, int64_t zero, T* y) {
-  const auto offset = static_cast<int32_t>(zero);
-  for (int64_t j = 0; j < columns; ++j) y[j] = static_cast<T>(static_cast<int32_t>(rounded[j]) + offset);
+  dispatch<Store<T>>(rounded, columns, static_cast<int32_t>(zero), y);
 }
 
 float bias_of(const Linear& p, int64_t n) {
@@ -99,13 +112,15 @@ void store_half(float v, uint16_t nan, T& y) {
 void finish_integers(const Linear& p, int64_t row, int64_t rows, int64_t first, int64_t columns,
                      const double* sums, const double* x_sums) {
   Columns c;
+  const double per_step = 1.0 / static_cast<double>(p.y.scale),
+               x_scale = static_cast<double>(p.x_scale) * per_step;
   for (int64_t j = 0; j < columns; ++j) {
-    const int64_t n = first + j;
-    c.zero[j] = zero_at(p.w_scales, n);
-    c.factor[j] = static_cast<double>(p.x_scale) * scale_at(p.w_scales, n) / static_cast<double>(p.y.scale);
-    if (!p.bias) continue;
+    c.zero[j] = zero_at(p.w_scales, first + j);
+    c.factor[j] = x_scale * scale_at(p.w_scales, first + j);
+  }
+  for (int64_t j = 0; p.bias && j < columns; ++j) {
     c.offset[j] =
-        static_cast<double>(bias_at(p, n)) * scale_at(p.bias_scales, n) / static_cast<double>(p.y.scale);
+        static_cast<double>(bias_at(p, first + j)) * (scale_at(p.bias_scales, first + j) * per_step);
   }
   const auto least = static_cast<double>(p.y.least - p.y.zero),
              most = static_cast<double>(p.y.most - p.y.zero);
