@@ -41,8 +41,27 @@ void plain_floats(const float* x, int64_t x_step, const float* w, int64_t w_step
 }
 
 #ifdef PYQUANT_X86
+struct Unaligned {
+  int16_t words[16];
+};
+
 PYQUANT_AVX2_INLINE void add_to(double* sums, __m256d factor, __m256d sum) {
   _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_mul_pd(factor, sum)));
+}
+
+/// In a register: left alone, the compiler loads it again for each use.
+PYQUANT_AVX2_INLINE __m256i load_words(const int16_t* from) {
+  __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  __asm__("" : "+x"(words));
+  return words;
+}
+
+PYQUANT_AVX2_INLINE __m256i multiply_words(__m256i words, const int16_t* with) {
+  __m256i products;
+  __asm__("vpmaddwd %2, %1, %0"
+          : "=x"(products)
+          : "x"(words), "m"(*reinterpret_cast<const Unaligned*>(with)));
+  return products;
 }
 
 template <int kRows>
@@ -52,16 +71,16 @@ PYQUANT_TARGET_AVX2 void avx2_integers(const int16_t* x, int64_t x_step, const i
   PYQUANT_UNROLL for (int i = 0; i < kRows; ++i) {
     PYQUANT_UNROLL for (int j = 0; j < kColumns; ++j) sum[i][j] = _mm256_setzero_si256();
   }
+  // Twelve sums, two rows of x, a weight and a product fill the registers: a third row of x stays in memory.
+  constexpr int kKept = kRows < 3 ? kRows : 2;
   for (int64_t k = 0; k < count; k += 16) {
-    __m256i value[kRows];
-    PYQUANT_UNROLL for (int i = 0; i < kRows; ++i) {
-      value[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i * x_step + k));
-    }
+    __m256i value[kKept];
+    PYQUANT_UNROLL for (int i = 0; i < kKept; ++i) value[i] = load_words(x + i * x_step + k);
     PYQUANT_UNROLL for (int j = 0; j < kColumns; ++j) {
-      const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + j * w_step + k));
-      PYQUANT_UNROLL for (int i = 0; i < kRows; ++i) {
-        add_words(sum[i][j], _mm256_madd_epi16(weight, value[i]));
-      }
+      const __m256i weight = load_words(w + j * w_step + k);
+      PYQUANT_UNROLL for (int i = 0; i < kKept; ++i)
+          add_words(sum[i][j], _mm256_madd_epi16(weight, value[i]));
+      if constexpr (kRows == 3) add_words(sum[2][j], multiply_words(weight, x + 2 * x_step + k));
     }
   }
   PYQUANT_UNROLL for (int i = 0; i < kRows; ++i) {
