@@ -49,7 +49,7 @@ def test_numbers_take_the_type_of_the_tensor_beside_them(name: str, dtype: torch
     assert program.check() == []
     assert {t.dtype for t in program.graph.tensors} <= {dtype_text, "bool", "int32"}
     program.to_bytes()
-    with pytest.raises(InputError, match=rf"has {dtype_text} tensors, and TICO's .*cast to float32 first: q32 = copy"):
+    with pytest.raises(InputError, match=rf"has {dtype_text} tensors, and .*cast to float32 first: q32 = copy"):
         compare(program, graph, [torch.zeros(X, dtype=dtype)])
 
 
