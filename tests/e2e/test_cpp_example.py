@@ -49,4 +49,5 @@ def test_applications_against_the_installed_library(tmp_path: Path) -> None:
             assert shown == name
             assert np.array_equal(np.float32(numbers.split()), values.reshape(-1)[:8])
     done = subprocess.run([build / "run_file_c", tmp_path / "missing.circle"], capture_output=True, text=True)
-    assert done.returncode == 1 and "E_OPEN" in done.stderr
+    assert done.returncode == 1
+    assert "E_OPEN" in done.stderr
