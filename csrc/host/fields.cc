@@ -78,9 +78,9 @@ std::string Field::text() const { return is(Kind::String, "a string") ? value_->
 
 bool Field::boolean() const { return is(Kind::Bool, "true or false") && value_->boolean; }
 
-std::vector<int64_t> Field::integers(int64_t least) const {
+std::vector<int64_t> Field::integers(int64_t least, int64_t most) const {
   std::vector<int64_t> found;
-  for (const Field& item : items()) found.push_back(item.integer(least));
+  for (const Field& item : items()) found.push_back(item.integer(least, most));
   return found;
 }
 

@@ -43,7 +43,7 @@ class Field {
   std::string text() const;
   std::string text_or(const std::string& otherwise) const { return present() ? text() : otherwise; }
   bool boolean() const;
-  std::vector<int64_t> integers(int64_t least) const;
+  std::vector<int64_t> integers(int64_t least, int64_t most = int64_t{1} << 40) const;
   std::vector<std::string> texts() const;
 
   /// Notes that the value is not what `text` says.

@@ -10,6 +10,9 @@
 namespace pyquant::host {
 namespace {
 
+constexpr double kMostElements = 4e9;   // of one tensor
+constexpr int64_t kMostSize = 1 << 20;  // of heads, channels, slots, places, and sides of images
+
 TensorSpec tensor_spec(const Field& field) {
   TensorSpec spec;
   spec.name = field["name"].text();
@@ -20,6 +23,10 @@ TensorSpec tensor_spec(const Field& field) {
   if (plain && dtype == "bool") spec.type = Type::Bool;
   const Field open = field["shape_signature"];
   spec.shape = (open.present() ? open : field["shape"]).integers(-1);
+  double elements = 1;
+  for (int64_t size : spec.shape) elements *= size < 1 ? 1.0 : static_cast<double>(size);
+  if (elements > kMostElements)
+    field["shape"].fail("is " + shape_text(spec.shape) + ", more than any tensor has");
   if (const Field range = field["range"]; range.present()) {
     const auto ends = range.integers(INT32_MIN);
     if (ends.size() == 2) spec.range = {ends[0], ends[1]};
@@ -47,14 +54,14 @@ Graph graph_of(const std::string& name, const Field& field) {
   for (const Field& item : field["inputs"].items()) graph.inputs.push_back(tensor_spec(item));
   for (const Field& item : field["outputs"].items()) graph.outputs.push_back(tensor_spec(item));
   if (const Field bands = field["bands"]; bands.present()) {
-    for (const auto& [mask, block] : bands.entries()) graph.bands[mask] = block.integer(1);
+    for (const auto& [mask, block] : bands.entries()) graph.bands[mask] = block.integer(1, kMostSize);
   }
   if (const Field grids = field["grids"]; grids.present()) {
-    for (const Field& grid : grids.items()) graph.grids.push_back(grid.integers(1));
+    for (const Field& grid : grids.items()) graph.grids.push_back(grid.integers(1, kMostSize));
   }
-  if (field["shape"].present()) graph.shape = field["shape"].integers(1);
+  if (field["shape"].present()) graph.shape = field["shape"].integers(1, kMostSize);
   graph.images = field["images"].integer_or(1, 1);
-  graph.frames = field["frames"].integer_or(0, 1);
+  graph.frames = field["frames"].present() ? field["frames"].integer(1, kMostSize) : 0;
   graph.columns = part_of(field["layers"]);
   graph.rows = part_of(field["rows"]);
   return graph;
@@ -75,13 +82,17 @@ Table table_of(const std::string& name, const Field& field) {
 void layers_of(const Field& root, Manifest& manifest) {
   const Field cache = root["cache"];
   if (!cache.present()) return;  // the whole model in one graph
-  const int64_t capacity = cache["capacity"].integer(0);
+  const int64_t capacity = cache["capacity"].integer(0, kMostSize);
   for (const Field& field : cache["layers"].items()) {
     Layer layer;
-    layer.kv_heads = field["kv_heads"].integer(1);
-    layer.head_dim = field["head_dim"].integer(1);
+    layer.kv_heads = field["kv_heads"].integer(1, kMostSize);
+    layer.head_dim = field["head_dim"].integer(1, kMostSize);
     layer.shares = field["shares"].integer_or(-1, 0);
-    layer.slots = layer.shares >= 0 ? 0 : field["capacity"].integer_or(capacity, 0);
+    const Field own = field["capacity"];
+    layer.slots = layer.shares >= 0 ? 0 : own.present() ? own.integer(0, kMostSize) : capacity;
+    const double elements = static_cast<double>(layer.kv_heads) * static_cast<double>(layer.head_dim) *
+                            static_cast<double>(layer.slots) * static_cast<double>(manifest.batch);
+    if (elements > kMostElements) field.fail("has a cache that is larger than any memory");
     const std::string name = field["variant"].text_or("");
     while (layer.variant < manifest.variants.size() && manifest.variants[layer.variant].name != name) {
       ++layer.variant;
@@ -107,7 +118,7 @@ void layers_of(const Field& root, Manifest& manifest) {
 
 std::vector<int64_t> lengths_of(const Field& field, bool needed) {
   if (!needed && !field.present()) return {};
-  auto found = field.integers(1);
+  auto found = field.integers(1, kMostSize);
   std::sort(found.begin(), found.end());
   if (needed && found.empty()) field.fail("is empty, expected at least one length");
   return found;
@@ -141,8 +152,8 @@ Status read(const Field& root, Fields& fields, Manifest& manifest) {
   if (const Field tables = root["tables"]; tables.present()) {
     for (const auto& [name, field] : tables.entries()) manifest.tables.push_back(table_of(name, field));
   }
-  manifest.batch = root["batch_size"].integer(1, 1 << 20);
-  manifest.longest = root["max_seq_len"].integer(1, 1 << 30);
+  manifest.batch = root["batch_size"].integer(1, kMostSize);
+  manifest.longest = root["max_seq_len"].integer(1, kMostSize);
   manifest.prefill_lengths = lengths_of(root["prefill_lengths"], true);
   manifest.append_lengths = lengths_of(root["append_lengths"], false);
   manifest.per_layer = root["layers"].text() == "per_layer";

@@ -6,6 +6,7 @@ namespace {
 
 constexpr int64_t kVersion = 1;
 constexpr int64_t kMostUnits = 1 << 16;
+constexpr int64_t kMostSide = 1 << 20;
 
 Rotary rotary_of(const Field& field, int64_t axes) {
   Rotary rotary;
@@ -87,7 +88,7 @@ Whole whole_of(const Field& field, const Manifest& manifest) {
     const Form form = item.tower < manifest.towers.size() ? manifest.towers[item.tower].form : Form::Grids;
     const size_t numbers = form == Form::Grids ? 3 : form == Form::Places ? 2 : 1;
     for (const Field& sizes : entry["items"].items()) {
-      item.sizes.push_back(sizes.integers(1));
+      item.sizes.push_back(sizes.integers(1, kMostSide));
       if (item.sizes.back().size() != numbers) {
         sizes.fail("has " + std::to_string(item.sizes.back().size()) + " numbers, expected " +
                    std::to_string(numbers));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace pyquant::host {
@@ -40,11 +41,12 @@ void ngrams(int64_t size, const std::vector<int64_t>& tokens, std::vector<float>
   forbid(banned, scores);
 }
 
-/// Tokens that may come, from the least likely to the most; of equal ones, the higher id first.
-std::vector<size_t> ascending(const std::vector<float>& scores) {
+/// Tokens of at least this score that may come, from the least likely to the most; of equal ones, the higher
+/// id first.
+std::vector<size_t> ascending(const std::vector<float>& scores, float least) {
   std::vector<size_t> order;
   for (size_t i = 0; i < scores.size(); ++i) {
-    if (scores[i] > kNever) order.push_back(i);
+    if (scores[i] > kNever && scores[i] >= least) order.push_back(i);
   }
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return scores[a] != scores[b] ? scores[a] < scores[b] : a > b; });
@@ -68,12 +70,14 @@ int64_t choose(const Settings& settings, std::vector<float>& scores, Random& ran
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();
   if (!settings.do_sample || !(scores[static_cast<size_t>(best)] > kNever)) return best;
   for (float& score : scores) score = score / settings.temperature;
-  std::vector<size_t> order = ascending(scores);
-  if (const auto k = static_cast<size_t>(settings.top_k); k && k < order.size()) {
-    const float least = scores[order[order.size() - k]];
-    order.erase(std::remove_if(order.begin(), order.end(), [&](size_t i) { return scores[i] < least; }),
-                order.end());
+  float least = kNever;
+  if (const auto k = static_cast<size_t>(settings.top_k); k && k < scores.size()) {
+    std::vector<float> kept = scores;
+    const auto at = kept.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(kept.begin(), at, kept.end(), std::greater<float>());
+    least = *at;
   }
+  const std::vector<size_t> order = ascending(scores, least);
   const double highest = scores[order.back()];
   std::vector<uint64_t> weights;
   uint64_t total = 0;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/stack.h"
 
+#include <algorithm>
+
 #include "host/fault.h"
 #include "host/masks.h"
 #include "host/rotary.h"
@@ -8,6 +10,7 @@
 namespace pyquant::host {
 namespace {
 
+constexpr double kMostElements = 4e9;
 constexpr const char* kHidden = "hidden";
 constexpr const char* kIds = "ids";
 
@@ -38,13 +41,21 @@ Tensor Stack::ids(const Prompt& prompt) const {
   return int_tensor(found, {static_cast<int64_t>(prompt.batch), static_cast<int64_t>(prompt.width)});
 }
 
-Tables Stack::tables(const Prompt& prompt, const Cache& cache, bool past,
-                     const std::map<std::string, int64_t>& bands) const {
+Result<Tables> Stack::tables(const Prompt& prompt, const Cache& cache, bool past,
+                             const std::map<std::string, int64_t>& bands) const {
   Tables found;
   for (size_t i = 0; i < manifest_.variants.size(); ++i) {
     const Variant& variant = manifest_.variants[i];
     const auto band = bands.find(variant.mask);
-    found[variant.mask] = mask_of(manifest_, i, prompt, cache, past, band == bands.end() ? 0 : band->second);
+    const int64_t block = band == bands.end() ? 0 : band->second;
+    const double keys =
+        static_cast<double>(block ? 2 * block : variant.slots + static_cast<int64_t>(prompt.width));
+    const auto channels = static_cast<double>(2 * variant.rotary.inv_freq.size());
+    if (std::max(keys, channels) * static_cast<double>(prompt.ids.size()) > kMostElements) {
+      return fault_of(Code::E_MANIFEST, "masks or rotary tables of " + std::to_string(prompt.width) +
+                                            " places are larger than any memory");
+    }
+    found[variant.mask] = mask_of(manifest_, i, prompt, cache, past, block);
     RotaryTensors rotary = rotary_tables(variant.rotary, prompt);
     found[variant.cos] = std::move(rotary.cos);
     found[variant.signed_sin] = std::move(rotary.signed_sin);
@@ -112,7 +123,7 @@ Result<Tensor> Stack::through(const std::string& kind, const Prompt& prompt, con
     if (!own) return missing(kind + "', layer " + std::to_string(i) + ", '", places);
     bands.insert(own->bands.begin(), own->bands.end());
   }
-  const Tables made_tables = tables(prompt, cache, past, bands);
+  PYQUANT_TRY_ASSIGN(const Tables made_tables, tables(prompt, cache, past, bands));
   std::vector<KeyValue> made(manifest_.layers.size());
   PYQUANT_TRY_ASSIGN(Tensor hidden, manifest_.per_layer
                                         ? layer_by_layer(kind, places, values, made_tables, past, cache, made)

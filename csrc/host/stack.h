@@ -26,8 +26,9 @@ class Stack {
   /// ids int32 (batch, places) as tables take them: the manifest's placeholder where media are.
   Tensor ids(const Prompt& prompt) const;
   /// cos, signed_sin and mask of every variant.
-  Tables tables(const Prompt& prompt, const Cache& cache, bool past,
-                const std::map<std::string, int64_t>& bands) const;
+  /// Fails with E_MANIFEST where they would be larger than any memory.
+  Result<Tables> tables(const Prompt& prompt, const Cache& cache, bool past,
+                        const std::map<std::string, int64_t>& bands) const;
 
  private:
   using Values = std::map<std::string, Tensor>;

@@ -204,6 +204,7 @@ Joined join(const Step& step, const Graph& graph, const TowerRows& rows, const P
     const auto room = static_cast<size_t>(std::max<int64_t>(0, spec->shape[0]));
     for (size_t k = 0; k < segment.inputs.size(); ++k) {
       const int64_t columns = features.empty() ? width : features[k].shape[1];
+      if (columns != spec->shape[1]) continue;  // the call is refused for the missing input
       const Shape shape{static_cast<int64_t>(room), columns};
       Tensor taken = features.empty() ? Tensor::zeros(Type::Float32, shape) : features[k].zeros_like(shape);
       for (size_t i = 0; !features.empty() && i < used.size() && i < room; ++i) {

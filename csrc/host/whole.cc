@@ -149,7 +149,7 @@ Result<Tensor> WholeModel::logits(const std::vector<int64_t>* tokens) {
     }
     ++counts[row];
   }
-  const Tables tables = stack_.tables(prompt_, Cache::empty(manifest_), false, {});
+  PYQUANT_TRY_ASSIGN(const Tables tables, stack_.tables(prompt_, Cache::empty(manifest_), false, {}));
   const Tensor ids = stack_.ids(prompt_);
   Inputs inputs{{manifest_.whole->ids, &ids}};
   for (const auto& [name, tensor] : tables) inputs[name] = &tensor;

@@ -92,6 +92,13 @@ Result<Outputs> Echo::run(const std::string& graph, const Inputs& inputs) {
   own.clear();
   for (const auto& [name, tensor] : inputs) own[name] = is_real(tensor->type) ? tensor->as_floats() : *tensor;
   Outputs out;
+  const char* first = graph == "token_embedding" ? "input_ids"
+                      : graph == "lm_head"       ? "hidden_states"
+                                                 : "inputs_embeds";
+  const bool ids_first = graph == "token_embedding";
+  if (own[first].shape.size() != (ids_first ? 2u : 3u) || (own[first].type == Type::Int32) != ids_first) {
+    return Fault{Code::E_RUN_INPUT, "the toy takes another input", graph};
+  }
   if (graph == "token_embedding") {
     const Tensor& ids = own["input_ids"];
     Tensor rows = Tensor::zeros(Type::Float32, {ids.shape[0], ids.shape[1], 1});
