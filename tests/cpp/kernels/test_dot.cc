@@ -50,8 +50,8 @@ struct Stored {
       v = saturated ? (random() % 2 ? r.least : r.most)
                     : r.least + static_cast<int64_t>(random() % (r.most - r.least + 1));
     }
-    const bool all_least = saturated && random() % 2;
-    if (all_least) std::fill(value.begin(), value.end(), r.least);
+    const auto same = saturated ? random() % 3 : 2;
+    if (same < 2) std::fill(value.begin(), value.end(), same ? r.least : r.most);
     bytes.resize(is_four_bit(e) ? (n + 1) / 2 : e == Elements::int16 ? 2 * n : n);
     for (int64_t i = 0; i < n; ++i) {
       if (is_four_bit(e)) {
@@ -121,7 +121,6 @@ void check_case(const Case& c, std::mt19937_64& random) {
   }
   const bool wide_bias = c.x == Elements::int16 && random() % 2;
   const int64_t x_zero = zero_in(x_range), x_scale = random() % 4 == 0 ? 4096 : 1 + random() % 8000;
-  const int64_t y_scale = random() % 4 == 0 ? 4096 << (random() % 12) : 1 + random() % (int64_t{1} << 23);
   const Range y_range = range_of(c.x);
 
   Linear problem{};
@@ -136,11 +135,7 @@ void check_case(const Case& c, std::mt19937_64& random) {
   if (c.has_bias) problem.bias = wide_bias ? static_cast<const void*>(bias64.data()) : bias32.data();
   problem.bias_type = wide_bias ? Elements::int64 : Elements::int32;
   problem.bias_scales = {bias_float.data(), nullptr, c.per_channel ? 1 : 0};
-  const int64_t y_zero = zero_in(y_range);
-  data::Guarded<T> y(c.rows * c.columns, 0);
-  problem.y = {c.x, y.data(), c.columns, scale_of(y_scale), y_zero, y_range.least, y_range.most, 0, 0};
-
-  std::vector<int64_t> expected(c.rows * c.columns);
+  std::vector<Wide> numbers;
   for (int64_t m = 0; m < c.rows; ++m) {
     for (int64_t n = 0; n < c.columns; ++n) {
       const int64_t channel = c.per_channel ? n : 0;
@@ -152,10 +147,32 @@ void check_case(const Case& c, std::mt19937_64& random) {
       }
       Wide number = sum * x_scale * w_scale[channel];
       if (c.has_bias) number += Wide{wide_bias ? bias64[n] : bias32[n]} * bias_scale[channel] * 4096;
-      const Wide divisor = Wide{y_scale} * 4096, limit = divisor * 100000;
-      const int64_t q = number > limit ? 100000 : number < -limit ? -100000 : rounded(number, divisor);
-      expected[m * c.columns + n] = std::min(y_range.most, std::max(y_range.least, q + y_zero));
+      numbers.push_back(number);
     }
+  }
+
+  // A scale with which the largest result is at the ends of y's type, or some times beyond.
+  Wide most = 1;
+  for (Wide number : numbers) most = std::max(most, number < 0 ? -number : number);
+  Wide y_scale = std::max<Wide>(1, most / 4096 / y_range.most / (1 + random() % 3));
+  int shift = 0;
+  for (; y_scale >> shift >= 1 << 24;) ++shift;
+  y_scale = (y_scale >> shift) << shift;
+  const int64_t y_zero = zero_in(y_range);
+  data::Guarded<T> y(c.rows * c.columns, 0);
+  problem.y = {c.x,
+               y.data(),
+               c.columns,
+               std::ldexp(scale_of(static_cast<int64_t>(y_scale >> shift)), shift),
+               y_zero,
+               y_range.least,
+               y_range.most,
+               0,
+               0};
+  std::vector<int64_t> expected;
+  for (Wide number : numbers) {
+    const int64_t q = rounded(number, y_scale * 4096);
+    expected.push_back(std::min(y_range.most, std::max(y_range.least, q + y_zero)));
   }
   for (Isa isa : data::isas()) {
     const data::Using use(isa);
@@ -234,6 +251,42 @@ TEST(dot_without_rows_or_columns) {
   for (Elements w : kW) {
     check_any({Elements::int8, w, 0, 5, 70, false, false, false, true, false, true}, random);
     check_any({Elements::int16, w, 3, 0, 70, false, true, false, true, false, true}, random);
+  }
+}
+
+// Every odd sum lies on a step, and the double beside it on either side: t / t is 1 only where it is not
+// rounded.
+TEST(dot_decides_ties_exactly) {
+  std::mt19937_64 random(8);
+  for (int round = 0; round < 200; ++round) {
+    const float t = scale_of(static_cast<int64_t>(random() % (1 << 23)) * 2 + 1), half = 0.5f;
+    const int64_t depth = 37, columns = 30, zero = 0;
+    std::vector<int8_t> x(depth), w(columns * depth), y(columns);
+    for (int8_t& v : x) v = static_cast<int8_t>(random() % 5 - 2);
+    for (int8_t& v : w) v = static_cast<int8_t>(random() % 5 - 2);
+    std::vector<int64_t> bias(columns);
+    for (int64_t& v : bias) v = static_cast<int64_t>(random() % 41) - 20;
+    Linear problem{};
+    problem.rows = 1;
+    problem.columns = columns;
+    problem.depth = depth;
+    problem.x = {Elements::int8, x.data(), depth};
+    problem.x_scale = t;
+    problem.w = {Elements::int8, w.data(), depth};
+    problem.w_scales = {&half, &zero, 0};
+    problem.bias = bias.data();
+    problem.bias_type = Elements::int64;
+    problem.bias_scales = {&t, nullptr, 0};
+    problem.y = {Elements::int8, y.data(), columns, t, 0, -128, 127, 0, 0};
+    for (Isa isa : data::isas()) {
+      const data::Using use(isa);
+      run(problem, 0);
+      for (int64_t n = 0; n < columns; ++n) {
+        int64_t sum = 2 * bias[n];
+        for (int64_t k = 0; k < depth; ++k) sum += x[k] * w[n * depth + k];
+        CHECK_EQ(static_cast<int64_t>(y[n]), rounded(sum, 2));
+      }
+    }
   }
 }
 
