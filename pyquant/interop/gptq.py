@@ -8,7 +8,7 @@ utils/model.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyquant.interop.tensor_folder import TensorFolder
 from pyquant.interop.words import BITS, add_one, unpack, words
 from pyquant.qparams import QParams
 
-__all__ = ["GPTQReader"]
+__all__ = ["WordsReader", "plain", "read"]
 
 ADVICE = Advice(
     per_channel="GPTQModel with QuantizeConfig(bits=4, group_size=-1)", symmetric="QuantizeConfig(..., sym=True)"
@@ -30,39 +30,62 @@ ADVICE = Advice(
 _ENDINGS = ("qweight", "qzeros", "scales", "g_idx")
 
 
+ZeroPoints = Callable[[Tensor, int, int], Tensor]
+
+
 @dataclass(frozen=True)
-class GPTQReader:
-    """See Reader. `less_one`: qzeros hold each zero point less one (the format `gptq`, not `gptq_v2`)."""
+class WordsReader:
+    """See Reader; of every tool that packs integers into words as GPTQ does.
+
+    zero_points: (packed, bits, count) -> those that `qzeros` holds, signed ones as int32 (groups, count).
+    """
 
     folder: TensorFolder
     weights: frozenset[str]
     owned: frozenset[str]
-    less_one: bool
     bits: int
-    tool: str = "GPTQ"
-    advice: Advice = ADVICE
+    tool: str
+    advice: Advice
+    zero_points: ZeroPoints
 
     @classmethod
-    def read(cls, folder: TensorFolder, config: Mapping[str, Any]) -> GPTQReader:
-        form = str(config.get("checkpoint_format") or config.get("format") or "gptq")
-        if form not in ("gptq", "gptq_v2"):
-            raise ModelError(
-                f"{str(folder.path)!r} is of the format {form!r} of GPTQModel; pyquant reads gptq and gptq_v2: save "
-                'it with QuantizeConfig(..., format="gptq")'
-            )
-        return cls(folder, modules_of(folder, "GPTQ"), owned_by(folder), form == "gptq", int(config.get("bits", 4)))
+    def of(
+        cls, folder: TensorFolder, config: Mapping[str, Any], tool: str, advice: Advice, zero_points: ZeroPoints
+    ) -> WordsReader:
+        """The folder of `tool`. Raises ModelError for one without words."""
+        return cls(
+            folder, modules_of(folder, tool), owned_by(folder), int(config.get("bits", 4)), tool, advice, zero_points
+        )
 
     def weight(self, path: str) -> StoredWeight:
-        return read_weight(self.folder, path, self.bits, self._zero_points)
-
-    def _zero_points(self, packed: Tensor, bits: int, count: int) -> Tensor:
-        return unpack(add_one(packed, bits) if self.less_one else packed, bits, count).to(torch.int32)
+        return read_weight(self.folder, path, self.bits, self.zero_points)
 
     def activations(self) -> Mapping[str, QParams]:
         return {}
 
     def remarks(self) -> list[str]:
         return []
+
+
+def read(folder: TensorFolder, config: Mapping[str, Any]) -> WordsReader:
+    """A folder of GPTQModel or AutoGPTQ. Raises ModelError for another format of theirs."""
+    form = str(config.get("checkpoint_format") or config.get("format") or "gptq")
+    if form not in ("gptq", "gptq_v2"):
+        raise ModelError(
+            f"{str(folder.path)!r} is of the format {form!r} of GPTQModel; pyquant reads gptq and gptq_v2: save "
+            'it with QuantizeConfig(..., format="gptq")'
+        )
+    return WordsReader.of(folder, config, "GPTQ", ADVICE, _less_one if form == "gptq" else plain)
+
+
+def plain(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Zero points as they are."""
+    return unpack(packed, bits, count).to(torch.int32)
+
+
+def _less_one(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Each zero point less one, to be added to the words: a carry goes into the next number."""
+    return plain(add_one(packed, bits), bits, count)
 
 
 def modules_of(folder: TensorFolder, tool: str) -> frozenset[str]:
@@ -81,7 +104,7 @@ def owned_by(folder: TensorFolder) -> frozenset[str]:
     return frozenset(name for name in folder if name.rpartition(".")[2] in _ENDINGS)
 
 
-def read_weight(folder: TensorFolder, path: str, usual: int, zero_points: Any) -> StoredWeight:
+def read_weight(folder: TensorFolder, path: str, usual: int, zero_points: ZeroPoints) -> StoredWeight:
     """The integers of one module. zero_points(packed, bits, count) -> signed ones as int32 (groups, count).
 
     The number of bits is the `usual` one of the folder where the shapes fit it, else what they say (modules of one

@@ -92,9 +92,8 @@ def reader_of(folder: str | Path) -> Reader | None:
 
     Raises ModelError for a format that is not read, and for a folder that contradicts its config.json.
     """
-    from pyquant.interop.auto_round import AutoRoundReader
+    from pyquant.interop import auto_round, gptq
     from pyquant.interop.compressed_tensors import CompressedReader
-    from pyquant.interop.gptq import GPTQReader
 
     place = Path(folder)
     method = require_read(place)
@@ -103,9 +102,9 @@ def reader_of(folder: str | Path) -> Reader | None:
         case "compressed-tensors":
             return CompressedReader.read(TensorFolder(place), config)
         case "gptq":
-            return GPTQReader.read(TensorFolder(place), config)
+            return gptq.read(TensorFolder(place), config)
         case "auto-round":
-            return AutoRoundReader.read(TensorFolder(place), config)
+            return auto_round.read(TensorFolder(place), config)
     return None
 
 
