@@ -25,7 +25,7 @@ from pyquant import files
 
 RECIPES = ("w4a16", "w8a8", "w4a8", "w8a16", "w4a16-fast", "w8a8-fast", "w4a8-fast", "w8a16-fast")
 FILES = {"w4a16": 8, "w8a8": 8, "w8a16": 8, "w4a8": 8}  # windows of 256 tokens that the bundle runs
-KINDS = ("english", "german", "code")
+KINDS = {"english": "other English prose", "german": "German prose", "code": "Python code"}
 
 
 def measure(out: Path, name: str, arguments: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def rows(out: Path, args: argparse.Namespace) -> None:
     for kind in KINDS:
         if path := getattr(args, kind):
             measure(out, f"w4a16 on {kind}", ["--recipe", "w4a16", "--calibration", str(path), *english])
-    for samples in (4, 16):
+    for samples in (8, 16):
         measure(out, f"w4a16 on {samples} windows", ["--recipe", "w4a16", "--samples", str(samples), *english])
 
 
@@ -84,7 +84,7 @@ def page(out: Path) -> str:
             "| calibration | tokens | loss | other prose |",
             "| --- | --- | --- | --- |",
             *(
-                f"| {found[name]['calibration']} | {found[name]['tokens']} | {_loss(found[name], 'reference')} | "
+                f"| {_text(name)} | {found[name]['tokens']} | {_loss(found[name], 'reference')} | "
                 f"{_loss(found[name], 'second')} |"
                 for name in (["w4a16"] if "w4a16" in found else []) + other
             ),
@@ -97,7 +97,13 @@ def _line(name: str, row: dict[str, Any]) -> str:
     beside = f"{row['files']['nats']:+.4f} on {row['files']['tokens']} tokens" if "files" in row else ""
     losses = f"{_loss(row, 'reference')} | {_loss(row, 'second')}"
     cost = f"{row['minutes']:.1f} | {row['peak_mb']}"
-    return f"| `{name}` | {row['weight_bits']} | {100 * row['share16']:.1f} % | {losses} | {beside} | {cost} |"
+    share = "not measured" if row["share16"] is None else f"{100 * row['share16']:.1f} %"
+    return f"| `{name}` | {row['weight_bits']} | {share} | {losses} | {beside} | {cost} |"
+
+
+def _text(name: str) -> str:
+    """What a row was calibrated on: `w4a16 on german`."""
+    return KINDS.get(name.rpartition(" on ")[2], "Python's language reference")
 
 
 def _loss(row: dict[str, Any], text: str) -> str:
