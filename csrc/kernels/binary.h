@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "kernels/binary_line.h"
 #include "kernels/broadcast.h"
 #include "kernels/fused.h"
 #include "kernels/reals.h"
@@ -49,6 +50,7 @@ struct BinaryPlan {
   double a_scale = 0.0;
   double b_scale = 0.0;
   double inverse = 0.0;
+  BinaryLine line = {};  // where there is a shorter way
 
   static BinaryPlan make(Binary op, Fused fused, ScaleZeroPoint a, ScaleZeroPoint b, ScaleZeroPoint out,
                          Grid grid);

@@ -140,6 +140,37 @@ void use_short_ratios(BinaryPlan* plan) {
   plan->out.near = 0.0;
 }
 
+bool one_grid(const BinaryPlan& plan) {
+  return plan.a.scale == plan.b.scale && plan.a.scale == static_cast<float>(plan.out.scale) &&
+         plan.a.zero_point == plan.b.zero_point && plan.a.zero_point == plan.out.zero_point;
+}
+
+/// Takes the short way for sums and products whose results, and all that they are made of, stay below 2^31.
+void use_line(BinaryPlan* plan) {
+  const double a = plan->a_scale * plan->inverse, b = plan->b_scale;
+  BinaryLine line;
+  line.a_zero = plan->a.zero_point;
+  line.b_zero = plan->b.zero_point;
+  double most;
+  if (plan->op == Binary::add || plan->op == Binary::sub) {
+    line.kind = BinaryLine::sum;
+    line.a_factor = a;
+    line.b_factor = (plan->op == Binary::sub ? -b : b) * plan->inverse;
+    line.offset = -(line.a_zero * line.a_factor + line.b_zero * line.b_factor);
+    most = 0x1p17 * (line.a_factor + std::fabs(line.b_factor));
+  } else if (plan->op == Binary::mul) {
+    line.kind = BinaryLine::product;
+    line.a_factor = a * b;
+    most = 0x1p34 * line.a_factor;
+  } else if ((plan->op == Binary::maximum || plan->op == Binary::minimum) && one_grid(*plan)) {
+    line.kind = plan->op == Binary::maximum ? BinaryLine::maximum : BinaryLine::minimum;
+    most = 0.0;
+  } else {
+    return;
+  }
+  if (most < 0x1p31) plan->line = line;
+}
+
 template <class Q>
 void run_block(const BinaryPlan& plan, const Q* a, int64_t a_stride, const Q* b, int64_t b_stride, int64_t n,
                Q* y) {
@@ -175,7 +206,10 @@ BinaryPlan BinaryPlan::make(Binary op, Fused fused, ScaleZeroPoint a, ScaleZeroP
   plan.b_scale = b.scale;
   plan.inverse = 1.0 / static_cast<double>(out.scale);
   plan.tanh = fused == Fused::tanh;
-  if (!plan.tanh) use_short_ratios(&plan);
+  if (!plan.tanh) {
+    use_short_ratios(&plan);
+    use_line(&plan);
+  }
   limit(fused, &plan.out);
   return plan;
 }
@@ -186,8 +220,11 @@ void binary_quantized(const BinaryPlan& plan, const Broadcast& map, const Q* a, 
   for_each_run(map, begin, end, [&](const Run& run) {
     for (int64_t i = 0; i < run.n; i += kRealBlock) {
       const int64_t n = std::min(kRealBlock, run.n - i);
-      run_block(plan, a + run.a + i * run.a_stride, run.a_stride, b + run.b + i * run.b_stride, run.b_stride,
-                n, y + run.out + i);
+      const Q *left = a + run.a + i * run.a_stride, *right = b + run.b + i * run.b_stride;
+      Q* const to = y + run.out + i;
+      if (plan.line.kind != BinaryLine::none && run_line(plan.line, plan.out, run, left, right, n, to))
+        continue;
+      run_block(plan, left, run.a_stride, right, run.b_stride, n, to);
     }
   });
 }

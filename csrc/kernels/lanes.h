@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/simd.h"
 
@@ -20,29 +21,30 @@ struct Lanes {
   }
 };
 
-PYQUANT_INLINE double lane_value(double x) { return x; }
-PYQUANT_INLINE double lane_value(float x) { return static_cast<double>(x); }
-
 /// lanes[i mod 8] += x[i], or its square. Blocks of one sum, except the last, have a multiple of kLanes
 /// elements.
 template <class T, bool kSquare>
 struct AddToLanes {
+  using Vector = double __attribute__((vector_size(kLanes * sizeof(double))));
+  using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
+
   PYQUANT_INLINE static double term(T x) {
-    const double value = lane_value(x);
+    const auto value = static_cast<double>(x);
     return kSquare ? value * value : value;
   }
   static void scalar(const T* x, int64_t n, Lanes* lanes) {
     for (int64_t i = 0; i < n; ++i) lanes->sum[i % kLanes] += term(x[i]);
   }
   PYQUANT_INLINE static void vector(const T* x, int64_t n, Lanes* lanes) {
-    using Vector = double __attribute__((vector_size(kLanes * sizeof(double))));
+    using Narrow = std::conditional_t<std::is_same_v<T, float>, Floats, Vector>;
     Vector sums;
     std::memcpy(&sums, lanes->sum, sizeof sums);
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      Vector values;
-      for (int64_t l = 0; l < kLanes; ++l) values[l] = term(x[i + l]);
-      sums += values;
+      Narrow narrow;
+      std::memcpy(&narrow, x + i, sizeof narrow);
+      const Vector values = __builtin_convertvector(narrow, Vector);
+      sums += kSquare ? values * values : values;
     }
     std::memcpy(lanes->sum, &sums, sizeof sums);
     for (int64_t l = 0; i < n; ++i, ++l) lanes->sum[l] += term(x[i]);

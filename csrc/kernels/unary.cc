@@ -9,6 +9,7 @@
 
 #include "kernels/exact.h"
 #include "kernels/real.h"
+#include "kernels/reals.h"
 
 namespace pyquant::kernels {
 namespace {
@@ -259,16 +260,18 @@ int32_t unary_quantized(UnaryFunction f, int32_t q, ScaleZeroPoint in, ScaleZero
 template <class Q>
 void unary_quantized(UnaryFunction f, const Q* q, ScaleZeroPoint in, Q* y, ScaleZeroPoint out, Grid grid,
                      int64_t n) {
-  constexpr int64_t kBlock = 256;
-  double x[kBlock], values[kBlock];
+  const Rounder to = Rounder::make(out, grid);
+  double x[kRealBlock], values[kRealBlock], v[kRealBlock];
   with_function(f.kind, [&](auto function) {
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const int64_t count = n - begin < kBlock ? n - begin : kBlock;
-      for (int64_t i = 0; i < count; ++i) x[i] = real_of(q[begin + i], in);
+    for (int64_t begin = 0; begin < n; begin += kRealBlock) {
+      const int64_t count = n - begin < kRealBlock ? n - begin : kRealBlock;
+      to_real(q + begin, 1, count, in.zero_point, in.scale, x);
       dispatch<RealLoop<decltype(function)>>(static_cast<const double*>(x), static_cast<double*>(values),
                                              count, static_cast<double>(f.alpha));
+      for (int64_t i = 0; i < count; ++i) v[i] = values[i] / to.scale;
+      if (!round_block(v, count, to, y + begin)) continue;
       for (int64_t i = 0; i < count; ++i) {
-        y[begin + i] = static_cast<Q>(round_value(f, x[i], values[i], out, grid));
+        if (is_near_step(v[i], to)) y[begin + i] = static_cast<Q>(round_value(f, x[i], values[i], out, grid));
       }
     }
   });
