@@ -13,10 +13,10 @@ namespace {
 
 constexpr double kToInteger = 0x1.8p52;
 
-PYQUANT_INLINE int32_t low_bits(double x) {
+PYQUANT_INLINE int64_t bits_of(double x) {
   int64_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<int32_t>(bits);
+  return bits;
 }
 
 /// kExact: nothing is near a step unless it is one (a tie), and all are multiples of 2^-24: an eighth of that
@@ -27,7 +27,7 @@ struct Line {
                                  const Q* __restrict b, int64_t n, Q* __restrict y) {
     const double a_factor = p.a_factor, b_factor = p.b_factor, offset = p.offset, limit = 0.5 - to.near;
     const int32_t a_zero = p.a_zero, b_zero = p.b_zero, lo = to.lo, hi = to.hi, zero_point = to.zero_point;
-    int64_t near = 0;
+    int64_t near = 0;  // negative once a sign bit is in it
     for (int64_t i = 0; i < n; ++i) {
       double v;
       if constexpr (kKind == BinaryLine::sum) {
@@ -36,14 +36,14 @@ struct Line {
         v = static_cast<double>(a[i * kA] - a_zero) * static_cast<double>(b[i * kB] - b_zero) * a_factor;
       }
       if constexpr (kExact) v += std::copysign(0x1p-27, v);
-      const double shifted = v + kToInteger;
-      if constexpr (!kExact) near |= std::fabs(v - (shifted - kToInteger)) >= limit ? 1 : 0;
-      int32_t q = low_bits(shifted);
+      const double nearest = (v + kToInteger) - kToInteger;
+      if constexpr (!kExact) near |= bits_of(limit - std::fabs(v - nearest));
+      auto q = static_cast<int32_t>(nearest);
       q = q > lo ? q : lo;
       q = q < hi ? q : hi;
       y[i] = static_cast<Q>(q + zero_point);
     }
-    return near == 0;
+    return near >= 0;
   }
   static bool scalar(const BinaryLine* p, const Rounder* to, const Q* a, const Q* b, int64_t n, Q* y) {
     return run(*p, *to, a, b, n, y);

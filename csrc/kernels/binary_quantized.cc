@@ -146,11 +146,14 @@ bool one_grid(const BinaryPlan& plan) {
 }
 
 /// Takes the short way for sums and products whose results, and all that they are made of, stay below 2^31.
-void use_line(BinaryPlan* plan) {
+void use_line(Grid grid, BinaryPlan* plan) {
   const double a = plan->a_scale * plan->inverse, b = plan->b_scale;
   BinaryLine line;
   line.a_zero = plan->a.zero_point;
   line.b_zero = plan->b.zero_point;
+  const auto largest = [&](ScaleZeroPoint q) {
+    return static_cast<double>(std::max(grid.qmax - q.zero_point, q.zero_point - grid.qmin));
+  };
   double most;
   if (plan->op == Binary::add || plan->op == Binary::sub) {
     line.kind = BinaryLine::sum;
@@ -161,7 +164,7 @@ void use_line(BinaryPlan* plan) {
   } else if (plan->op == Binary::mul) {
     line.kind = BinaryLine::product;
     line.a_factor = a * b;
-    most = 0x1p34 * line.a_factor;
+    most = largest(plan->a) * largest(plan->b) * line.a_factor;
   } else if ((plan->op == Binary::maximum || plan->op == Binary::minimum) && one_grid(*plan)) {
     line.kind = plan->op == Binary::maximum ? BinaryLine::maximum : BinaryLine::minimum;
     most = 0.0;
@@ -208,7 +211,7 @@ BinaryPlan BinaryPlan::make(Binary op, Fused fused, ScaleZeroPoint a, ScaleZeroP
   plan.tanh = fused == Fused::tanh;
   if (!plan.tanh) {
     use_short_ratios(&plan);
-    use_line(&plan);
+    use_line(grid, &plan);
   }
   limit(fused, &plan.out);
   return plan;
