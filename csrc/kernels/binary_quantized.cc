@@ -12,6 +12,9 @@
 namespace pyquant::kernels {
 namespace {
 
+/// Elements of which one that lies near a step sends all to the long way.
+constexpr int64_t kLine = 2048;
+
 /// a - floor(a / b) * b as a sum that may need two doubles: fmod is exact.
 Product floor_remainder(double a, double b) {
   const double r = std::fmod(a, b);
@@ -221,13 +224,16 @@ template <class Q>
 void binary_quantized(const BinaryPlan& plan, const Broadcast& map, const Q* a, const Q* b, Q* y,
                       int64_t begin, int64_t end) {
   for_each_run(map, begin, end, [&](const Run& run) {
-    for (int64_t i = 0; i < run.n; i += kRealBlock) {
-      const int64_t n = std::min(kRealBlock, run.n - i);
+    for (int64_t i = 0; i < run.n; i += kLine) {
+      const int64_t n = std::min(kLine, run.n - i);
       const Q *left = a + run.a + i * run.a_stride, *right = b + run.b + i * run.b_stride;
       Q* const to = y + run.out + i;
       if (plan.line.kind != BinaryLine::none && run_line(plan.line, plan.out, run, left, right, n, to))
         continue;
-      run_block(plan, left, run.a_stride, right, run.b_stride, n, to);
+      for (int64_t k = 0; k < n; k += kRealBlock) {
+        run_block(plan, left + k * run.a_stride, run.a_stride, right + k * run.b_stride, run.b_stride,
+                  std::min(kRealBlock, n - k), to + k);
+      }
     }
   });
 }
