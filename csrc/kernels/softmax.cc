@@ -60,6 +60,21 @@ struct ExpBlock {
   }
 };
 
+/// e of quantized values by their distance from the largest.
+template <class Q>
+struct Powers {
+  static void scalar(const Q* x, int64_t n, int32_t largest, const double* powers, double* out) {
+    vector(x, n, largest, powers, out);
+  }
+  PYQUANT_INLINE static void vector(const Q* __restrict x, int64_t n, int32_t largest,
+                                    const double* __restrict powers, double* __restrict out) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t below = largest - x[i];
+      out[i] = sizeof(Q) == 1 ? powers[below] : powers[below & 255] * powers[256 + (below >> 8)];
+    }
+  }
+};
+
 /// v[i] = v[i] * factor, or v[i] * factor - offset.
 struct Finish {
   static void scalar(const double* x, int64_t n, double factor, double offset, double* v) {
@@ -83,8 +98,12 @@ void shifted(const Softmax& plan, const T* x, int64_t n, T largest, double* out)
 
 template <class T>
 void exponentials(const Softmax& plan, const T* x, int64_t n, T largest, double* out) {
-  shifted(plan, x, n, largest, out);
-  dispatch<ExpBlock>(out, n);
+  if constexpr (std::is_same_v<T, float>) {
+    shifted(plan, x, n, largest, out);
+    dispatch<ExpBlock>(out, n);
+  } else {
+    dispatch<Powers<T>>(x, n, static_cast<int32_t>(largest), plan.powers.data(), out);
+  }
 }
 
 template <class T>
@@ -127,6 +146,15 @@ void softmax_row(const Softmax& plan, const T* x, T* y) {
 }
 
 }  // namespace
+
+void Softmax::tabulate() {
+  const double step = static_cast<double>(in_scale) * beta;
+  powers.resize(512);
+  for (int i = 0; i < 256; ++i) {
+    powers[static_cast<size_t>(i)] = real_exp(-step * i);
+    powers[static_cast<size_t>(256 + i)] = real_exp(-step * (256 * i));
+  }
+}
 
 template <class T>
 void softmax(const Softmax& plan, const T* x, T* y, int64_t begin, int64_t end) {

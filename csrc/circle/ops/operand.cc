@@ -189,6 +189,16 @@ const double* RealOperand::read(const Frame& frame) const {
   return to;
 }
 
+std::optional<std::vector<int64_t>> known_ints(const TensorArg& arg) {
+  if (!arg.constant && arg.elements != 0) return std::nullopt;
+  std::vector<int64_t> values;
+  for (int64_t i = 0; i < arg.elements; ++i) {
+    values.push_back(arg.dtype() == DType::INT64 ? element<int64_t>(arg.constant, i)
+                                                 : element<int32_t>(arg.constant, i));
+  }
+  return values;
+}
+
 bool any_per_channel(const Builder& b) {
   for (size_t i = 0; i < b.inputs(); ++i) {
     if (b.in(i) && b.in(i).per_channel()) return true;

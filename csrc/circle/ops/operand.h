@@ -103,6 +103,9 @@ auto with_number(DType kernel_dtype, Use use) {
   return with_integer(kernel_dtype, use);
 }
 
+/// The values of an int32 or int64 operand that is known when the step is prepared; nothing otherwise.
+std::optional<std::vector<int64_t>> known_ints(const TensorArg& arg);
+
 /// Whether any operand has a scale for each channel, which the elementwise rows do not run.
 bool any_per_channel(const Builder& b);
 

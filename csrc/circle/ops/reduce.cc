@@ -59,11 +59,11 @@ kernels::Reduction reduction_of(std::string_view name) {
 Result<Step> prepare_reduction(Builder& b) {
   if (any_per_channel(b)) return b.unsupported("a scale for each channel");
   const Shape& shape = b.in(0).shape;
-  const auto axes = b.constant_ints(1);
-  if (axes.empty() && b.in(1).elements != 0) return b.unsupported("axes that are computed");
+  const auto axes = known_ints(b.in(1));
+  if (!axes) return b.unsupported("axes that are computed");
   if (shape.size() > kernels::ReduceMap::kMost) return b.unsupported("more than 32 dimensions");
   bool reduced[kernels::ReduceMap::kMost] = {};
-  for (int64_t axis : axes) reduced[*axis_of(axis, shape.size())] = true;
+  for (int64_t axis : *axes) reduced[*axis_of(axis, shape.size())] = true;
   kernels::Reduce plan;
   plan.kind = reduction_of(b.op().op->name);
   kernels::ReduceMap::make(shape.data(), static_cast<int>(shape.size()), reduced, &plan.map);
@@ -86,9 +86,9 @@ Result<Step> prepare_reduction(Builder& b) {
 Result<Step> prepare_cumsum(Builder& b) {
   if (any_per_channel(b)) return b.unsupported("a scale for each channel");
   const Shape& shape = b.in(0).shape;
-  const auto given = b.constant_ints(1);
-  if (given.size() != 1) return b.unsupported("an axis that is computed");
-  const size_t axis = *axis_of(given[0], shape.size());
+  const auto given = known_ints(b.in(1));
+  if (!given) return b.unsupported("an axis that is computed");
+  const size_t axis = *axis_of((*given)[0], shape.size());
   kernels::Cumsum plan;
   plan.size = shape[axis];
   for (size_t d = axis + 1; d < shape.size(); ++d) plan.inner *= shape[d];

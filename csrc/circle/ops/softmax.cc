@@ -25,7 +25,10 @@ Result<Step> prepare(Builder& b) {
   plan.size = b.in(0).shape.back();
   plan.in_scale = x.qparams().scale;
   const bool quantized = is_quantized(x.dtype());
-  if (quantized) plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+  if (quantized) {
+    plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+    plan.tabulate();
+  }
   const int64_t rows = plan.size == 0 ? 0 : x.elements() / plan.size;
   const int64_t grain = std::max<int64_t>(1, 1024 / std::max<int64_t>(plan.size, 1));
   const auto step = [&](auto type) {

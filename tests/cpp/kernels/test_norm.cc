@@ -20,7 +20,8 @@ using Real = long double;
 template <class T>
 Grid grid_of() {
   if constexpr (std::is_same_v<T, float>) return {0, 0};
-  if constexpr (!std::is_same_v<T, float>) return {std::numeric_limits<T>::min(), std::numeric_limits<T>::max()};
+  if constexpr (!std::is_same_v<T, float>)
+    return {std::numeric_limits<T>::min(), std::numeric_limits<T>::max()};
 }
 
 template <class T>
@@ -73,7 +74,10 @@ void softmax_is_right(ScaleZeroPoint in, ScaleZeroPoint out, int64_t size, bool 
   constexpr int64_t kRows = 3;
   const auto x = values<T>(kRows * size, static_cast<uint32_t>(size));
   Softmax plan{log, log ? 1.0f : 0.75f, size, in.scale};
-  if constexpr (!std::is_same_v<T, float>) plan.out = Rounder::make(out, grid_of<T>());
+  if constexpr (!std::is_same_v<T, float>) {
+    plan.out = Rounder::make(out, grid_of<T>());
+    plan.tabulate();
+  }
   const auto y = every_version<T>(kRows * size, [&](T* to) {
     softmax(plan, x.data(), to, 0, 1);
     softmax(plan, x.data(), to, 1, kRows);
