@@ -19,8 +19,10 @@ import pyquant
 from examples.digits import demo, vlm, vlm_data
 from examples.digits.families import FAMILIES
 from examples.digits.vlm_data import MAX_ANSWER
+from pyquant._launch import program
 from pyquant.models import qwen3_vl
 from pyquant.verify import Session, sqnr_db
+from tests.models.native_host import media_file, rows_of
 
 QUESTIONS = 600
 FEW = 200
@@ -119,6 +121,28 @@ def test_the_bundle_answers_as_the_tree_does(family, recipe, bundles):
     # Steps of the last grid, and of grids before it: a flip there moves a log probability, and no answer.
     apart = max(float((a - b).abs().max()) for a, b in zip(forced.log_probs, eager.log_probs, strict=True))
     assert apart < {"w8a8-fast": 0.5, "w8a16": 0.01, "w4a16": 0.01}[recipe]
+
+
+@every_bundle
+def test_the_native_program_answers_as_the_tree_does(family, recipe, bundles, tmp_path):
+    """pyquant-circle generate, from the manifest and the files alone."""
+    folder, some = bundles(family, recipe), asked()[: 2 * BATCH]
+    for part in (some[:BATCH], some[BATCH:]):
+        prompt = FAMILIES[family].inputs(part)
+        tokens = quantized(family, recipe).generate(**prompt, max_new_tokens=MAX_ANSWER, do_sample=False)
+        expected = tokens[:, prompt["input_ids"].shape[1] :].tolist()
+        words = ["--ids", rows_of(prompt["input_ids"], prompt["attention_mask"]), *media_file(tmp_path, prompt)]
+        done = subprocess.run(
+            [program(), "generate", folder, *words, "--max-new-tokens", str(MAX_ANSWER), "--greedy", "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        for row, want in zip(json.loads(done.stdout)["rows"], expected, strict=True):
+            assert row["tokens"] == want[: len(row["tokens"])]
+            assert row["end"] == "token" or len(row["tokens"]) == len(want)
+            assert len(set(want[len(row["tokens"]) :])) <= 1, "padding follows the end of a row"
 
 
 @every_bundle
