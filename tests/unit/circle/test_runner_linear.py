@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import pyquant.circle
-from pyquant.verify.runtimes import tico
+from pyquant import ops
+from pyquant.verify.runtimes import onert, tico
 from tests.golden.build import PlanBuilder, pack4
 
 LIMITS = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
@@ -130,3 +131,38 @@ def test_depthwise_conv_2d(x: str, w: str, tmp_path: Path) -> None:
     real = torch.nn.functional.conv2d(nchw, filters, case.values["b"], stride=2, groups=30)
     options = {"padding": "VALID", "stride_h": 2, "stride_w": 2, "depth_multiplier": 1}
     case.check("DEPTHWISE_CONV_2D", ["x", "w", "b"], real.permute(0, 2, 3, 1), tmp_path, **options)
+
+
+@pytest.mark.parametrize("weight", ["float32", "float16", "ggml_q4_0", "ggml_q8_0", "int8"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_fully_connected_in_float(weight: str, rows: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    data = "float16" if weight == "float16" else "float32"
+    x = torch.randn(rows, 320, generator=generator).to(getattr(torch, data))
+    w = torch.randn(50, 320, generator=generator)
+    bias = torch.randn(50, generator=generator).to(x.dtype)
+    stored: object = w.to(x.dtype).numpy()
+    qparams: dict[str, object] = {}
+    if weight.startswith("ggml"):
+        bits = 4 if weight == "ggml_q4_0" else 8
+        stored = ops.quantize_blocks(w, bits)
+        w = ops.dequantize_blocks(stored, bits)
+    elif weight == "int8":
+        stored = (w * 30).round().clamp(-128, 127).to(torch.int8)
+        qparams = {"scale": 0.03125, "zero_point": 3}
+        w = (stored.float() - 3) * 0.03125
+    builder = PlanBuilder("float", "a linear layer in float")
+    builder.tensor("x", data, [rows, 320])
+    builder.tensor("w", weight, [50, 320], data=stored, **qparams)
+    builder.tensor("b", data, [50], data=bias.numpy())
+    builder.tensor("y", data, [rows, 50])
+    builder.op("FULLY_CONNECTED", ["x", "w", "b"], ["y"], keep_num_dims=True, fused_activation_function="RELU")
+    path = tmp_path / "x.circle"
+    pyquant.circle.write(builder.graph(["x"], ["y"]).text(), builder.constants, path)
+    got = pyquant.circle.Runner(path, threads=1).run({"x": x.numpy()})["y"]
+    expected = torch.nn.functional.linear(x.double(), w.to(x.dtype).double(), bias.double()).relu()
+    tolerance = 2e-3 if data == "float16" else 2e-5
+    np.testing.assert_allclose(got, expected.numpy(), rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(got, pyquant.circle.Runner(path, threads=2).run({"x": x.numpy()})["y"])
+    if weight == "float32":
+        np.testing.assert_allclose(got, onert.run(path, [x])["y"].numpy(), rtol=1e-4, atol=1e-4)
