@@ -18,8 +18,10 @@ Cache Cache::empty(const Manifest& manifest) {
   made.lengths.assign(static_cast<size_t>(manifest.batch), 0);
   made.deltas = made.lengths;
   for (const Layer& layer : manifest.layers) {
-    const Shape shape{manifest.batch, layer.kv_heads, manifest.whole ? 0 : layer.slots, layer.head_dim};
-    made.layers.push_back({Tensor::zeros(Type::Float32, shape), Tensor::zeros(Type::Float32, shape)});
+    LayerCache kept;
+    kept.keys.shape = kept.values.shape = {manifest.batch, layer.kv_heads, manifest.whole ? 0 : layer.slots,
+                                           layer.head_dim};
+    made.layers.push_back(std::move(kept));
   }
   return made;
 }
@@ -31,14 +33,10 @@ Status Cache::write(Tensor& kept, const Tensor& made, const std::vector<int64_t>
     return fault_of(Code::E_MANIFEST, "a graph makes keys or values " + shape_text(from) +
                                           ", the manifest's cache has " + shape_text(to));
   }
-  if (!made.is_like(kept)) {
-    if (*std::max_element(lengths.begin(), lengths.end()) > 0) {  // a grid of its own in each graph
-      const Tensor floats = made.as_floats();
-      kept = kept.as_floats();
-      if (!made.is_like(kept)) return write(kept, floats, counts);
-    } else {
-      kept = made.zeros_like(to);
-    }
+  if (kept.bytes.empty()) kept = made.zeros_like(to);  // the first tokens decide the grid
+  if (!made.is_like(kept)) {                           // each graph has a grid of its own
+    kept = kept.as_floats();
+    if (made.type != Type::Float32) return write(kept, made.as_floats(), counts);
   }
   const size_t line = static_cast<size_t>(to[3]) * type_size(made.type);
   const int64_t slots = to[2];

@@ -15,7 +15,8 @@ namespace pyquant::host {
 int64_t place_of_slot(int64_t length, int64_t slots, int64_t slot);
 
 struct LayerCache {
-  Tensor keys, values;  // (batch, kv_heads, slots, head_dim); no slots: nothing is kept
+  // (batch, kv_heads, slots, head_dim), without bytes until the first write; no slots: nothing is kept.
+  Tensor keys, values;
 };
 
 struct Cache {

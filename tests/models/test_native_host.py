@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,59 @@ def test_rows_that_end_get_padding_and_penalties_are_transformers(tmp_path: Path
         more = {"min_new_tokens": least} if least else {}
         own = [*words, "--min-new-tokens", least] if least else words
         expect_same(tmp_path, eager, Host(eager.manifest), given, *own, max_new_tokens=12, **options, **more)
+
+
+class Documented:
+    """docs/native-program.md, `--seed`, written again: SplitMix64 for each row, integer weights of 40 bits."""
+
+    MASK = (1 << 64) - 1
+
+    def __init__(self, seed: int, rows: int, temperature: float, top_k: int, top_p: float) -> None:
+        self.states = [(self.mixed(seed) + self.mixed(row + 1)) & self.MASK for row in range(rows)]
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+
+    def mixed(self, value: int) -> int:
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & self.MASK
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & self.MASK
+        return value ^ (value >> 31)
+
+    def below(self, row: int, bound: int) -> int:
+        while True:
+            self.states[row] = (self.states[row] + 0x9E3779B97F4A7C15) & self.MASK
+            value = self.mixed(self.states[row])
+            if value >= (1 << 64) % bound:
+                return value % bound
+
+    def __call__(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        found = []
+        for row, given in enumerate(scores):
+            values = given / self.temperature
+            kept = values >= values.topk(self.top_k).values[-1]
+            order = sorted(kept.nonzero()[:, 0].tolist(), key=lambda i: (float(values[i]), -i))
+            highest = float(values[order[-1]])
+            weights = [math.floor(2**40 * math.exp(float(values[i]) - highest) + 0.5) for i in order]
+            below, rare = 0, set()
+            for place, weight in enumerate(weights[:-1]):
+                below += weight
+                if below <= (1 - self.top_p) * sum(weights):
+                    rare.add(place)
+            left = [(i, w) for place, (i, w) in enumerate(zip(order, weights, strict=True)) if place not in rare]
+            drawn = self.below(row, sum(weight for _, weight in left))
+            for token, weight in reversed(left):
+                if drawn < weight:
+                    found.append(token)
+                    break
+                drawn -= weight
+        return torch.tensor(found)
+
+
+def test_tokens_of_a_seed(tmp_path: Path) -> None:
+    eager = EagerBundle(llama_tree()[1], llama.Profile(max_seq_len=32, prefill_lengths=(8,), batch_size=2))
+    sampler = Documented(seed=5, rows=2, temperature=float(torch.tensor(3.5)), top_k=20, top_p=0.9)
+    words = ["--eos", "none", "--temperature", 3.5, "--top-k", 20, "--top-p", 0.9, "--seed", 5]
+    given = padded((6, 6), "left")
+    options: dict[str, Any] = {"max_new_tokens": 16, "eos_token_id": None, "sampler": sampler}
+    expect_same(tmp_path, eager, Host(eager.manifest), given, *words, **options)
 
 
 # --- images whose positions have three axes ---

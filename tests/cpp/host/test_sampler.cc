@@ -116,3 +116,18 @@ TEST(settings_are_known_ignored_or_refused_by_name) {
     if (!refused.ok()) CHECK_EQ(std::string(code_name(refused.fault().code)), "E_HOST_SETTING");
   }
 }
+
+TEST(a_seed_chooses_these_tokens_on_every_machine) {
+  Settings settings = sampling();
+  settings.temperature = 0.8f;
+  settings.top_k = 12;
+  settings.top_p = 0.95;
+  std::string seen;
+  Random random(2026, 3);
+  for (int i = 0; i < 12; ++i) {
+    std::vector<float> scores;
+    for (int j = 0; j < 40; ++j) scores.push_back(static_cast<float>((j * 7 + i) % 40) * 0.21f);
+    seen += std::to_string(choose(settings, scores, random)) + " ";
+  }
+  CHECK_EQ(seen, "22 34 5 28 39 27 38 10 21 10 21 9 ");
+}
