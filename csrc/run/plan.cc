@@ -159,6 +159,10 @@ class Planner {
   bool alias(const Operator& op) {
     const auto from = static_cast<size_t>(op.inputs[0]), to = static_cast<size_t>(op.outputs[0]);
     if (is_output_[to] || !circle::same_bytes(operand(op.inputs[0]), operand(op.outputs[0]))) return false;
+    // A shape or an axis that is computed: the step checks it.
+    if (op.inputs.size() > 1 && op.inputs[1] >= 0 &&
+        !plan_.places[static_cast<size_t>(op.inputs[1])].constant)
+      return false;
     root_[to] = root_[from];
     plan_.places[to] = plan_.places[from];
     if (const auto found = known_.find(from); found != known_.end()) {

@@ -288,3 +288,21 @@ def test_an_index_outside_the_table_is_named(tmp_path: Path) -> None:
     g.output("y", "int8", [3, 3])
     with pytest.raises(pyquant.errors.CircleError, match=r"E_RUN_VALUE.*index at \[1\] is 7, expected 0 to 4"):
         g.run(tmp_path, "GATHER", ["x", "i"])
+
+
+def test_a_shape_that_is_computed_is_checked(tmp_path: Path) -> None:
+    """RESHAPE shares its input's memory, but not where its shape is an input: then the values have to give it."""
+    for values, fits in (([2, 6], True), ([3, 4], False)):
+        g = Graph()
+        g.data("x", "int8", [3, 4])
+        g.given("s", np.array(values, np.int32))
+        g.builder.tensor("v", "int8", [2, 6], scale=SCALE, zero_point=ZERO["int8"])
+        g.builder.op("RESHAPE", ["x", "s"], ["v"])
+        g.output("y", "int8", [2, 6])
+        g.constant("t", [2, 6])
+        if fits:
+            y = g.run(tmp_path, "RESHAPE", ["v", "t"])[1][0]
+            np.testing.assert_array_equal(y, g.inputs["x"].reshape(2, 6))
+        else:
+            with pytest.raises(pyquant.errors.CircleError, match=r"E_RUN_SHAPE.*\[3, 4\], expected \[2, 6\]"):
+                g.run(tmp_path, "RESHAPE", ["v", "t"])
