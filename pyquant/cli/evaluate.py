@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--runtime",
         choices=("native", "tico", "onert"),
-        default="tico",
+        default="native",
         help="what runs the files of bundles (%(default)s)",
     )
     add("--calibration", type=Path, action="append", default=[], metavar="FILE", help=_CALIBRATION)

@@ -28,7 +28,7 @@ from pyquant.verify.runtimes._inputs import Array, Inputs, fits
 
 
 def compare(
-    prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = (), *, runtime: TraceableName = "tico"
+    prog: CircleProgram, q: nn.Module | None = None, inputs: Inputs = (), *, runtime: TraceableName = "native"
 ) -> Report:
     """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and the eager model on the same inputs.
 

@@ -36,7 +36,7 @@ class Session:
     runtime is not installed. A graph is loaded when it is first run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "tico") -> None:
+    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "native") -> None:
         self.folder, self.runtime = Path(folder), runtime
         self._module = module(runtime)
         self._workspace = circle.Workspace() if runtime == "native" else None

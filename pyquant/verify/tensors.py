@@ -82,7 +82,7 @@ def tensors(
     inputs: Inputs,
     file: str | Path | bytes | None = None,
     *,
-    runtime: TraceableName = "tico",
+    runtime: TraceableName = "native",
 ) -> TensorReport:
     """Run `prog` in a runtime (pyquant's own, or "tico", TICO's reference) and its exported program in torch, and
     compare every tensor of the two.

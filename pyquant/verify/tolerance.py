@@ -12,6 +12,7 @@ from typing import Any
 from pyquant.metrics import peir
 from pyquant.verify.fidelity import compare, eager_outputs
 from pyquant.verify.report import Report
+from pyquant.verify.runtimes import TraceableName
 
 #: A rounding flip: one step of the output grid. Op by op no element may differ by more.
 MAX_LSB = 1.0
@@ -23,13 +24,20 @@ PEIR_SHARE = 0.1
 FLOAT_RELATIVE = 1e-5
 
 
-def fidelity(prog: Any, q: Any, inputs: Any, *, reference: Mapping[str, Any] | None = None) -> Report:
-    """Assert that the file of `prog` computes what eager `q` computes, and return the report.
+def fidelity(
+    prog: Any,
+    q: Any,
+    inputs: Any,
+    *,
+    reference: Mapping[str, Any] | None = None,
+    runtime: TraceableName = "native",
+) -> Report:
+    """Assert that the file of `prog` computes in `runtime` what eager `q` computes, and return the report.
 
     Op by op always. End to end as a single layer (one step, on 99.9 % of the elements), or, with the float outputs by
     name as `reference`, as a deep model (a tenth of the error that quantization itself makes). Raises AssertionError.
     """
-    report = compare(prog, q, inputs)
+    report = compare(prog, q, inputs, runtime=runtime)
     faults = op_faults(report)
     faults += layer_faults(report) if reference is None else deep_faults(prog, q, inputs, reference, report)
     if faults:
