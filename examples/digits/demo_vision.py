@@ -24,7 +24,7 @@ from examples.digits.model import CHECKPOINT, DigitsClassifier, accuracy, predic
 from examples.digits.quant import QuantDigitsClassifier
 from pyquant import metrics
 from pyquant.models import gemma4
-from pyquant.verify.runtimes import tico
+from pyquant.verify.runtimes import native
 
 RECIPES = ("w8a8", "w8a16", "w4a16")
 
@@ -50,8 +50,8 @@ def quantize(fp: DigitsClassifier, recipe: str, calibration: Digits) -> QuantDig
 
 
 def run_file(path: Path, pixel_values: Tensor, batch_size: int) -> Tensor:
-    """Logits (N, classes) that TICO's reference runtime computes from the file, mode FAKE_QUANTIZE."""
-    runtime = tico.Runtime(path)
+    """Logits (N, classes) that the file computes, in integers."""
+    runtime = native.Runtime(path)
     starts = tqdm(range(0, len(pixel_values), batch_size), desc="circle", unit="batch", disable=None)
     parts = []
     for start in starts:
@@ -103,7 +103,7 @@ def show(result: Result, heldout: Digits, recipe: str, console: Console) -> None
         table.add_column(column, justify="right" if column else "left")
     reference = result.float_logits
     table.add_row("float (HF)", f"{accuracy(reference, heldout.labels):.2%}", "", "", "", f"{float_bytes:,} B", "")
-    for name, logits in (("eager, quantized", result.eager_logits), ("Circle (TICO)", result.circle_logits)):
+    for name, logits in (("eager, quantized", result.eager_logits), ("Circle (the files)", result.circle_logits)):
         table.add_row(
             name,
             f"{accuracy(logits, heldout.labels):.2%}",

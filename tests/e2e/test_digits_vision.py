@@ -173,7 +173,7 @@ def test_the_demo_prints_what_it_promises(capfd, tmp_path):
         "accuracy",
         "float (HF)",
         "eager, quantized",
-        "Circle (TICO)",
+        "Circle (the files)",
         "PEIR",
         "SQNR",
         "size on disk",
