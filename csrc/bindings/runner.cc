@@ -167,14 +167,15 @@ py::typing::List<PortView> ports_of(const std::shared_ptr<const run::Program>& p
   return out;
 }
 
-std::shared_ptr<const run::Program> load(const std::string& path) {
+std::shared_ptr<const run::Program> load(const std::string& path, const std::string& signature) {
   const py::gil_scoped_release free;
-  auto program = run::Program::load(path);
+  auto program = run::Program::load(path, signature);
   const py::gil_scoped_acquire lock;
   return value_or_raise(std::move(program));
 }
 
-std::shared_ptr<const run::Program> load_bytes(const py::bytes& data, const std::string& name) {
+std::shared_ptr<const run::Program> load_bytes(const py::bytes& data, const std::string& name,
+                                               const std::string& signature) {
   char* begin = nullptr;
   Py_ssize_t size = 0;
   if (PyBytes_AsStringAndSize(data.ptr(), &begin, &size) != 0) throw py::error_already_set();
@@ -183,7 +184,7 @@ std::shared_ptr<const run::Program> load_bytes(const py::bytes& data, const std:
     delete static_cast<const py::object*>(held);
   });
   return value_or_raise(run::Program::from_bytes(
-      {reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, name, owner));
+      {reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, name, owner, signature));
 }
 
 void require_bytes(const View& view, int64_t wanted, const char* what) {
@@ -264,14 +265,16 @@ void bind_runner(py::module_& m) {
       .def("profile", &PyRunner::profile);
   m.def(
       "load_program",
-      [](const std::string& path) { return std::const_pointer_cast<run::Program>(load(path)); },
-      py::arg("path"));
+      [](const std::string& path, const std::string& signature) {
+        return std::const_pointer_cast<run::Program>(load(path, signature));
+      },
+      py::arg("path"), py::arg("signature"));
   m.def(
       "load_program_bytes",
-      [](const py::bytes& data, const std::string& name) {
-        return std::const_pointer_cast<run::Program>(load_bytes(data, name));
+      [](const py::bytes& data, const std::string& name, const std::string& signature) {
+        return std::const_pointer_cast<run::Program>(load_bytes(data, name, signature));
       },
-      py::arg("data"), py::arg("name"));
+      py::arg("data"), py::arg("name"), py::arg("signature"));
 }
 
 }  // namespace pyquant::bindings

@@ -71,25 +71,27 @@ class OperatorTime:
 class Runner:
     """The graph of a file: `Runner("x.circle").run({"x": array}) -> {"y": array}`.
 
-    source: a path (mapped, constants are not copied) or the bytes of a file. workspace: threads and memory, shared with
-    other runners. memory_limit: bytes that one tensor, and all of them together, may take. Raises CircleError for a
-    file with faults; one that the runner has no kernel for raises it when it is first run.
+    source: a path (mapped, constants are not copied) or the bytes of a file. signature: the graph of that name, in a
+    file of several; without one the first. workspace: threads and memory, shared with other runners. memory_limit:
+    bytes that one tensor, and all of them together, may take. Raises CircleError for a file with faults; one that the
+    runner has no kernel for raises it when it is first run.
     """
 
     def __init__(
         self,
         source: str | os.PathLike[str] | bytes,
         *,
+        signature: str = "",
         threads: int = 0,
         workspace: Workspace | None = None,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         if isinstance(source, bytes):
-            program = native.load_program_bytes(source, "bytes")
+            program = native.load_program_bytes(source, "bytes", signature)
         else:
             if why := files.absent(Path(source)):
                 raise CircleError(f"E_NOT_CIRCLE: {os.fspath(source)}: {why}")
-            program = native.load_program(os.fspath(source))
+            program = native.load_program(os.fspath(source), signature)
         self._set(program, Workspace(threads) if workspace is None else workspace, memory_limit)
 
     def _set(self, program: native.Program, workspace: Workspace, memory_limit: int) -> None:
