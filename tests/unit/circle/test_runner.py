@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_named() -> None:
         runner.run([])
     with pytest.raises(InputError, match="threads is -1"):
         Workspace(-1)
-    with pytest.raises(CircleError, match=r"E_NOT_CIRCLE.*missing"):
+    with pytest.raises(CircleError, match=r"E_OPEN.*missing"):
         Runner(GOLDEN / "missing.circle")
     with pytest.raises(CircleError, match=r"E_RUN_MEMORY.*the limit is 4"):
         Runner(UINT8, memory_limit=4).run(inputs_of(runner))
