@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pyquant.wrap import QModule
 
 SHOWN = 10
-#: Steps that flips of a rounding (eager adds up in float32, a file in integers) do not add up to; an error goes beyond.
-FAR = 8
+#: Share of its range (PEIR) by which no tensor is off through flips of a rounding alone (eager adds up in float32, a
+#: file in integers, and small networks make much of one step); an error goes beyond.
+FAR = 0.2
 
 
 def measured(fp: nn.Module, q: QModule, batch: Mapping[str, Tensor], file: Path | None) -> dict[str, TensorReport]:
@@ -86,9 +87,12 @@ def render(found: Mapping[str, TensorReport], count: int = SHOWN) -> str:
             out += [f"constants that are not the exported ones: {len(report.constants)}", _table(report.constants)]
         if report.unchecked:
             out.append(f"{len(report.unchecked)} tensors have no eager value, such as {report.unchecked[0]!r}")
-        first = next((row for row in report.tensors if row.max_lsb is not None and row.max_lsb > FAR), None)
+        first = next((row for row in report.tensors if row.peir > FAR), None)
         if first is not None:
-            out.append(f"the first that is more than {FAR} steps away: {first.name}, by {first.max_lsb:g} ({first.op})")
+            out.append(
+                f"the first that is off by more than {FAR:.0%} of its range: {first.name}, "
+                f"by {first.peir:.0%} ({first.op})"
+            )
         out.append("")
     return "\n".join(out)
 
