@@ -10,6 +10,7 @@ from test_gemma4_wrappers import adapter_of, inputs_of, quantized
 
 import pyquant
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
+from tests.judges import judged
 
 # At 16 bits one step is 3e-5 of the range, near float32's own rounding in a sum: flips of one operator reach the next,
 # so that wrappers of several linears are judged as deep models there.
@@ -27,7 +28,7 @@ def test_the_file_computes_what_eager_computes(name, preset, batch):
     given, case = inputs_of(name, batch, fp), CASES[name]
     program = pyquant.export(adapter_of(name, batch, q, given))
     inputs = [given[case.first]]
-    report = pyquant.verify.compare(program, None, inputs)
+    report = judged(program, None, inputs)
     assert op_faults(report) == []
     if name in DEEP[preset]:
         with torch.no_grad():

@@ -15,6 +15,7 @@ import pyquant
 from pyquant.models.qwen3_vl import TextProfile
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
 from pyquant.wrap import Phase, phase
+from tests.judges import judged
 
 PRESETS = ("w8a8", "w8a16", "w4a16")
 # At 16 bits one step is near float32's own rounding in a sum: flips of one operator reach the next, so that wrappers of
@@ -24,7 +25,7 @@ LEFT = BATCHES["left"]
 
 def check_file(q, adapter, tensors: list[Tensor], *, deep: bool) -> None:
     program = pyquant.export(adapter)
-    report = pyquant.verify.compare(program, None, tensors)
+    report = judged(program, None, tensors)
     assert op_faults(report) == []
     if not deep:
         assert layer_faults(report) == []

@@ -8,8 +8,8 @@ import torch
 from qwen_vision_tiny import BATCHES, CASES, STATIC
 from test_qwen_vision_wrappers import EXPORTS, exported, ids, quantized
 
-import pyquant
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
+from tests.judges import judged
 
 # At 16 bits one step is 3e-5 of the range, near float32's own rounding in a sum: flips of one operator reach the next,
 # so that wrappers of several linears are judged as deep models there.
@@ -25,7 +25,7 @@ def test_the_file_computes_what_eager_computes(name: str, batch: str, preset: st
     case = CASES[name]
     given = case.inputs(fp, BATCHES[batch])
     program, inputs = exported(name, batch, preset), [given[case.first]]
-    report = pyquant.verify.compare(program, None, inputs)
+    report = judged(program, None, inputs)
     assert op_faults(report) == []
     assert report.unchecked == 0
     if not name.startswith(DEEP[preset]):

@@ -27,9 +27,9 @@ from pyquant.metrics import sqnr_db
 from pyquant.models.alone import alone
 from pyquant.policy import literal
 from pyquant.smoke.cases import Case
-from pyquant.verify import compare
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
 from pyquant.wrap import Phase, QModule, Site, phase
+from tests.judges import judged
 
 torch.set_num_threads(1)
 
@@ -206,7 +206,7 @@ def test_every_tensor_has_a_grid(name: str, recipe: str) -> None:
 def test_the_file_computes_what_eager_computes(name: str, recipe: str) -> None:
     """In TICO's runtime: operator by operator; end to end as a single layer, or, where that is deeper, as a model."""
     found, q = graph_of(name, recipe), quantized(name, recipe)
-    report = compare(found.program, None, found.inputs)
+    report = judged(found.program, None, found.inputs)
     assert op_faults(report) == []
     assert report.unchecked <= UNCHECKED.get(name, 0)
     if layer_faults(report) == []:

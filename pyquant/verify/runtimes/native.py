@@ -7,19 +7,21 @@ It owns torch tensors in and out: a quantized tensor's value is the float32 that
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pyquant import circle
+from pyquant import circle, ops
 from pyquant.errors import InputError
 from pyquant.verify.runtimes._inputs import Array, Inputs, Program, ordered
 from pyquant.verify.runtimes.constants import value_of
 
 __all__ = ["Runtime", "run"]
+
+_PACKED = ("int4", "uint4")
 
 
 def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
@@ -51,7 +53,9 @@ class Runtime:
             for value, port in zip(ordered(self.input_names, inputs), self._runner.inputs, strict=True)
         ]
         if not trace:
-            return {name: torch.from_numpy(value) for name, value in self._runner.run(given, floats=True).items()}
+            result = self._runner.run(given, floats=True)
+            numbers = self._values(self._runner, [self._model.tensors[t] for t in self._model.outputs], result)
+            return dict(zip(result, map(torch.from_numpy, numbers), strict=True))
         seen: dict[str, torch.Tensor] = {}
 
         def keep(operator: int, index: int, shape: tuple[int, ...], data: bytes) -> None:
@@ -84,10 +88,33 @@ class Runtime:
             if tensor >= 0 and value is not None and not self._model.tensors[tensor].is_constant:
                 values.setdefault(tensor, value)
         given = [
-            _given(value, port.dtype, port.quantized)
-            for value, port in zip(values.values(), runner.inputs, strict=True)
+            _packed(value, self._model.tensors[tensor])
+            if port.dtype in _PACKED
+            else _given(value, port.dtype, port.quantized)
+            for (tensor, value), port in zip(values.items(), runner.inputs, strict=True)
         ]
-        return list(runner.run(given, floats=True).values())
+        tensors = [self._model.tensors[t] for t in operator.outputs]
+        return self._values(runner, tensors, runner.run(given, floats=True))
+
+    @staticmethod
+    def _values(runner: circle.Runner, tensors: Sequence[circle.Tensor], made: Mapping[str, Array]) -> list[Array]:
+        """Outputs as real numbers; the runner's own floats leave 4-bit integers packed."""
+        return [
+            value_of(tensor, value.tobytes(), tuple(tensor.shape)) if port.dtype in _PACKED else value
+            for port, tensor, value in zip(runner.outputs, tensors, made.values(), strict=True)
+        ]
+
+
+def _packed(value: Array, tensor: circle.Tensor) -> Array:
+    """Real numbers of a grid of 4 bits as the packed integers of a file."""
+    scale, zero = np.asarray(tensor.scale, np.float32), np.asarray(tensor.zero_point, np.int64)
+    if scale.size > 1:
+        sizes = [1] * len(tensor.shape)
+        sizes[tensor.axis] = scale.size
+        scale, zero = scale.reshape(sizes), zero.reshape(sizes)
+    integers = np.rint(value / scale).astype(np.int64) + zero
+    whole = torch.from_numpy(integers.astype(np.int8 if tensor.dtype == "int4" else np.uint8))
+    return np.asarray(ops.pack_int4(whole).numpy())
 
 
 def _given(value: Any, dtype: str, quantized: bool) -> Array:
