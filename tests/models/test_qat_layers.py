@@ -28,7 +28,6 @@ from pyquant.spec import INT4, INT8, PerAxis, PerTensor, QuantSpec
 from pyquant.verify import compare
 from pyquant.wrap import Phase, QModule, phase, register
 from pyquant.wrap.packed import Packing
-from tests.judges import judged
 
 torch.set_num_threads(1)
 
@@ -220,7 +219,7 @@ def test_a_table_in_the_file_is_integers_and_scales(bits: int, blocks: int, tmp_
     assert program.missing_qparams() == []
     program.save(tmp_path / "x.circle")
     assert np.array_equal(integers_in(tmp_path / "x.circle", "weight"), qat_tiny.integers(model).numpy())
-    report = judged(program, q, [ids])
+    report = compare(program, q, [ids], runtime="tico")  # its grids divide each other: float32 flips 1 % of the ties
     assert report.outputs[0].unequal == 0
     assert q.site("weight").spec == QuantSpec(INT8 if bits == 8 else INT4, granularity=PerTensor())
 
