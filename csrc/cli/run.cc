@@ -142,7 +142,8 @@ Status trace(run::Runner& runner, const Inputs& inputs, const std::vector<void*>
 }
 
 Status run_file(const Arguments& arguments, int threads, int64_t runs) {
-  PYQUANT_TRY_ASSIGN(auto program, run::Program::load(arguments.positionals[0], arguments.get("--signature")));
+  PYQUANT_TRY_ASSIGN(auto program,
+                     run::Program::load(arguments.positionals[0], arguments.get("--signature")));
   run::Runner runner(program, std::make_shared<run::Workspace>(threads));
   Inputs inputs;
   Safetensors file;
@@ -202,22 +203,23 @@ int run(const Arguments& arguments) {
 
 }  // namespace
 
-const Verb kRun = {"run",
-                   "run x.circle [--inputs in.safetensors] [-o out.safetensors] [--floats] [--signature NAME] [--threads N] "
-                   "[--trace FOLDER] [--profile] "
-                   "[--runs N]",
-                   "computes a file in integers; --floats writes what they stand for, --profile prints time, "
-                   "bytes and multiply-adds of "
-                   "each operator, --trace writes every tensor",
-                   {{"--inputs", "a file"},
-                    {"-o", "a file"},
-                    {"--floats", nullptr},
-                    {"--signature", "a name"},
+const Verb kRun = {
+    "run",
+    "run x.circle [--inputs in.safetensors] [-o out.safetensors] [--floats] [--signature NAME] [--threads N] "
+    "[--trace FOLDER] [--profile] "
+    "[--runs N]",
+    "computes a file in integers; --floats writes what they stand for, --profile prints time, "
+    "bytes and multiply-adds of "
+    "each operator, --trace writes every tensor",
+    {{"--inputs", "a file"},
+     {"-o", "a file"},
+     {"--floats", nullptr},
+     {"--signature", "a name"},
      {"--threads", "a number"},
-                    {"--runs", "a number"},
-                    {"--trace", "a folder"},
-                    {"--profile", nullptr}},
-                   1,
-                   run};
+     {"--runs", "a number"},
+     {"--trace", "a folder"},
+     {"--profile", nullptr}},
+    1,
+    run};
 
 }  // namespace pyquant::cli

@@ -26,7 +26,8 @@ static int print(pyquant_graph* graph, size_t output) {
   size_t count = 1, i;
   float* values;
   int code;
-  for (i = 0; i < pyquant_output_rank(graph, output); ++i) count *= (size_t)pyquant_output_dim(graph, output, i);
+  for (i = 0; i < pyquant_output_rank(graph, output); ++i)
+    count *= (size_t)pyquant_output_dim(graph, output, i);
   values = malloc((count ? count : 1) * sizeof(float));
   if (!values) return 1;
   code = pyquant_get_floats(graph, pyquant_output_name(graph, output), values, count);
