@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Values chosen by an index or a condition, and made from few: GATHER, GATHER_ND, SELECT, ONE_HOT, FILL,
 // RANGE.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -76,7 +77,14 @@ void infer_range(Inference& it) {
     if (it.elements(i) != 1) return it.fault("one start, one limit, one step");
   }
   if (it.declared(0).size() != 1) return it.fault("an output of one dimension");
-  it.set_declared(0);
+  if (!it.knows(0) || !it.knows(1) || !it.knows(2)) return it.set_declared(0);
+  // In double: exact for every count that a shape can have.
+  const auto start = static_cast<double>(it.ints(0)[0]), limit = static_cast<double>(it.ints(1)[0]);
+  const auto step = static_cast<double>(it.ints(2)[0]);
+  if (step == 0) return it.fault("a step other than 0");
+  const double count = std::max(std::ceil((limit - start) / step), 0.0);
+  if (count > INT32_MAX) return it.fault("an output that has a size");
+  it.set(0, {static_cast<int32_t>(count)}, "as many as from start to limit");
 }
 
 void onert_gather(const TargetCheck& it) {

@@ -177,6 +177,8 @@ Model RandomOperator::draw(const OpInfo& op) {
   if (name == "CONV_2D" || name == "DEPTHWISE_CONV_2D" || name == "INSTANCE_NORM" || name == "ROPE") {
     dims = {pick(1, 2), pick(1, 5), pick(1, 5), 2 * pick(1, 3)};
   }
+  const bool range = name == "RANGE";
+  if (range) dims = {};
   std::vector<Operand> wanted = op.inputs;
   if (!wanted.empty() && wanted.back().repeats)
     wanted.resize(wanted.size() + static_cast<size_t>(pick(0, 2)), wanted.back());
@@ -191,13 +193,15 @@ Model RandomOperator::draw(const OpInfo& op) {
     const bool leads = first && (role == 'x' || role == 'a' || (name == "ONE_HOT" && i == 0));
     DType dtype = dtype_of(role, data);
     if (name == "GATHER" && i == 0 && chance(0.1)) dtype = DType::GGML_Q4_0;
-    const bool constant = role == 'w' || role == 'b' ? chance(0.85)
-                          : role == 'i'              ? chance(0.75)
-                                                     : chance(0.1);
+    const bool constant = range                        ? chance(0.9)
+                          : role == 'w' || role == 'b' ? chance(0.85)
+                          : role == 'i'                ? chance(0.75)
+                                                       : chance(0.1);
     it.inputs.push_back(
         add(model, dtype, leads ? dims : shape_of(op, i, dims), constant, role == 'b' && !is_float(data)));
     first = first && !leads;
   }
+  if (range) dims = {pick(0, 6)};
   size_t outputs = op.outputs.size();
   if (op.outputs.back().repeats) outputs = static_cast<size_t>(pick(1, 3));
   for (const Field& field : op.options->fields)

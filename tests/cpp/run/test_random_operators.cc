@@ -80,7 +80,7 @@ End run_model(Model model, run::RandomOperator& random, const std::shared_ptr<Wo
 
 TEST(what_the_checker_lets_through_runs) {
   const char* wanted = std::getenv("PYQUANT_RANDOM_RUNS");
-  const long runs = wanted ? std::atol(wanted) : 40'000;
+  const long runs = wanted ? std::atol(wanted) : 100'000;
   run::RandomOperator random(7);
   const auto workspace = std::make_shared<Workspace>(2);
   std::map<std::string, int> ran, unsupported;
