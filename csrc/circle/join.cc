@@ -31,8 +31,9 @@ class Joiner {
       const Model& from = *part.model;
       if (from.graphs.size() != 1 || !keys.insert(part.key).second || part.key.empty()) {
         return Fault{Code::E_SIGNATURE,
-                     from.graphs.size() != 1 ? "has " + std::to_string(from.graphs.size()) + " graphs, expected one"
-                                             : "needs a key of its own",
+                     from.graphs.size() != 1
+                         ? "has " + std::to_string(from.graphs.size()) + " graphs, expected one"
+                         : "needs a key of its own",
                      "'" + part.key + "'"};
       }
       add(from, part.key);
