@@ -138,6 +138,26 @@ ModelView read_data(const py::bytes& data) {
       read_bytes({reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, "bytes", owner)))};
 }
 
+uint64_t join_files(const py::typing::List<py::str>& keys, const py::typing::List<py::str>& paths,
+                    const std::string& path) {
+  std::vector<Model> models;
+  std::vector<NamedModel> parts;
+  models.reserve(paths.size());
+  for (size_t i = 0; i < paths.size(); ++i) {
+    models.push_back(value_or_raise(read_file(paths[i].cast<std::string>())));
+    parts.push_back({keys[i].cast<std::string>(), &models.back()});
+  }
+  std::optional<Result<Written>> written;
+  std::optional<Result<Model>> joined;
+  {
+    const py::gil_scoped_release free;
+    joined = join(parts);
+    if (joined->ok()) written = write_file(joined->value(), path);
+  }
+  if (!joined->ok()) raise(joined->fault());
+  return value_or_raise(std::move(*written)).bytes;
+}
+
 Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>& sizes,
                   const std::string& target) {
   Plan plan = value_or_raise(parse_plan(plan_text, "plan"));
@@ -321,6 +341,8 @@ PYBIND11_MODULE(_circle, m) {
   m.def("read_bytes", &pc::read_data, py::arg("data"), "Reads bytes.");
   m.def("check_plan", &pc::check_plan, py::arg("plan"), py::arg("sizes"), py::arg("target"),
         "(code, message, where) of each fault of plan text whose constants have these sizes in bytes.");
+  m.def("join_files", &pc::join_files, py::arg("keys"), py::arg("paths"), py::arg("path"),
+        "Files of one graph each to one file of several; returns its bytes.");
   m.def("operators_json", &pc::operators_json, "The table ops.def as JSON text.");
   m.def(
       "codes",

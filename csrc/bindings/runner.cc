@@ -248,6 +248,9 @@ void bind_runner(py::module_& m) {
       .def_property_readonly("outputs",
                              [](const std::shared_ptr<run::Program>& p) { return ports_of(p, p->outputs()); })
       .def_property_readonly("name", [](const run::Program& p) { return text(p.name()); })
+      .def_property_readonly(
+          "graph", [](const run::Program& p) { return &p.graph() - p.model().graphs.data(); },
+          "Its number in the file.")
       .def(
           "operation",
           [](const run::Program& p, size_t op) {

@@ -69,7 +69,7 @@ struct CircleRuntime::Loaded {
 
 CircleRuntime::CircleRuntime(const Manifest& manifest, const std::string& folder, int threads)
     : folder_(folder), workspace_(std::make_shared<run::Workspace>(threads)) {
-  for (const auto& [name, graph] : manifest.graphs) files_[name] = graph.file;
+  for (const auto& [name, graph] : manifest.graphs) files_[name] = {graph.file, graph.signature};
 }
 
 CircleRuntime::~CircleRuntime() = default;
@@ -77,8 +77,13 @@ CircleRuntime::~CircleRuntime() = default;
 Result<CircleRuntime::Loaded*> CircleRuntime::load(const std::string& graph) {
   auto& loaded = loaded_[graph];
   if (loaded) return loaded.get();
-  const std::string path = folder_ + "/" + files_[graph];
-  PYQUANT_TRY_ASSIGN(auto program, run::Program::load(path));
+  const auto& [file, signature] = files_[graph];
+  const std::string path = folder_ + "/" + file;
+  auto& opened = programs_[file];
+  if (!opened) {
+    PYQUANT_TRY_ASSIGN(opened, run::Program::load(path));
+  }
+  PYQUANT_TRY_ASSIGN(auto program, opened->with_signature(signature));
   auto made = std::make_unique<Loaded>(run::Runner(program, workspace_));
   for (const bool inputs : {true, false}) {
     for (const run::Port& port : inputs ? program->inputs() : program->outputs()) {
@@ -106,7 +111,7 @@ Result<Outputs> CircleRuntime::run(const std::string& graph, const Inputs& input
       return Fault{Code::E_MANIFEST,
                    "the file takes '" + port.name + "' as " + type_name(port.type) +
                        ", the manifest says otherwise; export the bundle again",
-                   folder_ + "/" + files_[graph]};
+                   folder_ + "/" + files_[graph].first};
     }
     shapes.emplace_back(found->second->shape.begin(), found->second->shape.end());
     given.push_back(port.bytes_of(*found->second));

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "host/manifest.h"
@@ -27,7 +28,8 @@ class CircleRuntime : public Runtime {
   Result<Loaded*> load(const std::string& graph);
 
   std::string folder_;
-  std::map<std::string, std::string> files_;  // by graph
+  std::map<std::string, std::pair<std::string, std::string>> files_;     // by graph: file, signature
+  std::map<std::string, std::shared_ptr<const run::Program>> programs_;  // by file
   std::shared_ptr<run::Workspace> workspace_;
   std::map<std::string, std::unique_ptr<Loaded>> loaded_;
 };

@@ -48,6 +48,7 @@ Graph graph_of(const std::string& name, const Field& field) {
   graph.name = name;
   graph.kind = field["kind"].text_or("");
   graph.file = field["file"].text_or("");
+  graph.signature = field["signature"].text_or("");
   graph.bytes = field["bytes"].integer_or(-1, 0);
   graph.seq_len = field["seq_len"].integer_or(-1, 1);
   graph.layer = field["layer"].integer_or(-1, 0);

@@ -27,9 +27,10 @@ struct TensorSpec {
 
 struct Graph {
   std::string name, kind, file;
-  int64_t bytes = -1;    // of the file
-  int64_t seq_len = -1;  // places; -1: any number
-  int64_t layer = -1;    // of a graph of one layer
+  std::string signature;  // of the file, where it has several graphs
+  int64_t bytes = -1;     // of the file
+  int64_t seq_len = -1;   // places; -1: any number
+  int64_t layer = -1;     // of a graph of one layer
   std::vector<TensorSpec> inputs, outputs;
   std::map<std::string, int64_t> bands;                // mask -> tokens of a block
   std::vector<std::vector<int64_t>> grids;             // of a tower of form "grids"

@@ -7,13 +7,14 @@ of a plan are pyquant.exporter.
 
 from __future__ import annotations
 
-from pyquant.circle.files import check, check_plan, diff, inspect, read, write
+from pyquant.circle.files import check, check_plan, diff, inspect, join, read, write
 from pyquant.circle.operators import Operand, OperatorInfo, Option, operators
 from pyquant.circle.runner import OperatorTime, Port, Runner, Workspace
-from pyquant.circle.types import Fault, Model, Operator, Tensor, codes, listed
+from pyquant.circle.types import Fault, Graph, Model, Operator, Tensor, codes, listed
 
 __all__ = [
     "Fault",
+    "Graph",
     "Model",
     "Operand",
     "Operator",
@@ -29,6 +30,7 @@ __all__ = [
     "codes",
     "diff",
     "inspect",
+    "join",
     "listed",
     "operators",
     "read",

@@ -8,7 +8,7 @@ code.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -68,6 +68,15 @@ def inspect(source: Source, *, json: bool = False, title: str | None = None) -> 
 def diff(a: Source, b: Source) -> list[str]:
     """One line for each difference between two files; empty when they are equal."""
     return read(a).diff(read(b))
+
+
+def join(parts: Mapping[str, PathLike], path: PathLike) -> int:
+    """Writes one file of several graphs: signature -> a file of one graph. Constants of equal bytes are stored once.
+
+    Whole or not at all; returns the bytes written. Runtimes that know one graph (onert, TICO's) see the first. Raises
+    CircleError.
+    """
+    return native.join_files(list(parts), [os.fspath(part) for part in parts.values()], os.fspath(path))
 
 
 def write(plan: str, constants: Sequence[torch.Tensor], path: PathLike) -> int:

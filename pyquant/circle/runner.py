@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyquant import files
 from pyquant.circle._native import native
+from pyquant.circle.types import Graph, Model
 from pyquant.errors import CircleError, InputError
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Runner:
         self._runner = native.Runner(program, workspace._native, memory_limit)
         self._inputs, self._outputs = program.inputs, program.outputs
         self.inputs, self.outputs = tuple(map(_port, self._inputs)), tuple(map(_port, self._outputs))
+
+    def graph_of(self, model: Model) -> Graph:
+        """The graph that this runs, of the file as it was read."""
+        return model.graphs[self._program.graph]
 
     def operation(self, index: int) -> Runner:
         """One operator alone: its inputs that are no constants, each once. Raises CircleError where there is none."""

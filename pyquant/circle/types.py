@@ -19,6 +19,7 @@ _NAMED = 3  # how many other places a line names
 Model = native.Model
 Tensor = native.Tensor
 Operator = native.Operator
+Graph = native.Graph
 
 
 @dataclass(frozen=True)

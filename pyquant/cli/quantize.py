@@ -23,7 +23,7 @@ from pyquant.cli import memory
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
 from pyquant.cli.options import count, recipe_name, recipe_of
-from pyquant.errors import CalibrationError, PyquantError
+from pyquant.errors import CalibrationError, ProfileError, PyquantError
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", choices=("stack", "per_layer", "whole"), help="one graph a stack of layers, a layer, or the model")
     add("--attention", choices=("batched", "per_head"), help="how heads are laid out in the graphs")
     add("--per-layer-table", choices=PER_LAYER_TABLES, help=_TABLE)
+    add("--one-file", action="store_true", help=_ONE_FILE)
     add("--target", choices=TARGETS, default="circle", help="whose rules the files keep (%(default)s)")
     add("--unused", action="append", default=[], metavar="GLOB", help=_UNUSED)
 
 
+_ONE_FILE = "all graphs in one file, which share the weights (for runtimes that know signatures, as pyquant's own)"
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
 _RESUME = "steps that decide weights keep each finished block in DIR, and a run that was ended goes on from there"
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
@@ -109,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         graphs = memory.Timer()
         with timer.step("export"), _rows_first():
             step = _released(graphs, fp)
-            programs = pyquant.export_bundle(q, new, job.choice.profiles, target=args.target, step=step)
+            programs = pyquant.export_bundle(
+                q, new, job.choice.profiles, target=args.target, one_file=args.one_file or None, step=step
+            )
         with timer.step("save"):
             result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q), job.calibrated)
     result_folder.show(console, args.out, fp, programs, (len(job.data), job.rows), graphs, timer)
@@ -137,6 +141,8 @@ def _read(args: argparse.Namespace, console: Console, timer: memory.Timer) -> Jo
     from pyquant.cli import checkpoints
     from pyquant.models.request import Request
 
+    if args.one_file and args.target == "onert":
+        raise ProfileError("--one-file: onert runs the first graph of a file only; leave it out for this target")
     request = Request(
         args.max_seq_len, tuple(args.image_grid), tuple(args.prefill_lengths), args.batch_size, args.layers,
         args.attention, tuple(args.audio_lengths), args.video_frames, tuple(args.append_lengths),

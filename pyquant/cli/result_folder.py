@@ -128,10 +128,11 @@ def show(
     table = Table(title=str(out))
     for column in ("graph", "size", "operators", "no qparams", "time", "peak"):
         table.add_column(column, justify="left" if column == "graph" else "right", no_wrap=True)
-    total = 0
+    entries = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["graphs"]
+    together = any("signature" in entry for entry in entries.values())
+    total = sum({entry["file"]: entry["bytes"] for entry in entries.values()}.values())
     for name, program in programs.items():
-        size = (out / f"{name}.circle").stat().st_size
-        total += size
+        size = program.size if together else entries[name]["bytes"]
         spent, counts = graphs.steps[name], (len(program.graph.operators), len(program.missing_qparams()))
         table.add_row(name, _bytes(size), *map(str, counts), f"{spent.seconds:.1f} s", _peak(spent.peak))
     for file in (name for name in graphs.steps if name not in programs):  # a table beside the graphs
@@ -143,7 +144,11 @@ def show(
     many_graphs = f"{len(programs)} graph{'' if len(programs) == 1 else 's'}"
     console.print(f"{many_graphs}, {_bytes(total)}; the float32 weights are {_bytes(whole)}")
     if len(programs) > 1:
-        console.print("(graphs that share weights hold a copy each)")
+        console.print(
+            "(one file: the sizes above count shared weights in each graph, the total once)"
+            if together
+            else "(graphs that share weights hold a copy each; --one-file stores them once)"
+        )
     samples, rows = calibrated
     many = f" ({rows} rows)" if rows != samples else ""
     console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}{many}")

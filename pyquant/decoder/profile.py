@@ -36,7 +36,8 @@ class DecoderProfile:
     blocks of keys ("banded": fewer products, smaller masks, the same numbers), or "auto": in blocks where three or more
     fit. token_embedding: "dynamic" is one graph of open length (a shape signature), "fixed" one for
     each length, "both" these together; each graph holds the whole table. "auto" picks the one that the target reads:
-    see for_target.
+    see for_target. one_file: all graphs in one file, each with a signature, which share the weights (for runtimes that
+    know signatures, such as pyquant's own), or a file each.
 
     Raises ProfileError for what no model could accept. What contradicts one model is raised when it is exported.
     """
@@ -49,6 +50,7 @@ class DecoderProfile:
     attention: Attention = field(default="batched", kw_only=True)
     sliding: Sliding = field(default="auto", kw_only=True)
     token_embedding: Embedding = field(default="auto", kw_only=True)
+    one_file: bool = field(default=False, kw_only=True)
     LAYERS: ClassVar[Any] = Layers
     PARTS: ClassVar[type[BundleParts]] = BundleParts
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pyquant import __version__, files
+from pyquant import __version__, circle, files
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
 from pyquant.exporter.pipeline import build
@@ -30,6 +30,7 @@ from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
 
 MANIFEST = "manifest.json"
+ONE_FILE = "model.circle"
 SUFFIX, TENSORS = ".circle", ".safetensors"
 _LONGEST = 200  # bytes of a file name: file systems allow 255, and the writer's temporary file has a longer name
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\<>:"|?*\ud800-\udfff]')
@@ -41,6 +42,7 @@ def export_bundle(
     profiles: Any,
     *,
     target: Target = "circle",
+    one_file: bool | None = None,
     step: Callable[[str], AbstractContextManager[None]] | None = None,
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
@@ -51,7 +53,9 @@ def export_bundle(
     target, and where it has `files(q)`, name -> a function that writes a file of that name to a path, these are
     written too. Every graph is exported, checked and written to a temporary folder before the first file is moved to
     its place, the manifest last: a failure leaves the folder as it was. Files of a former bundle that the new manifest
-    does not name are removed. On a terminal a bar shows the progress. Large constants of the programs are mapped from
+    does not name are removed. `one_file` (None: as the profile says, else no) puts all graphs into `model.circle`, each
+    under a signature of its name, so that they share constants of equal bytes; runtimes that know one graph (onert,
+    TICO's) see the first alone. On a terminal a bar shows the progress. Large constants of the programs are mapped from
     the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of each
     graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
     computes in bfloat16 or float16.
@@ -59,11 +63,14 @@ def export_bundle(
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
     parts, entries, beside = _parts(q, profiles, target)
+    together = bool(getattr(profiles, "one_file", False) if one_file is None else one_file)
+    if together and target == "onert":
+        raise ProfileError("one_file=True: onert runs the first graph of a file only; leave it out for this target")
     folder = Path(out_dir)
-    _require_folder(folder, [*map(_file, parts), *beside])
+    _require_folder(folder, [*([ONE_FILE] if together else map(_file, parts)), *beside])
     make = partial(_exported, parts=parts, target=target)
     head = {**_provenance(q), "target": target, **entries}
-    programs = _write(folder, head, list(parts), make, beside, step or _unmeasured)
+    programs = _write(folder, head, list(parts), make, beside, step or _unmeasured, together)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
     return programs
 
@@ -116,24 +123,29 @@ def _write(
     export: Callable[[str], CircleProgram],
     beside: Mapping[str, Callable[[Path], None]],
     step: Callable[[str], AbstractContextManager[None]],
+    together: bool,
 ) -> dict[str, CircleProgram]:
     """Write all files into a temporary folder, each as soon as it is exported, then move them to their places; then
     remove files of the old bundle that the new one does not have."""
     fresh, first = not folder.exists(), not (folder / MANIFEST).exists()
-    old, new, placed = _files_of(folder / MANIFEST), [*map(_file, names), *beside], list[Path]()
+    own = [ONE_FILE] if together else list(map(_file, names))
+    old, new, placed = _files_of(folder / MANIFEST), [*own, *beside], list[Path]()
     programs: dict[str, CircleProgram] = {}
     graphs: dict[str, Any] = {}
     try:
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=folder) as draft:
             temporary = Path(draft)
-            entries = head.get("graphs", {})
+            entries, parts = head.get("graphs", {}), temporary / "parts" if together else temporary
+            parts.mkdir(exist_ok=True)
             for name in tqdm(names, desc="export", unit="graph", disable=None):
                 with step(name):
                     program = export(name)
-                    graphs[name] = _save(program, temporary / _file(name), entries.get(name, {}))
-                    programs[name] = program.mapped(temporary / _file(name))
+                    graphs[name] = _save(program, parts / _file(name), entries.get(name, {}))
+                    programs[name] = program.mapped(parts / _file(name))
                     del program  # with its constants
+            if together:
+                _join(parts, temporary / ONE_FILE, graphs, programs)
             for file, write in beside.items():
                 with step(file):
                     write(temporary / file)
@@ -170,6 +182,17 @@ def _save(program: CircleProgram, path: Path, entry: Mapping[str, Any]) -> dict[
         "inputs": [_describe(tensor, meaning, ranges) for tensor in program.inputs],
         "outputs": [_describe(tensor, meaning, ranges) for tensor in program.outputs],
     }
+
+
+def _join(parts: Path, path: Path, graphs: dict[str, Any], programs: dict[str, CircleProgram]) -> None:
+    """Put the files of the graphs in `parts` into one at `path`; their entries and programs are those of that file."""
+    circle.join({name: parts / _file(name) for name in graphs}, path)
+    same = {"file": path.name, **_checksum(path)}
+    for name, entry in graphs.items():
+        graphs[name] = {**entry, **same, "signature": name}
+        programs[name] = programs[name].mapped(path)
+        (parts / _file(name)).unlink()
+    parts.rmdir()
 
 
 def _checksum(path: Path) -> dict[str, Any]:

@@ -75,8 +75,11 @@ class CircleProgram:
         return ops.circle_write(self.graph.to_json(), self.graph.constants, path)
 
     def mapped(self, path: str | os.PathLike[str]) -> CircleProgram:
-        """The same program with its large constants in the file `path` that `save` wrote, read when they are needed."""
-        data = {tensor.name: tensor.data for tensor in circle.read(path).tensors if tensor.is_constant}
+        """The same program with its large constants in the file `path` that `save` wrote (or one
+        of several graphs, of which one has its name), read when they are needed."""
+        graphs = circle.read(path).graphs
+        own = next((graph for graph in graphs if graph.name == self.name), graphs[0])
+        data = {tensor.name: tensor.data for tensor in own.tensors if tensor.is_constant}
         constants = list(self.graph.constants)
         for tensor in self.graph.tensors:
             if tensor.constant is not None and constants[tensor.constant].nbytes >= _LARGE:

@@ -54,9 +54,16 @@ class Session:
         self._host: Any = None
 
     def _verify_files(self) -> None:
-        beside = self.manifest.get("files", {})
+        beside, seen = self.manifest.get("files", {}), set[tuple[str, str]]()
         for name, entry in self.graphs.items():
-            _verify(self.folder, str(entry["file"]), f"graph '{name}'", str(entry["sha256"]))
+            if "signature" in entry and self.runtime != "native":
+                raise InputError(
+                    f"the bundle has all graphs in '{entry['file']}', of which {self.runtime} runs the first only; use "
+                    'runtime="native", or export it with one_file=False'
+                )
+            if (key := (str(entry["file"]), str(entry["sha256"]))) not in seen:
+                _verify(self.folder, key[0], f"graph '{name}'", key[1])
+            seen.add(key)
         for file, entry in beside.items():
             _verify(self.folder, file, f"file '{file}'", str(entry["sha256"]))
         for name, entry in self.tables.items():
@@ -108,8 +115,11 @@ class Session:
         _check(name, self.graphs[name]["inputs"], inputs)
         if name not in self._runtimes:
             path = self.folder / str(self.graphs[name]["file"])
-            shared = {} if self._workspace is None else {"workspace": self._workspace}
-            self._runtimes[name] = self._module.Runtime(path, **shared)
+            if self._workspace is None:
+                self._runtimes[name] = self._module.Runtime(path)
+            else:
+                key = str(self.graphs[name].get("signature", ""))
+                self._runtimes[name] = self._module.Runtime(path, workspace=self._workspace, signature=key)
         out: dict[str, Tensor] = self._runtimes[name].run(dict(inputs))
         return out
 

@@ -47,6 +47,17 @@ struct Written {
 Result<Written> write_file(const Model& model, const std::string& path, Target target = Target::Circle,
                            Layout layout = Layout::Auto);
 
+/// A model of one graph, and the key of its signature in a file of several.
+struct NamedModel {
+  std::string key;
+  const Model* model = nullptr;
+};
+/// One model of all graphs, in order, a signature each; constants of equal bytes are one buffer. Its bytes
+/// are those of the parts, which it keeps mapped. Fails with E_SIGNATURE for keys that are empty or occur
+/// twice, and parts of several graphs. Readers that know one graph (onert, TICO's reference runtime) see the
+/// first.
+Result<Model> join(const std::vector<NamedModel>& parts);
+
 /// The contents of a file, as text.
 std::string inspect_text(const Model& model, const std::string& title);
 /// The same as JSON.

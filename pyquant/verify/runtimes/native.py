@@ -32,14 +32,15 @@ def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torc
 class Runtime:
     """One file, mapped and planned once. Float tensors in and out; a quantized tensor's value is on its grid.
 
-    workspace: threads and memory that graphs share. Raises CircleError for a file with faults, and when it first runs
-    for a combination of dtypes that the runner does not have.
+    workspace: threads and memory that graphs share. signature: the graph of that name, in a file of several. Raises
+    CircleError for a file with faults, and when it first runs for a combination of dtypes that the runner does not
+    have.
     """
 
-    def __init__(self, program: Program, workspace: circle.Workspace | None = None) -> None:
+    def __init__(self, program: Program, workspace: circle.Workspace | None = None, signature: str = "") -> None:
         source = program if isinstance(program, bytes | str | os.PathLike) else program.to_bytes()
-        self._runner = circle.Runner(source, workspace=workspace)
-        self._model = circle.read(source if isinstance(source, bytes) else Path(source))
+        self._runner = circle.Runner(source, workspace=workspace, signature=signature)
+        self._model = self._runner.graph_of(circle.read(source if isinstance(source, bytes) else Path(source)))
         self._alone: dict[int, circle.Runner] = {}
         self.input_names = [port.name for port in self._runner.inputs]
         self.input_shapes = [port.shape for port in self._runner.inputs]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle whose graphs are one file: the same tokens, the weights once, by Python's host and the native one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from llama_tiny import ids, tree
+
+import pyquant
+from pyquant import circle
+from pyquant._launch import program
+from pyquant.errors import CircleError, InputError, ProfileError
+from pyquant.models import llama
+from pyquant.verify import Session, compare
+from pyquant.verify.runtimes import tico
+
+LENGTHS = (4, 8)
+
+
+def sizes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.circle"))
+
+
+@pytest.mark.parametrize("layers", ["stack", "per_layer"])
+def test_one_file_answers_as_many(layers: str, tmp_path: Path) -> None:
+    _, q = tree()
+    made = {}
+    for name, one_file in (("many", False), ("one", True)):
+        profile = llama.Profile(max_seq_len=14, prefill_lengths=LENGTHS, layers=layers, one_file=one_file)
+        made[name] = pyquant.export_bundle(q, tmp_path / name, profile)
+    assert [path.name for path in (tmp_path / "one").glob("*.circle")] == ["model.circle"]
+    assert list(made["one"]) == list(made["many"])
+    assert sizes(tmp_path / "one") < 0.75 * sizes(tmp_path / "many")
+    path = tmp_path / "one" / "model.circle"
+    model = circle.read(path)
+    assert circle.check(path) == []
+    assert [graph.name for graph in model.graphs] == list(made["many"]) == list(model.signatures)
+    manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    assert {(graph["file"], graph["signature"] == name) for name, graph in manifest["graphs"].items()} == {
+        ("model.circle", True)
+    }
+    prompt = ids(1, 6)
+    expected = q.generate(prompt, max_new_tokens=5, do_sample=False)
+    for name in made:
+        with Session(tmp_path / name) as session:
+            assert torch.equal(session.generate(prompt, max_new_tokens=5, do_sample=False), expected), name
+    words = ["--ids", ",".join(map(str, prompt[0].tolist())), "--max-new-tokens", "5", "--greedy"]
+    told = [
+        subprocess.run([program(), "generate", tmp_path / name, *words], capture_output=True, text=True, check=True)
+        for name in made
+    ]
+    assert told[0].stdout == told[1].stdout
+    with pytest.raises(InputError, match=r"all graphs in 'model\.circle', of which tico runs the first only"):
+        Session(tmp_path / "one", runtime="tico")
+    name = next(name for name in made["one"] if name.startswith("prefill"))
+    mapped, alone = made["one"][name], made["many"][name]
+    assert mapped.to_bytes() == alone.to_bytes(), "programs of one file are whole"
+    inputs = [torch.zeros(tensor.shape) for tensor in mapped.inputs]
+    assert compare(mapped, None, inputs).max_lsb <= 1
+
+
+def test_other_runtimes_see_the_first_graph(tmp_path: Path) -> None:
+    """What ARCHITECTURE and the docs say of several graphs in one file, of TICO's reference runtime."""
+    _, q = tree()
+    programs = pyquant.export_bundle(q, tmp_path / "b", llama.Profile(max_seq_len=9, one_file=True))
+    runtime = tico.Runtime(tmp_path / "b" / "model.circle")
+    first = next(iter(programs.values()))
+    assert runtime.input_names == [tensor.name for tensor in first.inputs]
+    assert tico.structure_faults(tmp_path / "b" / "model.circle") == []
+
+
+def test_a_bundle_becomes_one_file_and_many_again(tmp_path: Path) -> None:
+    _, q = tree()
+    profile = llama.Profile(max_seq_len=9, prefill_lengths=(4,))
+    many = pyquant.export_bundle(q, tmp_path / "b", profile)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    pyquant.export_bundle(q, tmp_path / "b", profile, one_file=True)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["manifest.json", "model.circle"]
+    again = pyquant.export_bundle(q, tmp_path / "b", profile)
+    assert list(again) == list(many)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()} == before
+    with pytest.raises(ProfileError, match="onert runs the first graph of a file only"):
+        pyquant.export_bundle(q, tmp_path / "c", profile, target="onert", one_file=True)
+    assert not (tmp_path / "c").exists()
+
+
+def test_join_refuses_what_has_no_key_or_several_graphs(tmp_path: Path) -> None:
+    golden = Path(__file__).resolve().parents[1] / "golden" / "float_mlp.circle"
+    circle.join({"a": golden, "b": golden}, tmp_path / "two.circle")
+    assert [graph.name for graph in circle.read(tmp_path / "two.circle").graphs] == [circle.read(golden).name] * 2
+    assert (tmp_path / "two.circle").stat().st_size < 2 * golden.stat().st_size
+    with pytest.raises(CircleError, match=r"E_SIGNATURE: '': needs a key"):
+        circle.join({"": golden}, tmp_path / "x.circle")
+    with pytest.raises(CircleError, match=r"E_SIGNATURE: 'a': has 2 graphs"):
+        circle.join({"a": tmp_path / "two.circle"}, tmp_path / "x.circle")
+    assert not (tmp_path / "x.circle").exists()
