@@ -20,6 +20,7 @@ __all__: list[str] = [
     "Workspace",
     "check_plan",
     "codes",
+    "join_files",
     "load_program",
     "load_program_bytes",
     "operators_json",
@@ -194,6 +195,11 @@ class Program:
         One operator alone.
         """
     @property
+    def graph(self) -> int:
+        """
+        Its number in the file.
+        """
+    @property
     def inputs(self) -> list[Port]: ...
     @property
     def name(self) -> str: ...
@@ -227,6 +233,11 @@ def check_plan(
 def codes() -> dict[str, str]:
     """
     Every fault code and what it means.
+    """
+
+def join_files(keys: list[str], paths: list[str], path: str) -> int:
+    """
+    Files of one graph each to one file of several; returns its bytes.
     """
 
 def load_program(path: str, signature: str) -> Program: ...

@@ -73,8 +73,8 @@ def diff(a: Source, b: Source) -> list[str]:
 def join(parts: Mapping[str, PathLike], path: PathLike) -> int:
     """Writes one file of several graphs: signature -> a file of one graph. Constants of equal bytes are stored once.
 
-    Whole or not at all; returns the bytes written. Runtimes that know one graph (onert, TICO's) see the first. Raises
-    CircleError.
+    Whole or not at all; returns the bytes written. TICO's runtime refuses such a file, and onert runs its first
+    graph. Raises CircleError.
     """
     return native.join_files(list(parts), [os.fspath(part) for part in parts.values()], os.fspath(path))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every registered wrapper through prepare, calibrate, convert, export and TICO's runtime, and reports each.
+"""Runs every registered wrapper through prepare, calibrate, convert, export and a run of the file, and reports each.
 
 Cases are made from the registry and the families' tiny models. Exit code 1 when one fails or passes a threshold.
 """
@@ -38,12 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
     from tqdm import tqdm
 
     from pyquant import smoke
 
-    torch.set_grad_enabled(False)
     found = smoke.cases()
     if args.case:
         names = [case.name for case in found]

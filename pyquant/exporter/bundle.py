@@ -54,9 +54,9 @@ def export_bundle(
     written too. Every graph is exported, checked and written to a temporary folder before the first file is moved to
     its place, the manifest last: a failure leaves the folder as it was. Files of a former bundle that the new manifest
     does not name are removed. `one_file` (None: as the profile says, else no) puts all graphs into `model.circle`, each
-    under a signature of its name, so that they share constants of equal bytes; runtimes that know one graph (onert,
-    TICO's) see the first alone. On a terminal a bar shows the progress. Large constants of the programs are mapped from
-    the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of each
+    under a signature of its name, so that they share constants of equal bytes; TICO's runtime refuses such a file,
+    and onert runs its first graph. On a terminal a bar shows the progress. Large constants of the programs are mapped
+    from the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of each
     graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
     computes in bfloat16 or float16.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoke tests: every registered wrapper from prepare to a .circle file that TICO's runtime runs, one case each.
+"""Smoke tests: every registered wrapper from prepare to a .circle file that runs, one case each.
 
 It owns the generated cases and their results; `pyquant smoke` shows them.
 """

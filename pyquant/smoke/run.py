@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One smoke case from prepare to its .circle file in TICO's runtime, and its result.
+"""One smoke case from prepare to its .circle file, run in integers, and its result.
 
 It owns the steps and what counts as a failure. Cases are cases.py, showing results is pyquant/cli.
 """
@@ -64,7 +64,7 @@ class Result:
 
 def run(case: Case, recipe: str = "w8a8", *, export: bool = True, folder: Path | None = None) -> Result:
     """prepare, calibrate, convert, compare; with `export` also the file: written to `folder` (if any), checked, run in
-    TICO's reference runtime. Raises ImportError when TICO is missing; every other error is in the result.
+    pyquant's own runner. Every error is in the result.
     """
     result = Result(case.name, recipe)
     if case.module is None:

@@ -58,7 +58,7 @@ class Session:
         for name, entry in self.graphs.items():
             if "signature" in entry and self.runtime != "native":
                 raise InputError(
-                    f"the bundle has all graphs in '{entry['file']}', of which {self.runtime} runs the first only; use "
+                    f"the bundle has all graphs in '{entry['file']}', which {self.runtime} does not run; use "
                     'runtime="native", or export it with one_file=False'
                 )
             if (key := (str(entry["file"]), str(entry["sha256"]))) not in seen:

@@ -54,8 +54,8 @@ struct NamedModel {
 };
 /// One model of all graphs, in order, a signature each; constants of equal bytes are one buffer. Its bytes
 /// are those of the parts, which it keeps mapped. Fails with E_SIGNATURE for keys that are empty or occur
-/// twice, and parts of several graphs. Readers that know one graph (onert, TICO's reference runtime) see the
-/// first.
+/// twice, and parts of several graphs. TICO's reference runtime refuses such a file, and onert runs its first
+/// graph.
 Result<Model> join(const std::vector<NamedModel>& parts);
 
 /// The contents of a file, as text.

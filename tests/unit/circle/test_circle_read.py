@@ -94,7 +94,7 @@ def edit(change) -> list[str]:
     ("code", "change"),
     [
         ("E_VERSION", lambda m: setattr(m, "version", 3)),
-        ("E_SUBGRAPH_COUNT", lambda m: m.subgraphs.append(m.subgraphs[0])),
+        ("E_SIGNATURE", lambda m: m.subgraphs.append(m.subgraphs[0])),
         ("E_SUBGRAPH_COUNT", lambda m: m.subgraphs.clear()),
         ("E_BUFFER_ZERO", lambda m: setattr(m.buffers[0], "data", np.zeros(3, np.uint8))),
         ("E_BUFFER_ZERO", lambda m: m.buffers.clear()),

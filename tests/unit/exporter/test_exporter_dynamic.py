@@ -57,7 +57,7 @@ def test_every_length_of_one_file(make: Callable[[], Graph], tmp_path: Path) -> 
     program.save(tmp_path / "open.circle")
     runtime = tico.Runtime(tmp_path / "open.circle")
     for length in LENGTHS:
-        fidelity(program, graph, [ids(length)])
+        fidelity(program, graph, [ids(length)], runtime="tico")  # its grids divide each other: float32 flips ties
         out = runtime.run([ids(length)])["y"]
         assert out.shape[:2] == (2, length)
         torch.testing.assert_close(out, graph(ids(length)))
