@@ -56,8 +56,8 @@ def export_bundle(
     does not name are removed. `one_file` (None: as the profile says, else no) puts all graphs into `model.circle`, each
     under a signature of its name, so that they share constants of equal bytes; TICO's runtime refuses such a file,
     and onert runs its first graph. On a terminal a bar shows the progress. Large constants of the programs are mapped
-    from the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of each
-    graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
+    from the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of
+    each graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
     computes in bfloat16 or float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
