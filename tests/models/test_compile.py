@@ -30,7 +30,7 @@ def tree(family: str) -> tuple[QModule, dict[str, Any]]:
 
 
 # Whose classes the whole Gemma4 has too, but for the experts.
-SLOW = ("gemma4", "gemma4.text.example", "gemma4.audio.example")
+SLOW = ("gemma4", "gemma4.text.example", "gemma4.audio.example", "gemma4.whole_example", "qwen3_vl")
 # Of the other two families, towers read their grids and masks as numbers, which ends a graph.
 WHOLE = ("llama",)
 
