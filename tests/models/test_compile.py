@@ -29,7 +29,7 @@ def tree(family: str) -> tuple[QModule, dict[str, Any]]:
     return q, batch
 
 
-# Whose classes the whole Gemma4 has too, but for the experts.
+# Half a minute each; the default run compiles a Llama and Gemma4's vision tower.
 SLOW = ("gemma4", "gemma4.text.example", "gemma4.audio.example", "gemma4.whole_example", "qwen3_vl")
 # Of the other two families, towers read their grids and masks as numbers, which ends a graph.
 WHOLE = ("llama",)
