@@ -124,6 +124,9 @@ Result<Product> Product::of(Builder& b, const TensorArg& bias, size_t channel_ax
   if (bias && (!bias.tensor->quant || !is_index(bias.dtype()))) {
     return b.unsupported("a bias of integers with qparams is expected");
   }
+  if (bias && bias.per_channel() && static_cast<int64_t>(bias.tensor->quant->scale.size()) != bias.elements) {
+    return b.unsupported("a bias with one scale, or one for each element, is expected");
+  }
   l.x_scale = p.x_.scale();
   l.x_zero = p.x_.zero_point();
   if (bias) l.bias_scales = scales_of(bias);
