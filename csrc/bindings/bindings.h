@@ -4,9 +4,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 
+#include "circle/ir.h"
 #include "pyquant/status.h"
 
 namespace pyquant::bindings {
@@ -26,6 +28,13 @@ inline void ok_or_raise(const Status& status) {
 
 /// Names in a corrupt file need not be UTF-8.
 pybind11::str text(const std::string& bytes);
+
+/// The memory of a bytes object, which does not change, kept for as long as `owner` is.
+struct HeldBytes {
+  circle::Bytes bytes;
+  std::shared_ptr<const void> owner;
+};
+HeldBytes hold(const pybind11::bytes& data);
 
 /// Program, Workspace, Runner.
 void bind_runner(pybind11::module_& m);

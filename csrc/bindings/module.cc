@@ -29,6 +29,17 @@ py::str text(const std::string& bytes) {
       PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
 }
 
+HeldBytes hold(const py::bytes& data) {
+  char* begin = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &begin, &size) != 0) throw py::error_already_set();
+  std::shared_ptr<const void> owner(new py::object(data), [](const void* held) {
+    const py::gil_scoped_acquire lock;
+    delete static_cast<const py::object*>(held);
+  });
+  return {{reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, std::move(owner)};
+}
+
 }  // namespace pyquant::bindings
 
 namespace pyquant::circle {
@@ -125,17 +136,9 @@ ModelView read(const std::string& path) {
   return {std::make_shared<const Model>(value_or_raise(read_file(path)))};
 }
 
-// Bytes objects do not change, so the model may point into them for as long as it keeps them.
 ModelView read_data(const py::bytes& data) {
-  char* begin = nullptr;
-  Py_ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(data.ptr(), &begin, &size) != 0) throw py::error_already_set();
-  const std::shared_ptr<const void> owner(new py::object(data), [](const void* held) {
-    const py::gil_scoped_acquire lock;
-    delete static_cast<const py::object*>(held);
-  });
-  return {std::make_shared<const Model>(value_or_raise(
-      read_bytes({reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, "bytes", owner)))};
+  const bindings::HeldBytes held = bindings::hold(data);
+  return {std::make_shared<const Model>(value_or_raise(read_bytes(held.bytes, "bytes", held.owner)))};
 }
 
 uint64_t join_files(const py::typing::List<py::str>& keys, const py::typing::List<py::str>& paths,

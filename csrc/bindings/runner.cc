@@ -176,15 +176,8 @@ std::shared_ptr<const run::Program> load(const std::string& path, const std::str
 
 std::shared_ptr<const run::Program> load_bytes(const py::bytes& data, const std::string& name,
                                                const std::string& signature) {
-  char* begin = nullptr;
-  Py_ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(data.ptr(), &begin, &size) != 0) throw py::error_already_set();
-  const std::shared_ptr<const void> owner(new py::object(data), [](const void* held) {
-    const py::gil_scoped_acquire lock;
-    delete static_cast<const py::object*>(held);
-  });
-  return value_or_raise(run::Program::from_bytes(
-      {reinterpret_cast<const uint8_t*>(begin), static_cast<size_t>(size)}, name, owner, signature));
+  const HeldBytes held = hold(data);
+  return value_or_raise(run::Program::from_bytes(held.bytes, name, held.owner, signature));
 }
 
 void require_bytes(const View& view, int64_t wanted, const char* what) {

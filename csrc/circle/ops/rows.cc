@@ -6,6 +6,7 @@
 #include <map>
 
 #include "circle/check/check.h"
+#include "circle/ops/moves.h"
 
 namespace pyquant::circle {
 
@@ -88,7 +89,10 @@ void TargetCheck::onert_one_grid() const {
 }
 
 std::vector<int64_t> Builder::constant_ints(size_t i) const {
-  return circle::constant_ints(model(), graph(), op(), i);
+  // Through the operand: integers that planning computed are no buffers of the file.
+  const TensorArg& operand = in(i);
+  if (!operand || !operand.constant || !is_index(operand.dtype())) return {};
+  return read_ints(operand.constant, operand);
 }
 
 size_t Builder::scratch(int64_t bytes) {
