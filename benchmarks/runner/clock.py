@@ -16,8 +16,9 @@ class Timed:
 
     seconds: Mapping[str, list[float]]
 
-    def show(self, title: str, against: str) -> None:
-        """Median, spread (first to third quarter), and how many times faster than `against`."""
+    def show(self, title: str, against: str, tokens: int | None = None) -> None:
+        """Median, spread (first to third quarter), and how many times faster than `against`; also tokens/s where a turn
+        gives so many tokens."""
         print(f"\n{title} ({machine()})")
         base = median(self.seconds[against])
         for name, turns in self.seconds.items():
@@ -25,7 +26,7 @@ class Timed:
             middle = median(turns)
             print(
                 f"  {name:24} {middle * 1e3:9.3f} ms  ({low * 1e3:.3f} to {high * 1e3:.3f}, {len(turns)} turns)  "
-                f"{base / middle:5.2f}x"
+                f"{base / middle:5.2f}x" + (f"  {tokens / middle:8.1f} tokens/s" if tokens else "")
             )
 
 

@@ -33,13 +33,21 @@ class Session:
 
     Raises CircleError for a folder without a manifest, of another format, or with a file that is missing or is not the
     one that was exported (checksum); InputError for a runtime or a model family that is not known; ImportError when the
-    runtime is not installed. A graph is loaded when it is first run.
+    runtime is not installed. A graph is loaded when it is first run. workspace: threads and memory of the native
+    runtime, `circle.Workspace(threads=2)`; without one it takes as many threads as the process may use.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], runtime: RuntimeName = "native") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        runtime: RuntimeName = "native",
+        workspace: circle.Workspace | None = None,
+    ) -> None:
         self.folder, self.runtime = Path(folder), runtime
         self._module = module(runtime)
-        self._workspace = circle.Workspace() if runtime == "native" else None
+        if workspace is not None and runtime != "native":
+            raise InputError(f"a workspace is what the native runtime computes with, and the runtime is {runtime!r}")
+        self._workspace = workspace or circle.Workspace() if runtime == "native" else None
         self.manifest = _manifest(self.folder)
         self.graphs: Mapping[str, Any] = self.manifest["graphs"]
         self.tables: Mapping[str, Any] = self.manifest.get("tables", {})
