@@ -4,12 +4,11 @@
 #include <cstdio>
 #include <iostream>
 
-#include "circle/file.h"
 #include "circle/json.h"
 #include "cli/cli.h"
+#include "cli/prompts.h"
 #include "host/bundle.h"
 #include "host/circle_runtime.h"
-#include "host/generate.h"
 #include "host/replay.h"
 
 namespace pyquant::cli {
@@ -31,68 +30,6 @@ constexpr Named kSettings[] = {{"--max-new-tokens", "max_new_tokens", false},
                                {"--min-p", "min_p", true},
                                {"--repetition-penalty", "repetition_penalty", false},
                                {"--no-repeat-ngram-size", "no_repeat_ngram_size", false}};
-
-Fault usage(const std::string& text, const std::string& where) {
-  return Fault{Code::E_HOST_SETTING, text, where};
-}
-
-/// Integers between any of `separators`. Fails on anything else.
-Result<std::vector<int64_t>> integers(const std::string& text, const std::string& separators,
-                                      const std::string& where) {
-  std::vector<int64_t> found;
-  for (size_t at = 0; at < text.size();) {
-    if (separators.find(text[at]) != std::string::npos) {
-      ++at;
-      continue;
-    }
-    const size_t end = std::min(text.find_first_of(separators, at), text.size());
-    int64_t value = 0;
-    const auto [stop, error] = std::from_chars(text.data() + at, text.data() + end, value);
-    if (error != std::errc() || stop != text.data() + end) {
-      return usage("saw '" + text.substr(at, end - at) + "', expected an integer", where);
-    }
-    found.push_back(value);
-    at = end;
-  }
-  return found;
-}
-
-/// Rows of token ids; with one row, all of `text` is that row.
-Result<TokenRows> rows_of(const std::string& text, char between, int64_t batch, const std::string& where) {
-  TokenRows rows;
-  for (size_t start = 0; start <= text.size();) {
-    const size_t end = std::min(text.find(between, start), text.size());
-    PYQUANT_TRY_ASSIGN(std::vector<int64_t> row,
-                       integers(text.substr(start, end - start), ", \t\r\n", where));
-    if (batch == 1 && !rows.empty()) {
-      rows[0].insert(rows[0].end(), row.begin(), row.end());
-    } else if (!row.empty() || between == ';') {
-      rows.push_back(std::move(row));
-    }
-    start = end + 1;
-  }
-  return rows;
-}
-
-Result<TokenRows> prompts_of(const Arguments& arguments, int64_t batch) {
-  if (arguments.has("--ids")) return rows_of(arguments.get("--ids"), ';', batch, "--ids");
-  const std::string path = arguments.get("--ids-file");
-  PYQUANT_TRY_ASSIGN(const auto mapping, circle::Mapping::open(path));
-  const circle::Bytes bytes = mapping->bytes();
-  return rows_of(std::string(reinterpret_cast<const char*>(bytes.data), bytes.size), '\n', batch, path);
-}
-
-/// "1x16x24,1x8x8"
-Result<std::vector<std::vector<int64_t>>> grids_of(const std::string& text) {
-  std::vector<std::vector<int64_t>> found;
-  for (size_t start = 0; start < text.size();) {
-    const size_t end = std::min(text.find(',', start), text.size());
-    PYQUANT_TRY_ASSIGN(std::vector<int64_t> grid, integers(text.substr(start, end - start), "x", "--grid"));
-    found.push_back(std::move(grid));
-    start = end + 1;
-  }
-  return found;
-}
 
 Result<host::SettingMap> settings_of(const Arguments& arguments) {
   host::SettingMap found;
@@ -154,35 +91,34 @@ void print(const host::Answer& answer, const TokenRows& prompts, bool json) {
 
 /// One prompt, or a turn for each line of the standard input.
 Status answer(const Arguments& arguments, const host::Generator& generator, host::Request& request) {
-  const int64_t batch = generator.manifest().batch;
   const bool json = arguments.has("--json");
   if (!arguments.has("--chat")) {
-    PYQUANT_TRY_ASSIGN(request.prompts, prompts_of(arguments, batch));
+    PYQUANT_TRY_ASSIGN(request.prompts, prompts_of(arguments, generator.manifest().batch));
     PYQUANT_TRY_ASSIGN(const host::Answer made, generator.generate(request));
     print(made, request.prompts, json);
     return {};
   }
   host::Conversation conversation;
   for (std::string line; std::getline(std::cin, line);) {
-    PYQUANT_TRY_ASSIGN(request.prompts, rows_of(line, ';', batch, "the standard input"));
+    PYQUANT_TRY(read_turn(generator.manifest(), line, request));
     PYQUANT_TRY_ASSIGN(const host::Answer made, generator.generate(request, &conversation));
     print(made, request.prompts, json);
     std::fflush(stdout);
-    request.media.clear();  // the images are those of the first turn
+    request.media.clear();  // each turn has its own
   }
   return {};
 }
 
 Status generate(const Arguments& arguments, int64_t seed, int64_t threads) {
   const std::string folder = arguments.positionals[0];
-  PYQUANT_TRY_ASSIGN(host::Manifest manifest, host::open_bundle(folder));
+  PYQUANT_TRY_ASSIGN(
+      host::Manifest manifest,
+      host::open_bundle(folder, arguments.has("--verify") ? host::Checks::Checksums : host::Checks::Sizes));
   host::Request request;
   PYQUANT_TRY_ASSIGN(request.settings, settings_of(arguments));
   request.seed = static_cast<uint64_t>(seed);
   if (arguments.has("--pixels")) {
-    PYQUANT_TRY_ASSIGN(const auto grids, grids_of(arguments.get("--grid")));
-    PYQUANT_TRY_ASSIGN(const auto file, circle::read_safetensors(arguments.get("--pixels")));
-    PYQUANT_TRY_ASSIGN(request.media, host::media_of(manifest, file, grids));
+    PYQUANT_TRY_ASSIGN(request.media, media_in(manifest, arguments.get("--pixels"), arguments.get("--grid")));
   }
   if (arguments.has("--replay")) {
     PYQUANT_TRY_ASSIGN(const auto replay, host::Replay::open(arguments.get("--replay")));
@@ -225,11 +161,12 @@ const Verb kGenerate = {
     "[--max-new-tokens N] [--min-new-tokens N] [--eos IDS|none] [--greedy | [--sample] [--temperature T] "
     "[--top-k K] "
     "[--top-p P] [--min-p P]] [--seed N] [--repetition-penalty R] [--no-repeat-ngram-size N] [--threads N] "
-    "[--json] "
+    "[--json] [--verify] "
     "[--replay calls.safetensors]",
     "prints the tokens that follow a prompt of token ids (rows between ';', or lines of a file), with the "
     "graphs of a "
-    "bundle and nothing but its manifest; --chat takes a turn from each line of the standard input",
+    "bundle and nothing but its manifest; --chat takes a turn from each line of the standard input: ids, or "
+    "{\"ids\": [1, 2], \"pixels\": \"p.safetensors\"}; --verify compares the sha256 of each file first",
     {{"--ids", "token ids"},
      {"--ids-file", "a file"},
      {"--chat", nullptr},
@@ -249,6 +186,7 @@ const Verb kGenerate = {
      {"--no-repeat-ngram-size", "a number"},
      {"--threads", "a number"},
      {"--json", nullptr},
+     {"--verify", nullptr},
      {"--replay", "a file"}},
     1,
     run};

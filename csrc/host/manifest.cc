@@ -43,13 +43,17 @@ std::optional<std::pair<int64_t, int64_t>> part_of(const Field& field) {
   return std::nullopt;
 }
 
+FileFacts facts_of(const Field& field) {
+  return {field["bytes"].integer_or(-1, 0), field["sha256"].text_or("")};
+}
+
 Graph graph_of(const std::string& name, const Field& field) {
   Graph graph;
   graph.name = name;
   graph.kind = field["kind"].text_or("");
   graph.file = field["file"].text_or("");
   graph.signature = field["signature"].text_or("");
-  graph.bytes = field["bytes"].integer_or(-1, 0);
+  graph.facts = facts_of(field);
   graph.seq_len = field["seq_len"].integer_or(-1, 1);
   graph.layer = field["layer"].integer_or(-1, 0);
   for (const Field& item : field["inputs"].items()) graph.inputs.push_back(tensor_spec(item));
@@ -152,6 +156,9 @@ Status read(const Field& root, Fields& fields, Manifest& manifest) {
   for (const auto& [name, field] : root["graphs"].entries()) manifest.graphs[name] = graph_of(name, field);
   if (const Field tables = root["tables"]; tables.present()) {
     for (const auto& [name, field] : tables.entries()) manifest.tables.push_back(table_of(name, field));
+  }
+  if (const Field files = root["files"]; files.present()) {
+    for (const auto& [name, field] : files.entries()) manifest.files[name] = facts_of(field);
   }
   manifest.batch = root["batch_size"].integer(1, kMostSize);
   manifest.longest = root["max_seq_len"].integer(1, kMostSize);

@@ -25,10 +25,16 @@ struct TensorSpec {
   std::optional<std::pair<int64_t, int64_t>> range;  // of integers, both ends included
 };
 
+/// What the manifest says of a file.
+struct FileFacts {
+  int64_t bytes = -1;  // -1: nothing
+  std::string sha256;
+};
+
 struct Graph {
   std::string name, kind, file;
   std::string signature;  // of the file, where it has several graphs
-  int64_t bytes = -1;     // of the file
+  FileFacts facts;        // of the file
   int64_t seq_len = -1;   // places; -1: any number
   int64_t layer = -1;     // of a graph of one layer
   std::vector<TensorSpec> inputs, outputs;
@@ -136,6 +142,7 @@ struct Setting {
 struct Manifest {
   std::map<std::string, Graph> graphs;
   std::vector<Table> tables;
+  std::map<std::string, FileFacts> files;  // beside the graphs
   int64_t batch = 1, longest = 0;
   std::vector<int64_t> prefill_lengths, append_lengths;
   bool per_layer = false;

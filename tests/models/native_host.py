@@ -95,13 +95,13 @@ def native(folder: Path, *words: object, turns: Sequence[str] = ()) -> subproces
     return subprocess.run(command, capture_output=True, text=True, check=False, input="\n".join(turns))
 
 
-def media_file(folder: Path, inputs: Mapping[str, Tensor]) -> list[str]:
-    """The words for images and clips, which a file of `folder` has then."""
-    found = {name: value.contiguous() for name, value in inputs.items() if name in MEDIA and value is not None}
+def media_file(folder: Path, inputs: Mapping[str, Tensor], name: str = "media.safetensors") -> list[str]:
+    """The words for images and clips, which the file `name` of `folder` has then."""
+    found = {key: value.contiguous() for key, value in inputs.items() if key in MEDIA and value is not None}
     if not found:
         return []
-    save_file(found, folder / "media.safetensors")
-    return ["--pixels", str(folder / "media.safetensors")]
+    save_file(found, folder / name)
+    return ["--pixels", str(folder / name)]
 
 
 def expect_same(

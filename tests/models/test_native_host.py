@@ -197,6 +197,38 @@ def test_a_conversation(family: str, tmp_path: Path) -> None:
     assert [[int(token) for token in line.split(",")] for line in done.stdout.splitlines()] == expected
 
 
+def test_a_conversation_with_images_in_each_turn(tmp_path: Path) -> None:
+    """As lines of JSON, or with the first turn's by --pixels."""
+    eager = Eager(qwen_tree()[1], qwen_profile(max_seq_len=40, prefill_lengths=(8,), append_lengths=(3, 5)))
+    host, turns = eager.host(), [batch((2, A, 1)), batch((3,)), batch((1, C, B, 2))]
+    past, recorder, expected, lines = Past(), Recorder(eager), [], list[str]()
+    options = {**GREEDY, "max_new_tokens": 3, "suppress_tokens": list(range(60, 64))}  # no placeholders
+    for number, turn in enumerate(turns):
+        expected.append(host.generate(recorder, **turn, past=past, **options)[0, -3:].tolist())
+        given = media_file(tmp_path, turn, f"turn{number}.safetensors")
+        line = {"ids": turn["input_ids"][0].tolist()} | ({"pixels": given[1]} if given else {})
+        lines.append(json.dumps(line))
+    recorder.save(tmp_path, generation={"suppress_tokens": list(range(60, 64))})
+    words = ["--chat", "--max-new-tokens", 3, *WORDS]
+    first = ["--pixels", tmp_path / "turn0.safetensors"]
+    plain = [rows_of(turns[0]["input_ids"], None), rows_of(turns[1]["input_ids"], None), lines[2]]
+    for more, given in (([], lines), (first, plain)):
+        done = native(tmp_path, *words, *more, turns=given)
+        assert done.returncode == 0, done.stderr
+        assert [[int(token) for token in line.split(",")] for line in done.stdout.splitlines()] == expected
+    for given, told in (
+        (lines, 'the first turn has "pixels", and --pixels has its images too'),
+        (['{"ids": [1], "images": "x"}'], 'a turn has "images", expected ids, pixels and grid'),
+        (['{"ids": [1, "a"]}'], '"ids" has a string, expected a token id'),
+        (['{"ids": [1], "pixels": 3}'], '"pixels" of a turn is a number, expected a string'),
+        (['{"ids": [1], "grid": "1x4x4"}'], 'a turn has "grid" without "pixels"'),
+        (['{"pixels": "x"}'], 'a turn has no list "ids"'),
+    ):
+        done = native(tmp_path, *words, *first, turns=given)
+        assert done.returncode == 2
+        assert told in done.stderr
+
+
 # --- windows, shared keys, per-layer inputs, images that see themselves, audio ---
 
 

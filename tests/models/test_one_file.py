@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_one_file_answers_as_many(layers: str, tmp_path: Path) -> None:
         for name in made
     ]
     assert told[0].stdout == told[1].stdout
+    verified = [program(), "generate", tmp_path / "one", *words, "--verify"]
+    assert subprocess.run(verified, capture_output=True, text=True, check=True).stdout == told[0].stdout
     with pytest.raises(InputError, match=r"all graphs in 'model\.circle', which tico does not run"):
         Session(tmp_path / "one", runtime="tico")
     name = next(name for name in made["one"] if name.startswith("prefill"))
@@ -64,6 +67,14 @@ def test_one_file_answers_as_many(layers: str, tmp_path: Path) -> None:
     assert mapped.to_bytes() == alone.to_bytes(), "programs of one file are whole"
     inputs = [torch.zeros(tensor.shape) for tensor in mapped.inputs]
     assert compare(mapped, None, inputs).max_lsb <= 1
+    del mapped
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    done = subprocess.run(verified, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"E_BUNDLE_FILE: {path}: graph 'decode" in done.stderr
+    assert f"its sha256 is {hashlib.sha256(changed).hexdigest()}, the manifest has " in done.stderr
 
 
 def test_what_other_runtimes_make_of_two_graphs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@
 #include "host/bundle.h"
 #include "host/replay.h"
 #include "host/row_table.h"
+#include "host/sha256.h"
 #include "toy.h"
 
 using namespace toy;  // NOLINT
@@ -56,6 +57,52 @@ TEST(a_bundle_has_the_files_that_its_manifest_names) {
   CHECK_EQ(text_of(open_bundle(folder.path.string())), "no fault");
   folder.write("manifest.json", manifest_text({{"\"file\": \"g\"", "\"file\": \"../g\""}}));
   CHECK(has(text_of(open_bundle(folder.path.string())), "is no file of the folder"));
+}
+
+TEST(sha256_of_the_examples_of_fips_180_4_and_of_every_way_to_end_a_block) {
+  const auto digest = [](const std::string& text) {
+    return sha256(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  };
+  CHECK_EQ(digest(""), std::string("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"));
+  CHECK_EQ(digest("abc"), std::string("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+  CHECK_EQ(digest("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
+           std::string("248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"));
+  CHECK_EQ(digest(std::string(1000000, 'a')),
+           std::string("cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"));
+  std::string all;  // Python's hashlib over the digests of 0 to 130 letters, one behind another
+  for (size_t size = 0; size <= 130; ++size) all += digest(std::string(size, 'x'));
+  CHECK_EQ(digest(all), std::string("87aca1c44bc7ba8897768170211f0a02063de70801131ff86c7edb9ce32c6a50"));
+}
+
+TEST(checksums_of_a_bundle_are_compared_on_request) {
+  const Folder folder;
+  const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+  const auto opened = [&] { return text_of(open_bundle(folder.path.string(), Checks::Checksums)); };
+  const std::string file = "\"file\": \"g\"", facts = file + ", \"bytes\": 3, \"sha256\": \"" + abc + "\"";
+  const auto with_facts = [&](const std::string& more) {
+    std::string text = manifest_text({{"\"format\"", more + "\"format\""}});
+    for (size_t at = 0; (at = text.find(file, at)) != std::string::npos; at += facts.size()) {
+      text.replace(at, file.size(), facts);
+    }
+    folder.write("manifest.json", text);
+  };
+  folder.write("g", "abc");
+  folder.write("t", "abd");
+  with_facts("");
+  CHECK_EQ(opened(), "no fault");
+  with_facts("\"files\": {\"t\": {\"bytes\": 3, \"sha256\": \"" + abc + "\"}}, ");
+  CHECK(has(opened(),
+            "file 't' is not the file that was exported: its sha256 is a52d159f262b2c6ddb724a61840befc3"
+            "6eb30c88877a4030b65cbe86298449c9, the manifest has " +
+                abc + "; copy it anew"));
+  CHECK_EQ(text_of(open_bundle(folder.path.string())), "no fault");
+  folder.write("t", "ab");
+  CHECK(has(text_of(open_bundle(folder.path.string())), "file 't' has 2 bytes, the manifest says 3"));
+  folder.write("t", "abc");
+  folder.write("g", "abd");
+  CHECK(has(opened(), "g: graph 'append_s2' is not the file that was exported"));
+  folder.write("manifest.json", manifest_text());
+  CHECK(has(opened(), "has no sha256 in the manifest"));
 }
 
 TEST(rows_of_a_table_are_read_from_its_file) {

@@ -2,6 +2,7 @@
 // Manifests with numbers, names and entries changed at random: whatever parses generates, or says why not;
 // nothing is read or written beside a tensor (the sanitizers see it).
 #include <cctype>
+#include <cstdlib>
 
 #include "check.h"
 #include "host/random.h"
@@ -34,8 +35,10 @@ std::string mutated(std::string text, Random& random) {
 
 TEST(mutated_manifests_generate_or_say_why_not) {
   Random random(11);
+  const char* times = std::getenv("PYQUANT_MUTATIONS");  // so many times as many
+  const int rounds = 4000 * (times ? std::atoi(times) : 1);
   int parsed = 0, answered = 0;
-  for (int round = 0; round < 4000; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     std::string text = manifest_text({}, 1 + round % 2);
     for (uint64_t i = 0; i <= random.below(3); ++i) text = mutated(text, random);
     auto read = parse_manifest(text, "m");
