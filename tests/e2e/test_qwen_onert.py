@@ -23,7 +23,7 @@ import pyquant
 from pyquant import Policy
 from pyquant.models import qwen3_vl
 from pyquant.verify import Session
-from pyquant.verify.runtimes import onert
+from pyquant.verify.runtimes import native, onert
 from pyquant.verify.runtimes.onert_expected import expected
 from tests.onert_blocks import presets
 
@@ -161,10 +161,11 @@ def test_the_whole_model_in_one_graph(floating: tuple[Any, Any]) -> None:
 def agree(graph: tuple[Any, Any], given: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
     program = pyquant.export(*graph, target="onert")
     assert program.check("onert") == []
-    got = onert.run(program, given)
-    assert set(got) == set(want)
+    got, ours = onert.run(program, given), native.run(program, given)
+    assert set(got) == set(ours) == set(want)
     for name, value in want.items():
         assert float((got[name] - value).abs().max()) <= 1e-4 * max(1.0, float(value.abs().max())), name
+        assert float((ours[name] - got[name]).abs().max()) <= 1e-4 * float(got[name].abs().max()), name
 
 
 def example(name: str, spec: Any, seed: int) -> Tensor:

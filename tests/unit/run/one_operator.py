@@ -25,6 +25,8 @@ RANGES = {
     "int8": (-128, 127),
     "uint8": (0, 255),
     "int16": (-32768, 32767),
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
 }
 mp = mpmath.mp.clone()
 mp.prec = 200
@@ -48,13 +50,51 @@ class Grid:
     def quant(self) -> Quant:
         return Quant(self.dtype, (self.scale,), (self.zero_point,), None, *self.ends)
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        return (self.scale,)
+
+    def steps(self, q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return q.astype(np.int64) - self.zero_point
+
     def reals(self, q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Exact: 17 bits times 24 bits."""
-        return (q.astype(np.int64) - self.zero_point).astype(np.float64) * self.scale
+        return self.steps(q).astype(np.float64) * self.scale
 
 
 def grid(dtype: str, scale: float, zero_point: int = 0) -> Grid:
     return Grid(dtype, float(np.float32(scale)), zero_point)
+
+
+@dataclass(frozen=True)
+class Channels(Grid):
+    """A scale (a float32 number) and a zero point for each channel along `axis`; `scale`, `zero_point`: the first."""
+
+    all_scales: tuple[float, ...] = ()
+    zeros: tuple[int, ...] = ()
+    axis: int = 0
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        return self.all_scales
+
+    def quant(self) -> Quant:
+        return Quant(self.dtype, self.scales, self.zeros, self.axis, *self.ends)
+
+    def steps(self, q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return q.astype(np.int64) - np.array(self.zeros).reshape(self._along(q))
+
+    def reals(self, q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self.steps(q).astype(np.float64) * np.array(self.scales).reshape(self._along(q))
+
+    def _along(self, q: np.ndarray[Any, Any]) -> list[int]:
+        return [-1 if axis == self.axis else 1 for axis in range(q.ndim)]
+
+
+def channels(dtype: str, scales: np.ndarray[Any, Any], axis: int = 0, zeros: Any = 0) -> Channels:
+    numbers = tuple(float(scale) for scale in scales.astype(np.float32))
+    points = tuple(int(zero) for zero in np.broadcast_to(zeros, len(numbers)))
+    return Channels(dtype, numbers[0], points[0], numbers, points, axis)
 
 
 def pack(q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -72,16 +112,20 @@ def unpack(packed: np.ndarray[Any, Any], shape: Sequence[int], dtype: str) -> np
 def run(
     folder: Path,
     name: str,
-    inputs: Sequence[tuple[np.ndarray[Any, Any], Any]],
+    inputs: Sequence[tuple[Any, Any]],
     outputs: Sequence[tuple[Sequence[int], Any]],
     options: dict[str, Any] | None = None,
     *,
     constant: Sequence[int] = (),
     threads: int = 1,
 ) -> list[np.ndarray[Any, Any]]:
-    """Outputs of operator `name`. An operand is (array, or shape; Grid or dtype). `constant`: inputs in the file."""
-    tensors, constants, given, places = [], [], [], []
+    """Outputs of operator `name`. An operand is (array, or shape; Grid or dtype), or
+    (None, None) where it is absent. `constant`: inputs in the file."""
+    tensors, constants, given, places, order = [], [], [], [], []
     for i, (array, kind) in enumerate(inputs):
+        order.append(-1 if array is None else len(tensors))
+        if array is None:
+            continue
         four = isinstance(kind, Grid) and kind.dtype in ("int4", "uint4")
         stored = pack(array) if four else array
         index = None
@@ -90,11 +134,11 @@ def run(
             index = len(constants) - 1
         else:
             given.append(stored)
-            places.append(i)
+            places.append(len(tensors))
         tensors.append(_tensor(f"x{i}", array.shape, kind, index))
     count = len(tensors)
     tensors += [_tensor(f"y{i}", shape, kind, None) for i, (shape, kind) in enumerate(outputs)]
-    op = Op(name, tuple(range(count)), tuple(range(count, len(tensors))), options or {})
+    op = Op(name, tuple(order), tuple(range(count, len(tensors))), options or {})
     graph = Graph(name, tuple(tensors), (op,), tuple(places), op.outputs, tuple(constants))
     path = folder / "one.circle"
     circle_write(graph.to_json(), graph.constants, path)
