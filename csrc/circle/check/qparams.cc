@@ -19,15 +19,12 @@ void check_values(const Tensor& t, const std::string& where, Faults& faults) {
   const QParams& q = *t.quant;
   const DTypeInfo& type = *info(t.dtype);
   for (size_t i = 0; i < q.scale.size(); ++i) {
-    const std::string place = where + ".scale[" + std::to_string(i) + "]";
-    if (!std::isfinite(q.scale[i])) {
-      faults.add(Code::E_SCALE_NOT_FINITE, place, "is " + number(q.scale[i]) + ", expected a finite number");
-      break;
-    }
-    if (!(q.scale[i] > 0)) {
-      faults.add(Code::E_SCALE_NOT_POSITIVE, place, "is " + number(q.scale[i]) + ", expected more than 0");
-      break;
-    }
+    const bool finite = std::isfinite(q.scale[i]);
+    if (finite && q.scale[i] > 0) continue;
+    faults.add(finite ? Code::E_SCALE_NOT_POSITIVE : Code::E_SCALE_NOT_FINITE,
+               where + ".scale[" + std::to_string(i) + "]",
+               "is " + number(q.scale[i]) + ", expected " + (finite ? "more than 0" : "a finite number"));
+    break;
   }
   for (size_t i = 0; i < q.zero_point.size(); ++i) {
     if (q.zero_point[i] >= type.lowest && q.zero_point[i] <= type.highest) continue;
