@@ -33,7 +33,10 @@ std::vector<int64_t> constant_ints(const Model& model, const Graph& graph, const
   const Tensor& t = *input(graph, op, i);
   const Bytes bytes = model.buffers[t.buffer].bytes;
   const size_t width = t.dtype == DType::INT32 ? 4 : t.dtype == DType::INT64 ? 8 : 0;
-  if (width == 0 || !bytes.data) return values;
+  // Another number of values than the shape has is another check's fault; none are known then.
+  const auto count = element_count(t.shape);
+  if (width == 0 || !bytes.data || !count || bytes.size != width * static_cast<uint64_t>(*count))
+    return values;
   for (size_t at = 0; at + width <= bytes.size; at += width) {
     int32_t narrow = 0;
     int64_t wide = 0;

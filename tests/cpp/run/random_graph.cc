@@ -54,7 +54,7 @@ int32_t RandomGraph::constant(int32_t index) {
 int32_t RandomGraph::integers(const std::vector<int32_t>& values) {
   const int32_t index = constant(tensor(DType::INT32, {static_cast<int32_t>(values.size())}));
   const Bytes bytes = model_.buffers.back().bytes;
-  std::memcpy(const_cast<uint8_t*>(bytes.data), values.data(), bytes.size);
+  if (bytes.size) std::memcpy(const_cast<uint8_t*>(bytes.data), values.data(), bytes.size);
   return index;
 }
 
