@@ -2,6 +2,8 @@
 // The table of element types, expanded, and the sizes that follow from it.
 #include "circle/dtype.h"
 
+#include <cstring>
+
 namespace pyquant::circle {
 namespace {
 
@@ -72,6 +74,18 @@ std::optional<int64_t> byte_size(DType dtype, const std::vector<int32_t>& shape)
   const auto count = element_count(shape);
   if (!type || !count || type->block_elements == 0) return std::nullopt;
   return (*count + type->block_elements - 1) / type->block_elements * type->block_bytes;
+}
+
+std::vector<int64_t> read_ints(DType dtype, const uint8_t* bytes, int64_t count) {
+  if (!is_index(dtype)) return {};
+  std::vector<int64_t> values(static_cast<size_t>(count));
+  const size_t width = dtype == DType::INT64 ? 8 : 4;
+  for (size_t i = 0; i < values.size(); ++i) {
+    int32_t narrow = 0;
+    std::memcpy(width == 8 ? static_cast<void*>(&values[i]) : &narrow, bytes + i * width, width);
+    if (width == 4) values[i] = narrow;
+  }
+  return values;
 }
 
 std::string shape_text(const std::vector<int32_t>& shape) {

@@ -49,6 +49,8 @@ inline bool is_ggml(DType d) { return d == DType::GGML_Q4_0 || d == DType::GGML_
 std::optional<int64_t> element_count(const std::vector<int32_t>& shape);
 /// Bytes of a tensor (4-bit types packed); nothing when the shape or the type has no size.
 std::optional<int64_t> byte_size(DType dtype, const std::vector<int32_t>& shape);
+/// The values of int32 or int64 elements, which need no alignment; nothing of other types.
+std::vector<int64_t> read_ints(DType dtype, const uint8_t* bytes, int64_t count);
 /// "[1, 16, 12]"
 std::string shape_text(const std::vector<int32_t>& shape);
 

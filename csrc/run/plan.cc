@@ -21,30 +21,22 @@ using circle::Tensor;
 
 constexpr int64_t kMostFolded = 1024;  // elements of an integer tensor that is computed when planning
 
-/// Inference with the values that planning knows.
+/// Inference with the values that planning knows: those that it computed, and constants under another name.
 class PlanInference : public circle::Inference {
  public:
-  PlanInference(const Model& model, const circle::Graph& graph, const Operator& op,
-                const std::vector<Shape>& shapes, const std::map<size_t, std::vector<uint8_t>>& known)
-      : Inference(model, graph, op, shapes), known_(known) {}
+  PlanInference(const Model& model, const circle::Graph& graph, const Operator& op, const Plan& plan)
+      : Inference(model, graph, op, plan.shapes), plan_(plan) {}
 
   std::vector<int64_t> ints(size_t i) const override {
-    const auto found = known_.find(static_cast<size_t>(op().inputs[i]));
-    if (found == known_.end()) return Inference::ints(i);
-    std::vector<int64_t> values;
-    const bool narrow = input(i)->dtype == DType::INT32;
-    const size_t width = narrow ? 4 : 8;
-    for (size_t at = 0; at + width <= found->second.size(); at += width) {
-      int64_t value = 0;
-      int32_t half = 0;
-      std::memcpy(narrow ? static_cast<void*>(&half) : &value, found->second.data() + at, width);
-      values.push_back(narrow ? half : value);
-    }
-    return values;
+    const Tensor* const tensor = input(i);
+    const auto t = static_cast<size_t>(tensor ? op().inputs[i] : 0);
+    if (!tensor || !plan_.places[t].constant) return {};
+    return circle::read_ints(tensor->dtype, plan_.places[t].constant,
+                             *circle::element_count(plan_.shapes[t]));
   }
 
  private:
-  const std::map<size_t, std::vector<uint8_t>>& known_;
+  const Plan& plan_;
 };
 
 class Planner {
@@ -107,7 +99,7 @@ class Planner {
 
   Status infer(size_t i) {
     const Operator& op = graph_.operators[i];
-    PlanInference inference(model_, graph_, op, plan_.shapes, known_);
+    PlanInference inference(model_, graph_, op, plan_);
     circle::row_of(*op.op).infer(inference);
     if (!inference.fault().empty()) {
       return Fault{Code::E_RUN_SHAPE, "with these input shapes: expected " + inference.fault(), where(i)};

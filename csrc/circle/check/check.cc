@@ -28,27 +28,13 @@ std::optional<Target> target_by_name(std::string_view name) {
 const char* target_names() { return "circle, luci, onert"; }
 
 std::vector<int64_t> constant_ints(const Model& model, const Graph& graph, const Operator& op, size_t i) {
-  std::vector<int64_t> values;
-  if (!is_constant_input(model, graph, op, i)) return values;
+  if (!is_constant_input(model, graph, op, i)) return {};
   const Tensor& t = *input(graph, op, i);
   const Bytes bytes = model.buffers[t.buffer].bytes;
-  const size_t width = t.dtype == DType::INT32 ? 4 : t.dtype == DType::INT64 ? 8 : 0;
   // Another number of values than the shape has is another check's fault; none are known then.
-  const auto count = element_count(t.shape);
-  if (width == 0 || !bytes.data || !count || bytes.size != width * static_cast<uint64_t>(*count))
-    return values;
-  for (size_t at = 0; at + width <= bytes.size; at += width) {
-    int32_t narrow = 0;
-    int64_t wide = 0;
-    if (width == 4) {
-      std::memcpy(&narrow, bytes.data + at, width);
-      wide = narrow;
-    } else {
-      std::memcpy(&wide, bytes.data + at, width);
-    }
-    values.push_back(wide);
-  }
-  return values;
+  const auto needed = byte_size(t.dtype, t.shape);
+  if (!bytes.data || !needed || bytes.size != static_cast<uint64_t>(*needed)) return {};
+  return read_ints(t.dtype, bytes.data, *element_count(t.shape));
 }
 
 std::string input_text(const Graph& graph, const Operator& op, size_t i) {

@@ -100,7 +100,8 @@ Status run(const MovePlan& plan, const Frame& frame) {
   std::vector<std::vector<int64_t>> read;
   if (!plan.dynamic.empty()) {
     read = plan.ints;
-    for (size_t i : plan.dynamic) read[i] = read_ints(frame.in(plan.in[i]), plan.in[i]);
+    for (size_t i : plan.dynamic)
+      read[i] = read_ints(plan.in[i].dtype(), frame.in(plan.in[i]), plan.in[i].elements);
     PYQUANT_TRY(check_values(plan, read));
   }
   const auto& ints = plan.dynamic.empty() ? plan.ints : read;

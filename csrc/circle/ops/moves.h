@@ -18,8 +18,6 @@ namespace pyquant::circle {
 std::vector<int64_t> dense_strides(const std::vector<int32_t>& shape);
 /// How an element lies in memory: 4, 8, 16, 32 or 64 bits; 0 for types that are in blocks or unknown.
 int element_bits(DType dtype);
-/// The values of an int32 or int64 tensor.
-std::vector<int64_t> read_ints(const uint8_t* bytes, const TensorArg& operand);
 /// Whether its values are there when the step is prepared, at operand.constant.
 inline bool is_known(const TensorArg& operand) { return operand.constant || operand.elements == 0; }
 /// The fault of a value that the operator cannot take.

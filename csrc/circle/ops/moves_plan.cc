@@ -51,17 +51,6 @@ bool same_bytes(const TensorArg& from, const TensorArg& to) {
              dense_strides(to.shape)[static_cast<size_t>(b.axis)];
 }
 
-std::vector<int64_t> read_ints(const uint8_t* bytes, const TensorArg& operand) {
-  std::vector<int64_t> values(static_cast<size_t>(operand.elements));
-  const bool wide = operand.dtype() == DType::INT64;
-  for (size_t i = 0; i < values.size(); ++i) {
-    int32_t narrow = 0;
-    std::memcpy(wide ? static_cast<void*>(&values[i]) : &narrow, bytes + (wide ? 8 : 4) * i, wide ? 8 : 4);
-    if (!wide) values[i] = narrow;
-  }
-  return values;
-}
-
 std::vector<int64_t> dense_strides(const std::vector<int32_t>& shape) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
@@ -137,7 +126,7 @@ Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& 
   for (size_t i : ints) {
     if (!plan->in[i]) continue;
     if (is_known(plan->in[i])) {
-      plan->ints[i] = read_ints(plan->in[i].constant, plan->in[i]);
+      plan->ints[i] = read_ints(plan->in[i].dtype(), plan->in[i].constant, plan->in[i].elements);
     } else {
       plan->dynamic.push_back(i);
     }

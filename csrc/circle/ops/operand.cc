@@ -191,12 +191,7 @@ const double* RealOperand::read(const Frame& frame) const {
 
 std::optional<std::vector<int64_t>> known_ints(const TensorArg& arg) {
   if (!arg.constant && arg.elements != 0) return std::nullopt;
-  std::vector<int64_t> values;
-  for (int64_t i = 0; i < arg.elements; ++i) {
-    values.push_back(arg.dtype() == DType::INT64 ? element<int64_t>(arg.constant, i)
-                                                 : element<int32_t>(arg.constant, i));
-  }
-  return values;
+  return read_ints(arg.dtype(), arg.constant, arg.elements);
 }
 
 bool any_per_channel(const Builder& b) {

@@ -88,13 +88,6 @@ void TargetCheck::onert_one_grid() const {
   }
 }
 
-std::vector<int64_t> Builder::constant_ints(size_t i) const {
-  // Through the operand: integers that planning computed are no buffers of the file.
-  const TensorArg& operand = in(i);
-  if (!operand || !operand.constant || !is_index(operand.dtype())) return {};
-  return read_ints(operand.constant, operand);
-}
-
 size_t Builder::scratch(int64_t bytes) {
   const size_t at = scratch_;
   scratch_ += (static_cast<size_t>(std::max<int64_t>(bytes, 0)) + 63) / 64 * 64;

@@ -2,6 +2,7 @@
 // Parts of a tensor, and tensors with more around or of them: SLICE, STRIDED_SLICE, PAD, PADV2, BROADCAST_TO,
 // TILE.
 #include "circle/ops/moves.h"
+#include "circle/ops/operand.h"
 #include "circle/ops/strided.h"
 
 namespace pyquant::circle {
@@ -122,8 +123,7 @@ Result<Step> prepare_strided_slice(Builder& it) {
       return {};
     });
   }
-  const auto range =
-      range_of(it, it.in(0).shape, [&](size_t i) { return read_ints(it.in(i).constant, it.in(i)); });
+  const auto range = range_of(it, it.in(0).shape, [&](size_t i) { return *known_ints(it.in(i)); });
   if (!range) return it.unsupported("takes no such part");
   return move_step(it, {1, 2, 3}, [range = *range](const Job& job) -> Status {
     strided_slice(job, range);

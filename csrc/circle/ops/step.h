@@ -93,8 +93,6 @@ class Builder : public OpView {
   /// Operands by position; an optional one that is not there is false.
   const TensorArg& in(size_t i) const { return i < inputs_.size() ? inputs_[i] : none_; }
   const TensorArg& out(size_t k) const { return outputs_[k]; }
-  /// Values of a constant int32 or int64 input.
-  std::vector<int64_t> constant_ints(size_t i) const;
   /// Bytes of scratch for this step, as an offset for Frame::scratch.
   size_t scratch(int64_t bytes);
   size_t scratch_bytes() const { return scratch_; }
