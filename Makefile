@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench matrix contracts clean
+.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench bench-runner matrix contracts clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -57,6 +57,14 @@ lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all
 
 bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine named
 	$(BIN)/python -m pytest benchmarks/kernels $(BENCH_ARGS)
+
+OUT ?= out/bench
+bench-runner: setup ## files in the runner against transformers, TICO's runtime and llama.cpp (its build takes minutes)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet -e ".[test,bench]" --no-build-isolation
+	$(BIN)/python -m benchmarks.runner.layer
+	$(BIN)/python -m benchmarks.runner.session
+	$(BIN)/python -m benchmarks.runner.smollm2 $(OUT)/smollm2_w4a16
+	$(BIN)/python -m benchmarks.runner.bundle $(OUT)/2b
 
 matrix: setup ## the model tests on transformers 5.5.4, 5.9, 5.14, 5.18, 5.23 and 5.24
 	$(BIN)/python tests/matrix.py $(MATRIX_ARGS)

@@ -20,6 +20,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import pyquant
@@ -98,12 +99,13 @@ def main() -> None:
     perplexity = Perplexity(tuple(texts[-smollm2.WINDOW :][-args.windows :]))
     known = LlamaCpp("llama.cpp, Q4_1", llama(args.threads, every_place=True))
     subjects = {each.name: each for each in (float32, files, known)}
-    evaluation.show(pyquant.evaluate(subjects, [perplexity]))
+    console = Console()
+    evaluation.show(pyquant.evaluate(subjects, [perplexity]), console)
 
     fast = LlamaCpp("llama.cpp, Q4_1", llama(args.threads, every_place=False))
     subjects = {each.name: each for each in (float32, files, fast)}
     print(f"{machine()}, {args.threads} thread(s)")
-    evaluation.show(pyquant.evaluate(subjects, [Throughput(texts[-1], args.new_tokens, args.repeats)]))
+    evaluation.show(pyquant.evaluate(subjects, [Throughput(texts[-1], args.new_tokens, args.repeats)]), console)
 
 
 if __name__ == "__main__":
