@@ -38,7 +38,7 @@ Ends ends_of(Elements e) {
   }
 }
 
-/// Of an element minus zero.
+/// The magnitude of an element minus zero.
 int64_t largest(Elements e, int64_t zero) {
   const Ends ends = ends_of(e);
   return std::max(zero - ends.least, ends.most - zero);
@@ -51,7 +51,8 @@ bool plan_integers(const Linear& p, LinearPlan* plan) {
   const int64_t w_most = std::max(-ends_of(p.w.type).least, ends_of(p.w.type).most);
   if (p.depth > (int64_t{1} << 53) / (2 * x_most * std::max<int64_t>(w_most, 256))) return false;
 
-  plan->x_parts = x_most > 32768 ? 2 : 1;
+  // x - x_zero in 16 bits, whose highest is 32767.
+  plan->x_parts = x_most > 32768 || ends_of(p.x.type).most - p.x_zero > 32767 ? 2 : 1;
   plan->x_offset = plan->x_parts == 2 ? static_cast<int32_t>(p.x_zero) : 0;
   if (plan->x_parts == 2) x_most = 32768;
   const bool whole_bytes =
