@@ -28,14 +28,18 @@ Fault bad_input(const std::string& where, const Port& port, const std::string& m
 
 /// The inputs of a graph: spans of the file, or blocks of our own where floats became integers.
 struct Inputs {
-  std::vector<Shape> shapes;
   std::vector<const void*> data;
   std::vector<std::vector<uint64_t>> blocks;
 };
 
-// A tensor of the file for an input of the graph: of its own dtype, or float32 for integers that stand for
-// numbers.
-Status bind(const Safetensors& file, const Port& port, Inputs& inputs) {
+/// A tensor of the file for an input of the graph.
+struct Given {
+  const WeightsEntry* entry = nullptr;
+  bool floats = false;  // for integers that stand for numbers; else of the input's own dtype
+  Shape shape;
+};
+
+Status find(const Safetensors& file, const Port& port, Given& given) {
   const auto found = file.tensors.find(port.name);
   if (found == file.tensors.end()) {
     std::string names;
@@ -51,17 +55,26 @@ Status bind(const Safetensors& file, const Port& port, Inputs& inputs) {
                      "is " + entry.dtype + ", expected " + (own ? own : "none") +
                          (run::has_numbers(*port.tensor) ? ", or F32 to be rounded to its grid" : ""));
   }
-  Shape shape(entry.shape.begin(), entry.shape.end());
-  if (packed) shape = port.shape;
-  inputs.shapes.push_back(shape);
+  given = {&entry, floats, packed ? port.shape : Shape(entry.shape.begin(), entry.shape.end())};
+  return {};
+}
+
+/// After `runner` is prepared for the shapes: the bytes of input i.
+Status load_input(const run::Runner& runner, const std::string& path, size_t i, const Given& given,
+                  Inputs& inputs) {
+  const Bytes bytes = given.entry->bytes;
+  const auto wanted = static_cast<size_t>(runner.input_bytes(i));
+  if (!given.floats && bytes.size != wanted) {
+    return bad_input(path, runner.inputs()[i],
+                     "has " + std::to_string(bytes.size) + " bytes, expected " + std::to_string(wanted));
+  }
   // Files put tensors at any byte; kernels read whole elements.
-  std::vector<uint64_t>& block = inputs.blocks.emplace_back(entry.bytes.size / 8 + 1);
-  std::memcpy(block.data(), entry.bytes.data, entry.bytes.size);
-  if (floats) {
-    const auto bytes = circle::byte_size(port.tensor->dtype, shape);
-    if (!bytes) return bad_input(file.path, port, "has a shape without a size");
-    std::vector<uint64_t> integers(static_cast<size_t>(*bytes) / 8 + 1);
-    run::to_integers(*port.tensor, shape, reinterpret_cast<const float*>(block.data()), integers.data());
+  std::vector<uint64_t>& block = inputs.blocks.emplace_back(bytes.size / 8 + 1);
+  std::memcpy(block.data(), bytes.data, bytes.size);
+  if (given.floats) {
+    std::vector<uint64_t> integers(wanted / 8 + 1);
+    run::to_integers(*runner.inputs()[i].tensor, given.shape, reinterpret_cast<const float*>(block.data()),
+                     integers.data());
     block = std::move(integers);
   }
   inputs.data.push_back(block.data());
@@ -153,8 +166,14 @@ Status run_file(const Arguments& arguments, int threads, int64_t runs) {
     return bad_input(arguments.positionals[0], runner.inputs()[0],
                      "has no value; pass --inputs FILE.safetensors");
   }
-  for (const Port& port : runner.inputs()) PYQUANT_TRY(bind(file, port, inputs));
-  PYQUANT_TRY(runner.prepare(inputs.shapes));
+  std::vector<Given> given(runner.inputs().size());
+  std::vector<Shape> shapes;
+  for (size_t i = 0; i < given.size(); ++i) {
+    PYQUANT_TRY(find(file, runner.inputs()[i], given[i]));
+    shapes.push_back(given[i].shape);
+  }
+  PYQUANT_TRY(runner.prepare(shapes));
+  for (size_t i = 0; i < given.size(); ++i) PYQUANT_TRY(load_input(runner, file.path, i, given[i], inputs));
   std::vector<std::vector<uint64_t>> blocks;
   std::vector<void*> outputs;
   for (size_t k = 0; k < runner.outputs().size(); ++k) {
