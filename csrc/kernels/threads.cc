@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace pyquant::kernels {
 namespace {
 
 constexpr int kSpins = 4000;  // tens of microseconds
+constexpr int kMost = 1024;   // threads
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -90,8 +92,13 @@ struct Threads::State {
 };
 
 Threads::Threads(int count) : state_(std::make_unique<State>()) {
-  for (int i = 1; i < count; ++i) {
-    state_->workers.emplace_back([state = state_.get(), i] { state->worker(i); });
+  count = std::min(count, kMost);
+  state_->workers.reserve(static_cast<size_t>(std::max(count, 1)));
+  try {
+    for (int i = 1; i < count; ++i) {
+      state_->workers.emplace_back([state = state_.get(), i] { state->worker(i); });
+    }
+  } catch (const std::system_error&) {  // the system has no more
   }
 }
 

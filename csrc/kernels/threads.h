@@ -10,7 +10,8 @@ namespace pyquant::kernels {
 
 class Threads {
  public:
-  /// `count` threads with the caller's, 1 or more; more than the CPU has only wastes time.
+  /// `count` threads with the caller's, 1 or more, or as many as the system gives; more than the CPU has only
+  /// wastes time.
   explicit Threads(int count);
   ~Threads();
   Threads(const Threads&) = delete;

@@ -3,6 +3,7 @@
 #include "kernels/softmax.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "circle/ops/operand.h"
 #include "circle/ops/row.h"
@@ -22,6 +23,9 @@ Result<Step> prepare(Builder& b) {
   kernels::Softmax plan;
   plan.log = std::string_view(b.op().op->name) == "LOG_SOFTMAX";
   plan.beta = plan.log ? 1.0f : b.option("beta", 1.0f);
+  // The exponents are at most 0 then.
+  if (!(plan.beta >= 0.0f) || std::isinf(plan.beta))
+    return b.unsupported("a beta below 0, or that is no number");
   plan.size = b.in(0).shape.back();
   plan.in_scale = x.qparams().scale;
   const bool quantized = is_quantized(x.dtype());

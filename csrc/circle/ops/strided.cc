@@ -44,7 +44,7 @@ std::optional<StridedRange> strided_range(const OpView& op, const std::vector<in
     const int64_t first = (begin_mask >> i & 1) ? (forward ? 0 : size - 1) : clamped(begin[i], size, forward);
     const int64_t last = (end_mask >> i & 1) ? (forward ? size : -1) : clamped(end[i], size, forward);
     const int64_t length = forward ? last - first : first - last, stride = forward ? step[i] : -step[i];
-    const int64_t count = length <= 0 ? 0 : (length + stride - 1) / stride;
+    const int64_t count = length <= 0 ? 0 : (length - 1) / stride + 1;
     range.begin.push_back(first);
     range.step.push_back(step[i]);
     range.count.push_back(count);
