@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // pyquant/run.h over Program, Runner and Workspace: names, and memory for what goes in and out.
+#include <cstdlib>
 #include <cstring>
 
 #include "pyquant/run.h"
@@ -13,24 +14,29 @@ using run::Port;
 
 constexpr size_t kAlignment = 64;
 
-/// Memory that is aligned for every element, and keeps its size.
+/// Memory of an input or output: zeros at first, aligned for every element.
 class Block {
  public:
-  void resize(size_t bytes) {
-    if (bytes == bytes_ && data()) return;
-    memory_.assign(bytes / 8 + kAlignment / 8 + 1, 0);
-    bytes_ = bytes;
+  Status resize(size_t bytes) {
+    if (bytes == bytes_ && memory_) return {};
+    memory_.reset();
+    const size_t room = (bytes / kAlignment + 1) * kAlignment;
+    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, room)));
+    bytes_ = memory_ ? bytes : 0;
+    if (!memory_) {
+      return Fault{Code::E_RUN_MEMORY, "the system has no block of " + std::to_string(room) + " bytes", ""};
+    }
+    std::memset(memory_.get(), 0, room);
+    return {};
   }
-  uint8_t* data() {
-    if (memory_.empty()) return nullptr;
-    void* at = memory_.data();
-    size_t space = memory_.size() * 8;
-    return static_cast<uint8_t*>(std::align(kAlignment, bytes_, at, space));
-  }
+  uint8_t* data() const { return memory_.get(); }
   size_t size() const { return bytes_; }
 
  private:
-  std::vector<uint64_t> memory_;
+  struct Free {
+    void operator()(uint8_t* block) const { std::free(block); }
+  };
+  std::unique_ptr<uint8_t, Free> memory_;
   size_t bytes_ = 0;
 };
 
@@ -137,7 +143,7 @@ Status Graph::set_input(const std::string& name, const void* data, size_t bytes)
   State& s = *state_;
   PYQUANT_TRY_ASSIGN(const size_t i, find(s.runner.inputs(), name, s.runner.program().name(), "input"));
   PYQUANT_TRY(s.require(i, bytes));
-  s.own[i].resize(bytes);
+  PYQUANT_TRY(s.own[i].resize(bytes));
   if (bytes > 0) std::memcpy(s.own[i].data(), data, bytes);
   s.given[i] = s.own[i].data();
   return {};
@@ -162,7 +168,7 @@ Status Graph::set_input(const std::string& name, const float* values, size_t cou
                      circle::shape_text(s.shapes[i]),
                  s.where(name)};
   }
-  s.own[i].resize(bytes);
+  PYQUANT_TRY(s.own[i].resize(bytes));
   run::to_integers(tensor, s.shapes[i], values, s.own[i].data());
   s.given[i] = s.own[i].data();
   return {};
@@ -172,6 +178,7 @@ Status Graph::bind_input(const std::string& name, const void* data, size_t bytes
   State& s = *state_;
   PYQUANT_TRY_ASSIGN(const size_t i, find(s.runner.inputs(), name, s.runner.program().name(), "input"));
   PYQUANT_TRY(s.require(i, bytes));
+  if (bytes == 0) return set_input(name, data, 0);
   s.given[i] = data;
   return {};
 }
@@ -186,7 +193,7 @@ Status Graph::run() {
   PYQUANT_TRY(s.runner.prepare(s.shapes));
   std::vector<void*> outputs;
   for (size_t k = 0; k < s.outputs.size(); ++k) {
-    s.results[k].resize(static_cast<size_t>(s.runner.output_bytes(k)));
+    PYQUANT_TRY(s.results[k].resize(static_cast<size_t>(s.runner.output_bytes(k))));
     outputs.push_back(s.results[k].data());
   }
   PYQUANT_TRY(s.runner.run(s.given, outputs));

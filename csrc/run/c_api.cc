@@ -36,6 +36,16 @@ int missing(const char* what) {
   return failed({pyquant::Code::E_RUN_INPUT, std::string(what) + " is NULL", "the call"});
 }
 
+// What call() returns, or E_RUN_MEMORY: C has no exceptions.
+template <class Call>
+int guarded(const char* where, const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return failed({pyquant::Code::E_RUN_MEMORY, "the system has no more memory", where});
+  }
+}
+
 const pyquant::TensorInfo* at(const std::vector<pyquant::TensorInfo>& list, size_t index) {
   return index < list.size() ? &list[index] : nullptr;
 }
@@ -49,13 +59,15 @@ const char* pyquant_last_error(void) { return last_error().c_str(); }
 int pyquant_file_load(const char* path, int threads, pyquant_file** out) {
   if (!path || !out) return missing(path ? "out" : "path");
   *out = nullptr;
-  pyquant::FileOptions options;
-  options.threads = threads;
-  auto file = pyquant::File::load(path, options);
-  if (!file.ok()) return failed(file.fault());
-  auto signatures = file.value().signatures();
-  *out = new (std::nothrow) pyquant_file{std::move(file).value(), std::move(signatures)};
-  return *out ? 0 : failed({pyquant::Code::E_RUN_MEMORY, "no memory for the file", path});
+  return guarded(path, [&] {
+    pyquant::FileOptions options;
+    options.threads = threads;
+    auto file = pyquant::File::load(path, options);
+    if (!file.ok()) return failed(file.fault());
+    auto signatures = file.value().signatures();
+    *out = new pyquant_file{std::move(file).value(), std::move(signatures)};
+    return 0;
+  });
 }
 
 void pyquant_file_free(pyquant_file* file) { delete file; }
@@ -69,10 +81,12 @@ const char* pyquant_file_signature(const pyquant_file* file, size_t index) {
 int pyquant_graph_open(const pyquant_file* file, const char* signature, pyquant_graph** out) {
   if (!file || !signature || !out) return missing(!file ? "file" : !signature ? "signature" : "out");
   *out = nullptr;
-  auto graph = file->file.graph(signature);
-  if (!graph.ok()) return failed(graph.fault());
-  *out = new (std::nothrow) pyquant_graph{std::move(graph).value()};
-  return *out ? 0 : failed({pyquant::Code::E_RUN_MEMORY, "no memory for the graph", signature});
+  return guarded(signature, [&] {
+    auto graph = file->file.graph(signature);
+    if (!graph.ok()) return failed(graph.fault());
+    *out = new pyquant_graph{std::move(graph).value()};
+    return 0;
+  });
 }
 
 void pyquant_graph_free(pyquant_graph* graph) { delete graph; }
@@ -124,20 +138,24 @@ int32_t pyquant_output_dim(const pyquant_graph* graph, size_t index, size_t dim)
 
 int pyquant_set_shape(pyquant_graph* graph, const char* input, const int32_t* dims, size_t rank) {
   if (!graph || !input || (!dims && rank)) return missing(!graph ? "graph" : !input ? "input" : "dims");
-  return code_of(graph->graph.set_shape(input, std::vector<int32_t>(dims, dims + rank)));
+  return guarded(
+      input, [&] { return code_of(graph->graph.set_shape(input, std::vector<int32_t>(dims, dims + rank))); });
 }
 
 int pyquant_set_input(pyquant_graph* graph, const char* name, const void* data, size_t bytes) {
   if (!graph || !name || (!data && bytes)) return missing(!graph ? "graph" : !name ? "name" : "data");
-  return code_of(graph->graph.set_input(name, data, bytes));
+  return guarded(name, [&] { return code_of(graph->graph.set_input(name, data, bytes)); });
 }
 
 int pyquant_set_floats(pyquant_graph* graph, const char* name, const float* values, size_t count) {
   if (!graph || !name || (!values && count)) return missing(!graph ? "graph" : !name ? "name" : "values");
-  return code_of(graph->graph.set_input(name, values, count));
+  return guarded(name, [&] { return code_of(graph->graph.set_input(name, values, count)); });
 }
 
-int pyquant_run(pyquant_graph* graph) { return graph ? code_of(graph->graph.run()) : missing("graph"); }
+int pyquant_run(pyquant_graph* graph) {
+  if (!graph) return missing("graph");
+  return guarded("the call", [&] { return code_of(graph->graph.run()); });
+}
 
 int pyquant_output(const pyquant_graph* graph, const char* name, const void** data, size_t* bytes) {
   if (!graph || !name || !data) return missing(!graph ? "graph" : !name ? "name" : "data");
@@ -149,7 +167,7 @@ int pyquant_output(const pyquant_graph* graph, const char* name, const void** da
 
 int pyquant_get_floats(const pyquant_graph* graph, const char* name, float* values, size_t count) {
   if (!graph || !name || (!values && count)) return missing(!graph ? "graph" : !name ? "name" : "values");
-  return code_of(graph->graph.get_output(name, values, count));
+  return guarded(name, [&] { return code_of(graph->graph.get_output(name, values, count)); });
 }
 
 }  // extern "C"

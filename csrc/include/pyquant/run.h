@@ -46,8 +46,8 @@ struct FileOptions {
 };
 
 /// One graph of a file, with memory for its inputs and outputs. Graphs of one file share threads and the
-/// memory of intermediate tensors, so they run one at a time (from any thread). Not copied; a moved-from
-/// graph may only be destroyed.
+/// memory of intermediate tensors, so they run one at a time (from any thread); one graph is for one thread
+/// at a time, as it keeps its inputs and outputs. Not copied; a moved-from graph may only be destroyed.
 class PYQUANT_API Graph {
  public:
   Graph(Graph&&) noexcept;
@@ -64,7 +64,8 @@ class PYQUANT_API Graph {
   /// `count` real numbers, rounded to the grid of a quantized tensor (int8, uint8, int16), or of a float32
   /// one.
   Status set_input(const std::string& name, const float* values, size_t count);
-  /// An input that stays where it is: read at each run until it is set again. In its own dtype.
+  /// An input that stays where it is: read at each run until it is set again. In its own dtype, at a multiple
+  /// of its size.
   Status bind_input(const std::string& name, const void* data, size_t bytes);
 
   /// Computes the outputs. Fails with E_RUN_INPUT when an input was never set, and as operators fail
@@ -84,10 +85,12 @@ class PYQUANT_API Graph {
   std::unique_ptr<State> state_;
 };
 
-/// A file, mapped; constants are read from where they are.
+/// A file, mapped; constants are read from where they are. Replace a file that is in use, do not write into
+/// it: reading beyond the end of a file that was cut ends the process with SIGBUS.
 class PYQUANT_API File {
  public:
-  /// Fails with the first fault of a file that is not whole and valid.
+  /// Fails with the first fault of a file that is not whole and valid. Here and below, tensors for which there
+  /// is no memory are E_RUN_MEMORY; small objects for which there is none are std::bad_alloc.
   static Result<File> load(const std::string& path, const FileOptions& options = {});
 
   /// Keys of its signatures; of a file without any, one empty key.

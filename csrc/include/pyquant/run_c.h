@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Running Circle files from C (and whatever calls C). Functions return 0, or the number of a fault; the text
- * of the last fault of this thread is pyquant_last_error(). Shapes and names as in run.h. */
+ * of the last fault of this thread is pyquant_last_error(). Shapes, names and threads as in run.h; NULL where
+ * something is expected is E_RUN_INPUT, no exception leaves them. */
 #ifndef PYQUANT_RUN_C_H
 #define PYQUANT_RUN_C_H
 
