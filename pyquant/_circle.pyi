@@ -220,7 +220,16 @@ class Runner:
         Shapes of the inputs -> shapes of the outputs.
         """
     def profile(self) -> list[dict[str, typing.Any]]: ...
-    def run(self, inputs: list[typing.Any], outputs: list[typing.Any], observer: typing.Any = None) -> None: ...
+    def run(
+        self,
+        shapes: collections.abc.Iterable[tuple[typing.SupportsInt | typing.SupportsIndex, ...]],
+        inputs: list[typing.Any],
+        outputs: list[typing.Any],
+        observer: typing.Any = None,
+    ) -> None:
+        """
+        For inputs of these shapes, planned if they were not.
+        """
     def start_profile(self) -> None: ...
 
 def check_plan(

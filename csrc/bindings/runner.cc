@@ -48,6 +48,12 @@ Ints ints(const Shape& shape) {
   return Ints(std::move(out));
 }
 
+Shape shape_of(const py::handle dims) {
+  Shape shape;
+  for (const py::handle dim : dims) shape.push_back(dim.cast<int32_t>());
+  return shape;
+}
+
 struct PortView {
   std::shared_ptr<const run::Program> program;
   const Port* port;
@@ -57,46 +63,67 @@ class PyRunner {
  public:
   PyRunner(std::shared_ptr<const run::Program> program, std::shared_ptr<run::Workspace> workspace,
            uint64_t limit)
-      : runner_(std::move(program), std::move(workspace), {limit}) {}
+      : workspace_(std::move(workspace)), runner_(std::move(program), workspace_, {limit}) {}
 
   py::typing::List<Ints> prepare(const py::typing::Iterable<Ints>& shapes) {
-    std::vector<Shape> wanted;
-    for (const py::handle each : shapes) {
-      Shape shape;
-      for (const py::handle dim : each) shape.push_back(dim.cast<int32_t>());
-      wanted.push_back(std::move(shape));
-    }
-    {
-      const py::gil_scoped_release free;
-      status_ = runner_.prepare(wanted);
-    }
-    ok_or_raise(status_);
+    const std::vector<Shape> wanted = shapes_of(shapes);
+    std::vector<Shape> made;
+    const Status status = alone([&]() -> Status {
+      PYQUANT_TRY(runner_.prepare(wanted));
+      for (size_t k = 0; k < runner_.outputs().size(); ++k) made.push_back(runner_.output_shape(k));
+      return {};
+    });
+    ok_or_raise(status);
     py::typing::List<Ints> out;
-    for (size_t k = 0; k < runner_.outputs().size(); ++k) out.append(ints(runner_.output_shape(k)));
+    for (const Shape& shape : made) out.append(ints(shape));
     return out;
   }
 
-  void run(const py::typing::List<py::object>& inputs, const py::typing::List<py::object>& outputs,
-           const py::object& observer) {
+  /// Another thread may have prepared other shapes meanwhile.
+  void run(const py::typing::Iterable<Ints>& shapes, const py::typing::List<py::object>& inputs,
+           const py::typing::List<py::object>& outputs, const py::object& observer) {
+    const std::vector<Shape> wanted = shapes_of(shapes);
     const std::vector<View> in = views(inputs, false), out = views(outputs, true);
     std::vector<const void*> from;
     std::vector<void*> to;
     for (const View& view : in) from.push_back(view.data());
     for (const View& view : out) to.push_back(view.data());
-    require_sizes(in, out);
-    if (!observer.is_none()) return observed(from, to, observer);
-    {
-      const py::gil_scoped_release free;
-      status_ = runner_.run(from, to);
-    }
-    ok_or_raise(status_);
+    std::unique_ptr<py::error_already_set> raised;
+    const run::Runner::Observer seen = [&](int64_t op, size_t tensor, const Shape& shape,
+                                           circle::Bytes bytes) {
+      if (raised) return;
+      const py::gil_scoped_acquire lock;
+      try {
+        observer(op, tensor, ints(shape), py::bytes(reinterpret_cast<const char*>(bytes.data), bytes.size));
+      } catch (py::error_already_set& error) {
+        raised = std::make_unique<py::error_already_set>(std::move(error));
+      }
+    };
+    const run::Runner::Observer* const given = observer.is_none() ? nullptr : &seen;
+    const Status status = alone([&]() -> Status {
+      PYQUANT_TRY(runner_.prepare(wanted));
+      PYQUANT_TRY(require_sizes(in, out));
+      return runner_.run(from, to, given);
+    });
+    if (raised) throw py::error_already_set(std::move(*raised));
+    ok_or_raise(status);
   }
 
-  void start_profile() { runner_.start_profile(); }
+  void start_profile() {
+    alone([&]() -> Status {
+      runner_.start_profile();
+      return {};
+    });
+  }
 
-  Rows profile() const {
+  Rows profile() {
+    std::vector<run::StepProfile> entries;
+    alone([&]() -> Status {
+      entries = runner_.profile();
+      return {};
+    });
     Rows out;
-    for (const run::StepProfile& entry : runner_.profile()) {
+    for (const run::StepProfile& entry : entries) {
       Row row;
       row["operator"] = entry.op;
       row["name"] = text(op_name(runner_.program().graph().operators[entry.op]));
@@ -110,6 +137,21 @@ class PyRunner {
   }
 
  private:
+  /// What `call` says, while this thread has the workspace for itself. Nobody waits for that with the GIL:
+  /// the thread that has the workspace may want it for an observer.
+  template <class Call>
+  Status alone(const Call& call) {
+    const py::gil_scoped_release free;
+    const std::lock_guard<std::recursive_mutex> lock(workspace_->mutex());
+    return call();
+  }
+
+  static std::vector<Shape> shapes_of(const py::typing::Iterable<Ints>& shapes) {
+    std::vector<Shape> out;
+    for (const py::handle each : shapes) out.push_back(shape_of(each));
+    return out;
+  }
+
   static std::vector<View> views(const py::list& objects, bool writable) {
     std::vector<View> out;
     out.reserve(objects.size());
@@ -117,47 +159,30 @@ class PyRunner {
     return out;
   }
 
-  void require_sizes(const std::vector<View>& in, const std::vector<View>& out) const {
-    const auto require = [this](const std::vector<View>& given, const std::vector<Port>& ports, bool input) {
+  Status require_sizes(const std::vector<View>& in, const std::vector<View>& out) const {
+    for (const bool input : {true, false}) {
+      const std::vector<View>& given = input ? in : out;
+      const std::vector<Port>& ports = input ? runner_.inputs() : runner_.outputs();
       if (given.size() != ports.size()) {
-        raise({Code::E_RUN_INPUT,
-               "has " + std::to_string(ports.size()) + (input ? " inputs" : " outputs") + ", got " +
-                   std::to_string(given.size()),
-               runner_.program().name()});
+        return Fault{Code::E_RUN_INPUT,
+                     "has " + std::to_string(ports.size()) + (input ? " inputs" : " outputs") + ", got " +
+                         std::to_string(given.size()),
+                     runner_.program().name()};
       }
       for (size_t i = 0; i < given.size(); ++i) {
         const int64_t wanted = input ? runner_.input_bytes(i) : runner_.output_bytes(i);
         if (given[i].size() == wanted) continue;
-        raise({Code::E_RUN_INPUT,
-               "got a buffer of " + std::to_string(given[i].size()) + " bytes, expected " +
-                   std::to_string(wanted),
-               runner_.program().name() + ", '" + ports[i].name + "'"});
+        return Fault{Code::E_RUN_INPUT,
+                     "got a buffer of " + std::to_string(given[i].size()) + " bytes, expected " +
+                         std::to_string(wanted),
+                     runner_.program().name() + ", '" + ports[i].name + "'"};
       }
-    };
-    if (!runner_.is_prepared()) raise({Code::E_RUN_INPUT, "is not prepared; call prepare first", ""});
-    require(in, runner_.inputs(), true);
-    require(out, runner_.outputs(), false);
+    }
+    return {};
   }
 
-  void observed(const std::vector<const void*>& from, const std::vector<void*>& to,
-                const py::object& observer) {
-    std::unique_ptr<py::error_already_set> raised;
-    const run::Runner::Observer call = [&](int64_t op, size_t tensor, const Shape& shape,
-                                           circle::Bytes bytes) {
-      if (raised) return;
-      try {
-        observer(op, tensor, ints(shape), py::bytes(reinterpret_cast<const char*>(bytes.data), bytes.size));
-      } catch (py::error_already_set& error) {
-        raised = std::make_unique<py::error_already_set>(std::move(error));
-      }
-    };
-    const Status status = runner_.run(from, to, &call);
-    if (raised) throw py::error_already_set(std::move(*raised));
-    ok_or_raise(status);
-  }
-
+  std::shared_ptr<run::Workspace> workspace_;
   run::Runner runner_;
-  Status status_;
 };
 
 py::typing::List<PortView> ports_of(const std::shared_ptr<const run::Program>& program,
@@ -186,12 +211,6 @@ void require_bytes(const View& view, int64_t wanted, const char* what) {
          std::string(what) + " has " + std::to_string(view.size()) + " bytes, expected " +
              std::to_string(wanted),
          ""});
-}
-
-Shape shape_of(const py::handle dims) {
-  Shape shape;
-  for (const py::handle dim : dims) shape.push_back(dim.cast<int32_t>());
-  return shape;
 }
 
 void to_integers(const PortView& view, const py::object& floats, const py::object& integers,
@@ -256,7 +275,8 @@ void bind_runner(py::module_& m) {
                        uint64_t limit) { return std::make_unique<PyRunner>(program, workspace, limit); }),
            py::arg("program"), py::arg("workspace"), py::arg("memory_limit"))
       .def("prepare", &PyRunner::prepare, py::arg("shapes"), "Shapes of the inputs -> shapes of the outputs.")
-      .def("run", &PyRunner::run, py::arg("inputs"), py::arg("outputs"), py::arg("observer") = py::none())
+      .def("run", &PyRunner::run, py::arg("shapes"), py::arg("inputs"), py::arg("outputs"),
+           py::arg("observer") = py::none(), "For inputs of these shapes, planned if they were not.")
       .def("start_profile", &PyRunner::start_profile)
       .def("profile", &PyRunner::profile);
   m.def(

@@ -8,6 +8,23 @@ namespace pyquant::run {
 
 using circle::Operator;
 
+namespace {
+
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+/// A graph of the workspace runs as long as this is there.
+class Running {
+ public:
+  explicit Running(Workspace& workspace) : workspace_(workspace) { workspace_.set_running(true); }
+  Running(const Running&) = delete;
+  ~Running() { workspace_.set_running(false); }
+
+ private:
+  Workspace& workspace_;
+};
+
+}  // namespace
+
 Runner::Runner(std::shared_ptr<const Program> program, std::shared_ptr<Workspace> workspace,
                RunOptions options)
     : program_(std::move(program)), workspace_(std::move(workspace)), options_(options) {}
@@ -26,7 +43,25 @@ Status Runner::prepare() {
   return prepare(shapes);
 }
 
+Status Runner::require_aligned(const Port& port, const void* data) const {
+  const circle::DTypeInfo& type = *circle::info(port.tensor->dtype);
+  const auto width = static_cast<uintptr_t>(type.block_elements == 1 ? type.block_bytes : 1);
+  if (reinterpret_cast<uintptr_t>(data) % width == 0) return {};
+  return Fault{Code::E_RUN_INPUT, "does not lie at a multiple of " + std::to_string(width) + " bytes",
+               program_->name() + ", '" + port.name + "'"};
+}
+
+Status Runner::not_in_run() const {
+  if (!workspace_->is_running()) return {};
+  return Fault{Code::E_RUN_INPUT,
+               "is called by an observer of a graph of the same workspace, which still runs; give it a "
+               "workspace of its own",
+               program_->name()};
+}
+
 Status Runner::prepare(const std::vector<Shape>& shapes) {
+  const Lock lock(workspace_->mutex());
+  PYQUANT_TRY(not_in_run());
   if (plan_ && shapes == planned_) return {};
   if (shapes.size() != inputs().size()) {
     return Fault{Code::E_RUN_INPUT,
@@ -47,7 +82,6 @@ Status Runner::prepare(const std::vector<Shape>& shapes) {
                      (std::count(port.shape.begin(), port.shape.end(), -1) ? " (-1: any)" : ""),
                  program_->name() + ", input '" + port.name + "'"};
   }
-  const std::lock_guard<std::mutex> lock(workspace_->mutex());
   plan_.reset();
   PYQUANT_TRY_ASSIGN(Plan plan, make_plan(*program_, shapes, shared_, options_.memory_limit));
   plan_ = std::move(plan);
@@ -59,6 +93,7 @@ Status Runner::prepare(const std::vector<Shape>& shapes) {
 }
 
 void Runner::start_profile() {
+  const Lock lock(workspace_->mutex());
   profiling_ = true;
   profile_.clear();
   if (!plan_) return;
@@ -76,6 +111,8 @@ void Runner::start_profile() {
 
 Status Runner::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
                    const Observer* observer) {
+  const Lock lock(workspace_->mutex());
+  PYQUANT_TRY(not_in_run());
   if (!plan_) return Fault{Code::E_RUN_INPUT, "is not prepared; call prepare first", program_->name()};
   if (inputs.size() != this->inputs().size() || outputs.size() != this->outputs().size()) {
     return Fault{Code::E_RUN_INPUT,
@@ -84,7 +121,9 @@ Status Runner::run(const std::vector<const void*>& inputs, const std::vector<voi
                      std::to_string(inputs.size()) + " and " + std::to_string(outputs.size()),
                  program_->name()};
   }
-  const std::lock_guard<std::mutex> lock(workspace_->mutex());
+  for (size_t i = 0; i < inputs.size(); ++i) PYQUANT_TRY(require_aligned(this->inputs()[i], inputs[i]));
+  for (size_t k = 0; k < outputs.size(); ++k) PYQUANT_TRY(require_aligned(this->outputs()[k], outputs[k]));
+  const Running running(*workspace_);
   return steps(inputs, outputs, observer);
 }
 
@@ -116,18 +155,18 @@ Status Runner::steps(const std::vector<const void*>& inputs, const std::vector<v
       if (kind == Place::Constant || kind == Place::Input) observe(-1, t, *observer);
     }
   }
+  const bool profiling = profiling_;  // an observer may start a profile: of the next run
   const circle::Frame frame(data_.data(), memory + plan.arena_bytes, workspace_->threads());
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     const PlannedStep& planned = plan.steps[s];
-    const auto start =
-        profiling_ ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+    const auto start = profiling ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
     const Status status = planned.step.run(frame);
     if (!status.ok()) {
       Fault fault = status.fault();
       fault.where = program_->name() + ", " + operator_place(program_->graph(), planned.op);
       return fault;
     }
-    if (profiling_) {
+    if (profiling) {
       const auto spent = std::chrono::steady_clock::now() - start;
       ++profile_[s].calls;
       profile_[s].nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();

@@ -54,9 +54,11 @@ class Runner {
   using Observer = std::function<void(int64_t op, size_t tensor, const Shape& shape, circle::Bytes bytes)>;
 
   /// After prepare: computes. inputs[i] has input_bytes(i) bytes in the tensor's own dtype and is only read;
-  /// outputs[k] has room for output_bytes(k); they do not overlap each other. Thread-safe: runs of one
-  /// workspace wait for each other. Fails with E_RUN_VALUE and E_RUN_SHAPE for values that an operator cannot
-  /// take; outputs are then undefined.
+  /// outputs[k] has room for output_bytes(k); each lies where its elements may, and none overlaps an output.
+  /// Runs of one workspace wait for each other; an observer runs no graph of it (E_RUN_INPUT). Threads that
+  /// share a runner hold the workspace's mutex from prepare to run, as the plan is that of the last prepare.
+  /// Fails with E_RUN_VALUE and E_RUN_SHAPE for values that an operator cannot take; outputs are then
+  /// undefined.
   Status run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
              const Observer* observer = nullptr);
 
@@ -67,6 +69,8 @@ class Runner {
  private:
   Status steps(const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
                const Observer* observer);
+  Status not_in_run() const;
+  Status require_aligned(const Port& port, const void* data) const;
   void observe(int64_t op, size_t tensor, const Observer& observer) const;
 
   std::shared_ptr<const Program> program_;

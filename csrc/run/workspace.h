@@ -18,14 +18,19 @@ class Workspace {
   explicit Workspace(int threads = 0);
 
   kernels::Threads& threads() { return threads_; }
-  std::mutex& mutex() { return mutex_; }
+  /// Runners hold it while they plan and run; a caller may, around calls that belong together.
+  std::recursive_mutex& mutex() { return mutex_; }
+  /// Of the thread that holds the mutex: whether a graph is running, so that this is its observer.
+  bool is_running() const { return running_; }
+  void set_running(bool running) { running_ = running; }
   /// At least so many bytes, aligned to 64; what was there before is gone. Held until the workspace goes.
   /// Fails with E_RUN_MEMORY.
   Result<uint8_t*> memory(size_t bytes);
 
  private:
   kernels::Threads threads_;
-  std::mutex mutex_;
+  std::recursive_mutex mutex_;
+  bool running_ = false;
   struct Free {
     void operator()(uint8_t* block) const;
   };

@@ -72,10 +72,11 @@ class OperatorTime:
 class Runner:
     """The graph of a file: `Runner("x.circle").run({"x": array}) -> {"y": array}`.
 
-    source: a path (mapped, constants are not copied) or the bytes of a file. signature: the graph of that name, in a
-    file of several; without one the first. workspace: threads and memory, shared with other runners. memory_limit:
-    bytes that one tensor, and all of them together, may take. Raises CircleError for a file with faults; one that the
-    runner has no kernel for raises it when it is first run.
+    source: the bytes of a file, or a path. A path is mapped and its constants are not copied: replace a file that is in
+    use, and do not write into it (reading past the end of a file that was cut ends the process with SIGBUS).
+    signature: the graph of that name, in a file of several; without one the first. workspace: threads and memory,
+    shared with other runners. memory_limit: bytes that one tensor, and all of them together, may take. Raises
+    CircleError for a file with faults; one that the runner has no kernel for raises it when it is first run.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Runner:
 
         inputs: by name or in order, arrays (or CPU tensors) of the tensors' own dtypes, used in place where they are
         contiguous; for a quantized tensor also float32, which is rounded to its grid. bfloat16 is uint16 (its bits),
-        4-bit tensors are packed uint8 of one dimension. The GIL is free meanwhile. Raises InputError for other names,
-        dtypes and shapes, CircleError for values that an operator cannot take.
+        4-bit tensors are packed uint8 of one dimension. Threads may share a runner; the GIL is free meanwhile. Raises
+        InputError for other names, dtypes and shapes, CircleError for values that an operator cannot take.
         """
         return self._run(inputs, floats, None)
 
@@ -125,7 +126,8 @@ class Runner:
         self, inputs: Mapping[str, Any] | Sequence[Any], seen: Callable[[int, int, tuple[int, ...], bytes], None]
     ) -> dict[str, NDArray[Any]]:
         """The same, and `seen(operator, tensor, shape, bytes)` for every tensor: inputs and constants first, of
-        operator -1. Tensors that only rename another (RESHAPE) may be left out."""
+        operator -1. Tensors that only rename another (RESHAPE) may be left out. `seen` may not run graphs of the same
+        workspace."""
         return self._run(inputs, False, seen)
 
     def start_profile(self) -> None:
@@ -148,7 +150,7 @@ class Runner:
                 self._inputs[i].to_integers(array, stored, shapes[i])
                 given[i] = stored
         results = [_empty(port, shape) for port, shape in zip(self.outputs, out_shapes, strict=True)]
-        self._runner.run(given, results, seen)
+        self._runner.run(shapes, given, results, seen)
         if floats:
             for k, port in enumerate(self.outputs):
                 if port.quantized:
@@ -180,7 +182,9 @@ def _ordered(ports: Sequence[Port], inputs: Mapping[str, Any] | Sequence[Any]) -
 def _array(value: Any, port: Port) -> NDArray[Any]:
     import numpy as np
 
-    array = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
+    array = np.asarray(value)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = array.copy()
     wanted = [_stored(port), *(["float32"] if port.quantized else [])]
     if str(array.dtype) not in wanted:
         raise InputError(f"input '{port.name}' is {array.dtype}, expected {' or '.join(wanted)}")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,100 @@ def test_one_runner_in_several_threads() -> None:
         thread.join()
     for out, wanted in zip(found, expected, strict=True):
         assert all(np.array_equal(out[name], wanted[name]) for name in wanted)
+
+
+def of_plan(folder: Path, tensors: list[dict[str, object]], operator: dict[str, object], *data: torch.Tensor) -> Path:
+    """A file of one operator, whose first tensor goes in and whose last comes out."""
+    plan = {
+        "format": "pyquant-plan",
+        "version": 1,
+        "description": "",
+        "graphs": [
+            {
+                "name": "main",
+                "tensors": tensors,
+                "operators": [operator],
+                "inputs": [0],
+                "outputs": [len(tensors) - 1],
+            }
+        ],
+    }
+    circle.write(json.dumps(plan), list(data), folder / "one.circle")
+    return folder / "one.circle"
+
+
+def negated(folder: Path) -> Path:
+    open_shape = {"dtype": "int32", "shape": [1, 1], "shape_signature": [-1, -1]}
+    tensors = [{"name": name, **open_shape} for name in "xy"]
+    return of_plan(folder, tensors, {"op": "NEG", "inputs": [0], "outputs": [1], "options": {}})
+
+
+def in_threads(*work: Callable[[], None]) -> None:
+    """Runs all at once; a deadlock fails instead of hanging."""
+    threads = [threading.Thread(target=each, daemon=True) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread waits forever"
+
+
+def test_threads_with_other_shapes_share_a_runner(tmp_path: Path) -> None:
+    runner = Runner(negated(tmp_path), threads=1)
+    wrong: list[object] = []
+
+    def work(shape: tuple[int, int]) -> None:
+        x = np.arange(6, dtype=np.int32).reshape(shape)
+        for _ in range(300):
+            y = runner.run([x])["y"]
+            if y.shape != shape or not np.array_equal(y, -x):
+                wrong.append(y)
+
+    in_threads(*(lambda shape=shape: work(shape) for shape in ((2, 3), (3, 2), (1, 6), (6, 1))))
+    assert wrong == []
+
+
+def test_threads_that_trace_wait_without_the_gil(tmp_path: Path) -> None:
+    runner = Runner(negated(tmp_path), threads=2)
+    x = np.ones((2, 3), np.int32)
+
+    def seen(*_: object) -> None:
+        time.sleep(0.001)  # lets the other thread have the GIL
+
+    in_threads(*[lambda: [runner.trace([x], seen) for _ in range(20)] and None] * 3)
+
+
+def test_an_observer_cannot_run_the_same_workspace(tmp_path: Path) -> None:
+    runner = Runner(negated(tmp_path), threads=1)
+    x = np.ones((2, 3), np.int32)
+    with pytest.raises(CircleError, match=r"E_RUN_INPUT.*called by an observer"):
+        runner.trace([x], lambda *_: runner.run([x]))
+    assert np.array_equal(runner.run([x])["y"], -x)
+
+
+def test_arrays_that_lie_anywhere_are_taken(tmp_path: Path) -> None:
+    runner = Runner(negated(tmp_path))
+    x = np.frombuffer(bytes(1) + np.arange(6, dtype=np.int32).tobytes(), np.int32, offset=1).reshape(2, 3)
+    assert not x.flags.aligned
+    assert np.array_equal(runner.run([x])["y"], -x)
+    assert np.array_equal(runner.run([x.T])["y"], -x.T)
+
+
+def test_the_program_reads_no_more_than_an_input_has(tmp_path: Path) -> None:
+    grid = {"scale": [0.5, 0.25], "zero_point": [0, 0], "axis": 1}
+    tensors = [{"name": name, "dtype": "int8", "shape": [3, 2], "quant": grid} for name in "xy"]
+    shape = {"name": "s", "dtype": "int32", "shape": [2], "constant": 0}
+    reshape = {"op": "RESHAPE", "inputs": [0, 1], "outputs": [2], "options": {"new_shape": [3, 2]}}
+    path = of_plan(tmp_path, [tensors[0], shape, tensors[1]], reshape, torch.tensor([3, 2], dtype=torch.int32))
+
+    def run(x: np.ndarray) -> str:
+        save_file({"x": x}, tmp_path / "in.safetensors")
+        command = [program(), "run", path, "--inputs", tmp_path / "in.safetensors"]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True).stderr
+
+    assert run(np.ones((3, 2), np.float32)) == ""
+    assert "E_RUN_INPUT" in run(np.ones((6,), np.float32))
+    assert "E_RUN_INPUT" in run(np.ones((3, 200), np.float32))
 
 
 def two_graphs(folder: Path) -> Path:
