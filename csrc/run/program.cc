@@ -12,24 +12,22 @@ using circle::Model;
 using circle::Signature;
 using circle::Tensor;
 
-Program::Program(std::shared_ptr<const Model> model, std::string name, size_t graph)
+Program::Program(std::shared_ptr<const Model> model, std::string name, size_t graph,
+                 const Signature* signature)
     : model_(std::move(model)), name_(std::move(name)), graph_(graph) {
-  inputs_ = ports(this->graph().inputs, true);
-  outputs_ = ports(this->graph().outputs, false);
+  inputs_ = ports(this->graph().inputs, signature ? &signature->inputs : nullptr);
+  outputs_ = ports(this->graph().outputs, signature ? &signature->outputs : nullptr);
 }
 
-std::vector<Port> Program::ports(const std::vector<int32_t>& list, bool inputs) const {
+std::vector<Port> Program::ports(const std::vector<int32_t>& list,
+                                 const std::vector<circle::NamedIndex>* names) const {
   std::vector<Port> found;
   for (int32_t t : list) {
     const Tensor& tensor = graph().tensors[static_cast<size_t>(t)];
     Port port{tensor.name, &tensor, static_cast<size_t>(t), tensor.shape};
     if (!tensor.shape_signature.empty()) port.shape = tensor.shape_signature;
-    for (const Signature& signature : model_->signatures) {
-      if (signature.subgraph != graph_) continue;
-      for (const auto& [name, index] : inputs ? signature.inputs : signature.outputs) {
-        if (index == static_cast<uint32_t>(t)) port.name = name;
-      }
-      break;
+    for (size_t i = 0; names && i < names->size(); ++i) {
+      if ((*names)[i].second == static_cast<uint32_t>(t)) port.name = (*names)[i].first;
     }
     found.push_back(std::move(port));
   }
@@ -44,14 +42,17 @@ std::vector<std::string> Program::signatures() const {
 
 Result<std::shared_ptr<const Program>> Program::of(std::shared_ptr<const Model> model,
                                                    const std::string& name, const std::string& signature) {
-  if (signature.empty()) return std::shared_ptr<const Program>(new Program(std::move(model), name, 0));
   std::string keys;
   for (const Signature& each : model->signatures) {
-    if (each.key == signature) {
-      return std::shared_ptr<const Program>(new Program(model, name + " '" + signature + "'", each.subgraph));
+    // Without a key: the first graph, by the names that it has.
+    if (signature.empty() ? each.subgraph == 0 : each.key == signature) {
+      const std::string shown = signature.empty() ? name : name + " '" + signature + "'";
+      return std::shared_ptr<const Program>(new Program(model, shown, each.subgraph, &each));
     }
     keys += (keys.empty() ? "" : ", ") + each.key;
   }
+  if (signature.empty())
+    return std::shared_ptr<const Program>(new Program(std::move(model), name, 0, nullptr));
   return Fault{Code::E_RUN_INPUT,
                "has no signature '" + signature + "'; it has " + (keys.empty() ? "none" : keys), name};
 }

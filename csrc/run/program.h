@@ -50,10 +50,13 @@ class Program {
   const std::vector<Port>& outputs() const { return outputs_; }
 
  private:
-  Program(std::shared_ptr<const circle::Model> model, std::string name, size_t graph);
+  /// `signature` names the graph's inputs and outputs; null: their tensors do.
+  Program(std::shared_ptr<const circle::Model> model, std::string name, size_t graph,
+          const circle::Signature* signature);
   static Result<std::shared_ptr<const Program>> of(std::shared_ptr<const circle::Model> model,
                                                    const std::string& name, const std::string& signature);
-  std::vector<Port> ports(const std::vector<int32_t>& list, bool inputs) const;
+  std::vector<Port> ports(const std::vector<int32_t>& list,
+                          const std::vector<circle::NamedIndex>* names) const;
 
   std::shared_ptr<const circle::Model> model_;
   std::string name_;

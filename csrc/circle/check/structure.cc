@@ -115,7 +115,7 @@ void check_named(const std::vector<NamedIndex>& named, std::vector<int32_t> grap
   }
 }
 
-// One signature a graph at most, except that a file of one graph may go without.
+// A signature for each graph, except that a file of one graph may go without; a graph may have several.
 void check_signatures(const Model& model, Faults& faults) {
   std::set<std::string> keys;
   std::set<uint32_t> graphs;

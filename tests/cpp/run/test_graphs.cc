@@ -52,6 +52,21 @@ TEST(values_of_a_renamed_constant_are_checked) {
   CHECK(!outside.ok() && outside.fault().code == Code::E_RUN_SHAPE);
 }
 
+TEST(a_signature_names_what_its_graph_takes) {
+  SmallGraph g;
+  const auto x = static_cast<uint32_t>(g.input(plain(DType::INT32, {2})));
+  const auto y = static_cast<uint32_t>(g.add("NEG", {static_cast<int32_t>(x)}, {plain(DType::INT32, {2})}));
+  g.output(static_cast<int32_t>(y));
+  g.model.signatures = {{"one", 0, {{"a", x}}, {{"b", y}}}, {"two", 0, {{"c", x}}, {{"d", y}}}};
+  for (const std::string key : {"", "one", "two"}) {
+    const auto program = Program::from_model(g.model, "small", key);
+    CHECK(program.ok());
+    if (!program.ok()) return;
+    CHECK_EQ(program.value()->inputs()[0].name, key == "two" ? "c" : "a");
+    CHECK_EQ(program.value()->outputs()[0].name, key == "two" ? "d" : "b");
+  }
+}
+
 TEST(a_stride_of_any_size_takes_the_first) {
   for (const int64_t step : {INT64_MAX, INT64_MIN + 1}) {
     SmallGraph g;
