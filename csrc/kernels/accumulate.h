@@ -21,11 +21,6 @@ template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, float>, double,
                                std::conditional_t<kQuantized<T>, int64_t, uint64_t>>;
 
-template <class T>
-inline Sum<T> sum_value(T x) {
-  return static_cast<Sum<T>>(x);
-}
-
 /// round_half_away(sum * scale / (count * out scale)).
 inline int32_t round_sum(int64_t sum, double scale, double count, const Rounder& out) {
   const double s = static_cast<double>(sum);

@@ -90,13 +90,9 @@ void read_ints(Number type, const uint8_t* x, int64_t n, int64_t* out) {
 }
 
 template <class T>
-T to_16_bits(float v, uint16_t nan) {
+T to_16_bits(float v) {
   T out;
-  if (std::isnan(v)) {
-    out.bits = nan;
-  } else {
-    store(v, out);
-  }
+  store_any(v, out);
   return out;
 }
 
@@ -144,11 +140,9 @@ void write_all(Number type, const Wide* values, int64_t n, uint8_t* y, const ToF
     case Number::float32:
       return write<float>(values, n, y, to_float);
     case Number::float16:
-      return write<Float16>(values, n, y,
-                            [&](Wide v) { return to_16_bits<Float16>(to_float(v), uint16_t{0x7e00}); });
+      return write<Float16>(values, n, y, [&](Wide v) { return to_16_bits<Float16>(to_float(v)); });
     case Number::bfloat16:
-      return write<BFloat16>(values, n, y,
-                             [&](Wide v) { return to_16_bits<BFloat16>(to_float(v), uint16_t{0x7fc0}); });
+      return write<BFloat16>(values, n, y, [&](Wide v) { return to_16_bits<BFloat16>(to_float(v)); });
     case Number::float64:
       return write<double>(values, n, y, to_double);
     case Number::int4:

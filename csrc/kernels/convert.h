@@ -35,7 +35,7 @@ PYQUANT_INLINE float load(Float16 x) {
                    (magnitude >= 0x7c00u ? special : finite));
 }
 
-// The stores round to nearest even. x is not NaN: results of the kernels never are.
+// The stores round to nearest even. x is not NaN; of others that may be, see store_any.
 PYQUANT_INLINE void store(float x, float& out) { out = x; }
 
 PYQUANT_INLINE void store(float x, BFloat16& out) {
@@ -53,5 +53,10 @@ PYQUANT_INLINE void store(float x, Float16& out) {
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and more round to Inf
   out.bits = static_cast<uint16_t>(half | ((u >> 16) & 0x8000u));
 }
+
+/// The store of any number: NaN stays one.
+inline void store_any(float x, float& out) { out = x; }
+inline void store_any(float x, BFloat16& out) { x == x ? store(x, out) : void(out.bits = 0x7fc0); }
+inline void store_any(float x, Float16& out) { x == x ? store(x, out) : void(out.bits = 0x7e00); }
 
 }  // namespace pyquant::kernels

@@ -16,8 +16,6 @@ constexpr int64_t kIntegerBlock = 512;
 constexpr int64_t kVector = 32;
 constexpr int64_t kGroup = 64;
 
-int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 struct Ends {
   int64_t least;
   int64_t most;

@@ -97,16 +97,6 @@ float activated(double sum, const Output& y) {
   return v < y.from ? y.from : v > y.to ? y.to : v;
 }
 
-/// NaN keeps being one: the stores take numbers only.
-template <class T>
-void store_half(float v, uint16_t nan, T& y) {
-  if (std::isnan(v)) {
-    y.bits = nan;
-  } else {
-    store(v, y);
-  }
-}
-
 }  // namespace
 
 void finish_integers(const Linear& p, int64_t row, int64_t rows, int64_t first, int64_t columns,
@@ -162,10 +152,10 @@ void finish_floats(const Linear& p, int64_t row, int64_t rows, int64_t first, in
       const float v = activated(p.bias ? sums[j] + static_cast<double>(bias_of(p, first + j)) : sums[j], p.y);
       switch (p.y.type) {
         case Elements::float16:
-          store_half(v, 0x7e00, static_cast<Float16*>(p.y.data)[at + j]);
+          store_any(v, static_cast<Float16*>(p.y.data)[at + j]);
           break;
         case Elements::bfloat16:
-          store_half(v, 0x7fc0, static_cast<BFloat16*>(p.y.data)[at + j]);
+          store_any(v, static_cast<BFloat16*>(p.y.data)[at + j]);
           break;
         default:
           static_cast<float*>(p.y.data)[at + j] = v;

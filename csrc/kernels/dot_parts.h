@@ -24,6 +24,15 @@ PYQUANT_AVX2_INLINE void add_words(__m256i& sum, __m256i product) {
 }
 #endif
 
+inline int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+/// Element `i` of a tensor of 4-bit integers.
+template <bool kSigned>
+PYQUANT_INLINE int32_t nibble_at(const uint8_t* data, int64_t i) {
+  const int32_t nibble = (data[i >> 1] >> ((i & 1) * 4)) & 15;
+  return kSigned ? (nibble ^ 8) - 8 : nibble;
+}
+
 /// Where element k of a row of x lies. 16-bit words of packed weights hold 4, 2 or 1 neighbours, and a shift
 /// gives one of each of 16 words: of every 16 * per_word elements come first those with k % per_word = 0,
 /// then 1, ...

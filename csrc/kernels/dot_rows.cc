@@ -11,13 +11,6 @@
 namespace pyquant::kernels {
 namespace {
 
-/// Element `i` of a tensor of 4-bit integers.
-template <bool kSigned>
-PYQUANT_INLINE int32_t nibble_at(const uint8_t* data, int64_t i) {
-  const int32_t nibble = (data[i >> 1] >> ((i & 1) * 4)) & 15;
-  return kSigned ? (nibble ^ 8) - 8 : nibble;
-}
-
 template <class T>
 struct LoadIntegers {
   static void scalar(const T* from, int64_t step, int64_t count, int32_t zero, int32_t* to) {
@@ -92,8 +85,6 @@ int64_t put_words(int per_word, const int32_t* row, int64_t depth, int16_t* to) 
       return dispatch<PutIntegers>(row, depth, to);
   }
 }
-
-int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace
 

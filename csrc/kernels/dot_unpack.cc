@@ -10,8 +10,6 @@
 namespace pyquant::kernels {
 namespace {
 
-int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 /// Packed elements of kBits bits in the order of place_of(), groups * 32 bytes.
 template <int kBits, bool kSigned>
 void plain_words(const uint8_t* from, int64_t groups, int16_t* to) {
@@ -98,8 +96,8 @@ void widen(const Matrix& w, int64_t first, int64_t step, int64_t count, int16_t*
       const auto* bytes = static_cast<const uint8_t*>(w.data);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = first + i * step;
-        const int nibble = (bytes[at >> 1] >> ((at & 1) * 4)) & 15;
-        to[i] = static_cast<int16_t>(w.type == Elements::int4 ? (nibble ^ 8) - 8 : nibble);
+        to[i] = static_cast<int16_t>(w.type == Elements::int4 ? nibble_at<true>(bytes, at)
+                                                              : nibble_at<false>(bytes, at));
       }
     }
   }

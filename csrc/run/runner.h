@@ -44,7 +44,6 @@ class Runner {
   Status prepare(const std::vector<Shape>& shapes);
   /// The shapes that the file declares; only of a graph without open ones.
   Status prepare();
-  bool is_prepared() const { return plan_.has_value(); }
   /// After prepare: shape and bytes of output k, bytes of input i.
   const Shape& output_shape(size_t k) const { return plan_->shapes[outputs()[k].index]; }
   int64_t output_bytes(size_t k) const { return plan_->bytes[outputs()[k].index]; }

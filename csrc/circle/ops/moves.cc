@@ -51,22 +51,30 @@ Status check_values(const MovePlan& plan, const std::vector<std::vector<int64_t>
   return {};
 }
 
-// One grid for all inputs, one for the output.
-void change_grid(const MovePlan& plan, const Frame& frame, size_t k) {
+// change(at, n, chunk) for all elements of output k, some at a time.
+template <class Change>
+void change_chunks(const MovePlan& plan, const Frame& frame, size_t k, const Change& change) {
   const TensorArg& y = plan.out[k];
-  const ElementGrid from = plan.grids[0];
-  if (from.keep || !y.tensor->quant || (from.scale == y.scale() && from.zero_point == y.zero_point())) return;
-  const kernels::GridChange change = plan.change(from, k, 0);
   uint8_t* bytes = frame.out(y);
   frame.threads().run(y.elements, kPart, [&](int64_t begin, int64_t end, int) {
     int32_t chunk[kChunk];
     for (int64_t at = begin; at < end; at += kChunk) {
       const int64_t n = std::min(kChunk, end - at);
       kernels::load_ints(plan.kind, bytes, at, n, chunk);
-      kernels::requantize(change, chunk, chunk, n);
+      change(at, n, chunk);
       kernels::store_ints(plan.kind, chunk, bytes, at, n);
     }
   });
+}
+
+// One grid for all inputs, one for the output.
+void change_grid(const MovePlan& plan, const Frame& frame, size_t k) {
+  const TensorArg& y = plan.out[k];
+  const ElementGrid from = plan.grids[0];
+  if (from.keep || !y.tensor->quant || (from.scale == y.scale() && from.zero_point == y.zero_point())) return;
+  const kernels::GridChange change = plan.change(from, k, 0);
+  change_chunks(plan, frame, k,
+                [&](int64_t, int64_t n, int32_t* chunk) { kernels::requantize(change, chunk, chunk, n); });
 }
 
 // Every element has a grid of its own.
@@ -80,18 +88,11 @@ void change_grids(const MovePlan& plan, const Frame& frame, size_t k) {
     inner = plan.out_strides[k][axis];
   }
   const auto* numbers = frame.scratch<int32_t>(plan.numbers[k]);
-  uint8_t* bytes = frame.out(y);
-  frame.threads().run(y.elements, kPart, [&](int64_t begin, int64_t end, int) {
-    int32_t chunk[kChunk];
-    for (int64_t at = begin; at < end; at += kChunk) {
-      const int64_t n = std::min(kChunk, end - at);
-      kernels::load_ints(plan.kind, bytes, at, n, chunk);
-      for (int64_t i = 0; i < n; ++i) {
-        const ElementGrid& from = plan.grids[static_cast<size_t>(numbers[at + i])];
-        const auto channel = static_cast<size_t>((at + i) / inner % channels);
-        if (!from.keep) chunk[i] = kernels::requantize_value(plan.change(from, k, channel), chunk[i]);
-      }
-      kernels::store_ints(plan.kind, chunk, bytes, at, n);
+  change_chunks(plan, frame, k, [&](int64_t at, int64_t n, int32_t* chunk) {
+    for (int64_t i = 0; i < n; ++i) {
+      const ElementGrid& from = plan.grids[static_cast<size_t>(numbers[at + i])];
+      const auto channel = static_cast<size_t>((at + i) / inner % channels);
+      if (!from.keep) chunk[i] = kernels::requantize_value(plan.change(from, k, channel), chunk[i]);
     }
   });
 }

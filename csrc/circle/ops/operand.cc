@@ -25,13 +25,7 @@ void widen_floats(const uint8_t* from, int64_t n, float* to) {
 
 template <class T>
 void narrow_floats(const float* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (std::isnan(from[i])) {
-      to[i].bits = 0x7fff;
-    } else {
-      kernels::store(from[i], to[i]);
-    }
-  }
+  for (int64_t i = 0; i < n; ++i) kernels::store_any(from[i], to[i]);
 }
 
 bool converts(DType dtype) { return kernel_dtype(dtype) != dtype; }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 
+#include "circle/ops/operand.h"
 #include "kernels/fused.h"
 #include "pyquant/kernels.h"
 
@@ -46,24 +47,6 @@ std::optional<Elements> elements_of(DType dtype) {
   }
 }
 
-/// The values of ActivationFunctionType; nothing for SIGN_BIT, which no runtime computes.
-std::optional<Fused> fused_of(int64_t activation) {
-  switch (activation) {
-    case 0:
-      return Fused::none;
-    case 1:
-      return Fused::relu;
-    case 2:
-      return Fused::relu_n1_to_1;
-    case 3:
-      return Fused::relu6;
-    case 4:
-      return Fused::tanh;
-    default:
-      return std::nullopt;
-  }
-}
-
 kernels::RowScales scales_of(const TensorArg& t) {
   const QParams& q = *t.tensor->quant;
   return {q.scale.data(), q.zero_point.data(), q.scale.size() > 1 ? 1 : 0};
@@ -98,7 +81,7 @@ Result<Product> Product::of(Builder& b, const TensorArg& bias, size_t channel_ax
   p.bias_ = bias;
   p.y_ = b.out(0);
   const auto x = elements_of(p.x_.dtype()), w = elements_of(p.w_.dtype()), y = elements_of(p.y_.dtype());
-  const auto fused = fused_of(b.option<int64_t>("fused_activation_function", 0));
+  const auto fused = fused_of(b);
   if (!x || !w || !y || *x != *y) return b.unsupported("this combination of dtypes is not run");
   if (!fused) return b.unsupported("the fused activation SIGN_BIT is not run");
   kernels::Linear& l = p.linear;

@@ -89,8 +89,8 @@ class PYQUANT_API Graph {
 /// it: reading beyond the end of a file that was cut ends the process with SIGBUS.
 class PYQUANT_API File {
  public:
-  /// Fails with the first fault of a file that is not whole and valid. Here and below, tensors for which there
-  /// is no memory are E_RUN_MEMORY; small objects for which there is none are std::bad_alloc.
+  /// Fails with the first fault of a file that is not whole and valid. Here and below, tensors for which
+  /// there is no memory are E_RUN_MEMORY; small objects for which there is none are std::bad_alloc.
   static Result<File> load(const std::string& path, const FileOptions& options = {});
 
   /// Keys of its signatures; of a file without any, one empty key.
