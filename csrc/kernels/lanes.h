@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums of doubles in a defined order: element i goes to lane i mod 8, and the lanes are added in pairs. The
-// same for every vector width. Private to csrc.
+// Sums of doubles in a defined order: element i goes to lane i mod 8; lanes l and l + 4 are added, then l and
+// l + 2, then the last two. The same for every vector width. Private to csrc.
 #pragma once
 
 #include <cstdint>
