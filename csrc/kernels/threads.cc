@@ -15,6 +15,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__unix__)
+#include <unistd.h>
+#endif
 
 namespace pyquant::kernels {
 namespace {
@@ -28,6 +31,14 @@ void pause_briefly() {
 #endif
 }
 
+int64_t this_process() {
+#if defined(__unix__)
+  return getpid();
+#else
+  return 0;
+#endif
+}
+
 // The gate of a loop in one word: how many workers are inside, whether more may join, and the loop's number.
 constexpr uint64_t kInside = 0xffff;
 constexpr uint64_t kOpen = uint64_t{1} << 16;
@@ -37,6 +48,7 @@ constexpr int kNumberShift = 17;
 
 struct Threads::State {
   std::vector<std::thread> workers;
+  const int64_t process = this_process();
   std::atomic<uint64_t> gate{0};
   std::atomic<int64_t> next{0};
   std::atomic<int> sleeping{0};
@@ -103,6 +115,11 @@ Threads::Threads(int count) : state_(std::make_unique<State>()) {
 }
 
 Threads::~Threads() {
+  if (state_->process != this_process()) {
+    // A fork: its copy of the state has no threads that one could wait for.
+    static_cast<void>(state_.release());
+    return;
+  }
   {
     const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stop.store(true);

@@ -13,6 +13,7 @@ class Threads {
   /// `count` threads with the caller's, 1 or more, or as many as the system gives; more than the CPU has only
   /// wastes time.
   explicit Threads(int count);
+  /// In the child of a fork, where the other threads are not, it leaves memory behind instead of waiting.
   ~Threads();
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
