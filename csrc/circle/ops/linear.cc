@@ -27,6 +27,7 @@ void infer_fully_connected(Inference& it) {
   }
   // Without keep_num_dims, files give rank 2 or the rank of x; both mean the same elements.
   if (y.size() == x.size() && x.back() == w[1]) return it.set(0, kept, "x [..., in] times weights [out, in]");
+  if (count / columns > INT32_MAX) return it.fault("a number of rows that fits 32 bits");
   it.set(0, {static_cast<int32_t>(count / columns), w[0]}, "x [..., in] times weights [out, in]");
 }
 

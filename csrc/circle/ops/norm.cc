@@ -123,6 +123,8 @@ Result<Step> prepare_instance_norm(Builder& b) {
   plan.one_beta = beta.elements() == 1;
   plan.fused = *fused;
   if (is_quantized(x.dtype())) {
+    // Squares have 32 bits, their sums 63.
+    if (plan.positions > INT32_MAX) return b.unsupported("this many positions");
     plan.in = x.qparams();
     plan.out = kernels::Rounder::make(y.qparams(), y.grid());
     kernels::limit(*fused, &plan.out);
