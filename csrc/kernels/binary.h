@@ -18,6 +18,7 @@
 
 #include "kernels/binary_line.h"
 #include "kernels/broadcast.h"
+#include "kernels/channels.h"
 #include "kernels/fused.h"
 #include "kernels/reals.h"
 #include "pyquant/kernels.h"
@@ -60,12 +61,15 @@ struct BinaryPlan {
 template <class Q>
 void binary_quantized(const BinaryPlan& plan, const Broadcast& map, const Q* a, const Q* b, Q* y,
                       int64_t begin, int64_t end);
+/// The same of real numbers, with a grid for each channel of the output.
+void binary_channels(Binary op, bool tanh, const Broadcast& map, const double* a, const double* b,
+                     const ChannelOutput& y, int64_t begin, int64_t end);
 /// T: float, int32_t, int64_t. Integers have no fused tanh.
 template <class T>
 void binary(Binary op, Fused fused, const Broadcast& map, const T* a, const T* b, T* y, int64_t begin,
             int64_t end);
 
-/// T: float, int32_t, int64_t, uint8_t (bool: 0 or not). y is 0 or 1. NaN equals nothing.
+/// T: float, double, int32_t, int64_t, uint8_t (bool: 0 or not). y is 0 or 1. NaN equals nothing.
 template <class T>
 void compare(Compare op, const Broadcast& map, const T* a, const T* b, uint8_t* y, int64_t begin,
              int64_t end);

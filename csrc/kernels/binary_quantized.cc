@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "kernels/binary.h"
-#include "kernels/exact.h"
+#include "kernels/binary_real.h"
 #include "kernels/real.h"
 #include "kernels/simd.h"
 
@@ -15,65 +15,10 @@ namespace {
 /// Elements of which one that lies near a step sends all to the long way.
 constexpr int64_t kLine = 2048;
 
-/// a - floor(a / b) * b as a sum that may need two doubles: fmod is exact.
-Product floor_remainder(double a, double b) {
-  const double r = std::fmod(a, b);
-  return {r, r != 0.0 && (r < 0.0) != (b < 0.0) ? b : 0.0};
-}
-
-double real(Binary op, double a, double b) {
-  switch (op) {
-    case Binary::add:
-      return a + b;
-    case Binary::sub:
-      return a - b;
-    case Binary::mul:
-      return a * b;
-    case Binary::div:
-      return a / b;
-    case Binary::maximum:
-      return a > b ? a : b;
-    case Binary::minimum:
-      return a < b ? a : b;
-    case Binary::pow:
-      return std::pow(a, b);
-    case Binary::squared_difference:
-      return (a - b) * (a - b);
-    case Binary::floor_div:
-      return floor_quotient(a, b);
-    case Binary::floor_mod:
-      break;
-  }
-  const Product r = floor_remainder(a, b);
-  return r.a + r.b;
-}
-
-/// round_half_away(a op b / scale), limited to lo and hi.
-int64_t exact(Binary op, double a, double b, const Rounder& to) {
-  switch (op) {
-    case Binary::add:
-      return round_exact({{a, 1.0}, {b, 1.0}}, to.scale, 1.0, to.lo, to.hi);
-    case Binary::sub:
-      return round_exact({{a, 1.0}, {-b, 1.0}}, to.scale, 1.0, to.lo, to.hi);
-    case Binary::mul:
-      return round_exact({{a, b}}, to.scale, 1.0, to.lo, to.hi);
-    case Binary::div:
-      return round_exact({{b < 0.0 ? -a : a, 1.0}}, std::fabs(b), to.scale, to.lo, to.hi);
-    case Binary::squared_difference:
-      return round_exact({{a, a}, {-2.0 * a, b}, {b, b}}, to.scale, 1.0, to.lo, to.hi);
-    case Binary::floor_mod: {
-      const Product r = floor_remainder(a, b);
-      return round_exact({{r.a, 1.0}, {r.b, 1.0}}, to.scale, 1.0, to.lo, to.hi);
-    }
-    default:  // the double is exact, or the best there is
-      return round_exact({{real(op, a, b), 1.0}}, to.scale, 1.0, to.lo, to.hi);
-  }
-}
-
 template <Binary kOp>
 struct RealLoop {
   static void scalar(const double* a, const double* b, int64_t n, double inverse, double* v) {
-    for (int64_t i = 0; i < n; ++i) v[i] = real(kOp, a[i], b[i]) * inverse;
+    for (int64_t i = 0; i < n; ++i) v[i] = binary_real(kOp, a[i], b[i]) * inverse;
   }
   PYQUANT_INLINE static void vector(const double* __restrict a, const double* __restrict b, int64_t n,
                                     double inverse, double* __restrict v) {
@@ -108,7 +53,7 @@ void real_block(Binary op, const double* a, const double* b, int64_t n, double i
     case Binary::squared_difference:
       return dispatch<RealLoop<Binary::squared_difference>>(a, b, n, inverse, v);
     default:
-      for (int64_t i = 0; i < n; ++i) v[i] = real(op, a[i], b[i]) * inverse;
+      for (int64_t i = 0; i < n; ++i) v[i] = binary_real(op, a[i], b[i]) * inverse;
   }
 }
 
@@ -193,7 +138,7 @@ void run_block(const BinaryPlan& plan, const Q* a, int64_t a_stride, const Q* b,
   if (!round_block(v, n, plan.out, y)) return;
   for (int64_t i = 0; i < n; ++i) {
     if (!is_near_step(v[i], plan.out) || !std::isfinite(v[i])) continue;
-    y[i] = static_cast<Q>(exact(plan.op, x[i], z[i], plan.out) + plan.out.zero_point);
+    y[i] = static_cast<Q>(binary_exact(plan.op, x[i], z[i], plan.out) + plan.out.zero_point);
   }
 }
 

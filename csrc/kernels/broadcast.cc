@@ -15,7 +15,7 @@ int64_t Broadcast::numel() const {
 
 bool Broadcast::make(const int32_t* a, int a_rank, const int32_t* b, int b_rank, Broadcast* out) {
   const int rank = std::max(a_rank, b_rank);
-  if (rank > kMostDims) return false;
+  bool empty = false;
   int64_t dims[kMostDims], a_strides[kMostDims], b_strides[kMostDims];
   int64_t a_step = 1, b_step = 1;
   int kept = kMostDims;  // filled from the end
@@ -24,7 +24,8 @@ bool Broadcast::make(const int32_t* a, int a_rank, const int32_t* b, int b_rank,
     const int64_t y = i <= b_rank ? b[b_rank - i] : 1;
     if (x != y && x != 1 && y != 1) return false;
     const int64_t size = x == 1 ? y : x;
-    if (size != 1) {
+    empty = empty || size == 0;
+    if (size != 1 && !empty) {
       const int64_t a_stride = x == 1 ? 0 : a_step, b_stride = y == 1 ? 0 : b_step;
       const bool joins = kept < kMostDims && a_stride == a_strides[kept] * dims[kept] &&
                          b_stride == b_strides[kept] * dims[kept];
@@ -40,9 +41,10 @@ bool Broadcast::make(const int32_t* a, int a_rank, const int32_t* b, int b_rank,
     a_step *= x;
     b_step *= y;
   }
+  if (empty) kept = kMostDims;
   if (kept == kMostDims) {
     --kept;
-    dims[kept] = 1;
+    dims[kept] = empty ? 0 : 1;
     a_strides[kept] = b_strides[kept] = 1;
   }
   *out = Broadcast();

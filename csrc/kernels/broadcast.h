@@ -7,7 +7,8 @@
 
 namespace pyquant::kernels {
 
-constexpr int kMostDims = 8;
+/// A tensor has at most 2^56 elements, so at most 56 dimensions of 2 or more.
+constexpr int kMostDims = 56;
 
 /// The output, row major, as few dimensions as the operands allow; how far each operand goes per step of one.
 /// The innermost strides are 0 or 1, not both 0 unless there is one element.
@@ -18,7 +19,7 @@ struct Broadcast {
   int64_t b_strides[kMostDims] = {};
 
   int64_t numel() const;
-  /// False where the shapes do not broadcast, or have more than kMostDims dimensions.
+  /// False where the shapes do not broadcast.
   static bool make(const int32_t* a, int a_rank, const int32_t* b, int b_rank, Broadcast* out);
 };
 

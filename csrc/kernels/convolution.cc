@@ -10,23 +10,6 @@
 namespace pyquant::kernels {
 namespace {
 
-struct Position {
-  int64_t batch, row, column;  // of the window's first element in x; may be outside
-
-  Position(const Window& w, int64_t at)
-      : batch(at / (w.output[0] * w.output[1])),
-        row(at / w.output[1] % w.output[0] * w.stride[0] - w.before[0]),
-        column(at % w.output[1] * w.stride[1] - w.before[1]) {}
-};
-
-/// The number of the first channel of x under filter element `tap`; -1 where it is outside.
-int64_t under(const Window& w, const Position& p, int64_t tap) {
-  const int64_t row = p.row + tap / w.filter[1] * w.dilation[0];
-  const int64_t column = p.column + tap % w.filter[1] * w.dilation[1];
-  if (row < 0 || row >= w.size[0] || column < 0 || column >= w.size[1]) return -1;
-  return ((p.batch * w.size[0] + row) * w.size[1] + column) * w.channels;
-}
-
 void load_x(const Linear& problem, int64_t at, int64_t count, int32_t* to) {
   load_elements(problem.x.type, problem.x.data, problem.x.first + at, 1, count,
                 static_cast<int32_t>(problem.x_zero), to);
@@ -45,7 +28,7 @@ void prepare_patch(const Linear& problem, const LinearPlan& plan, const Window& 
     T piece[kPiece];
     for (int64_t at = k; at < end;) {
       const int64_t channel = at % w.channels, count = std::min(w.channels - channel, end - at);
-      const int64_t from = under(w, p, at / w.channels);
+      const int64_t from = p.under(w, at / w.channels);
       if (from < 0) {
         std::fill_n(piece + (at - k), count, T{0});
       } else {
@@ -111,7 +94,7 @@ void depthwise_channels(const Linear& problem, const Window& w, int64_t multipli
     const Position p(w, at);
     double sums[kUnitColumns] = {};
     for (int64_t tap = 0; tap < w.filter[0] * w.filter[1]; ++tap) {
-      const int64_t from = under(w, p, tap);
+      const int64_t from = p.under(w, tap);
       if (from < 0) continue;
       T x[kUnitColumns];
       load_channels(problem, from, multiplier, first, count, x);

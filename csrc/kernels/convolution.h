@@ -23,6 +23,22 @@ struct Window {
   int64_t positions() const { return batch * output[0] * output[1]; }
 };
 
+/// The first element of x that an output position sees; may be outside.
+struct Position {
+  int64_t batch, row, column;
+
+  Position(const Window& w, int64_t at)
+      : batch(at / (w.output[0] * w.output[1])),
+        row(at / w.output[1] % w.output[0] * w.stride[0] - w.before[0]),
+        column(at % w.output[1] * w.stride[1] - w.before[1]) {}
+  /// The number of the first channel of x under filter element `tap`; -1 where it is outside.
+  int64_t under(const Window& w, int64_t tap) const {
+    const int64_t i = row + tap / w.filter[1] * w.dilation[0], j = column + tap % w.filter[1] * w.dilation[1];
+    if (i < 0 || i >= w.size[0] || j < 0 || j >= w.size[1]) return -1;
+    return ((batch * w.size[0] + i) * w.size[1] + j) * w.channels;
+  }
+};
+
 /// Instead of prepare_rows(): row m of the product, m in [begin, end), is the patch of position first + m, in
 /// the order [filter height, filter width, channels]. problem.x: the elements of x, from its `first` on.
 void prepare_patches(const Linear& problem, const LinearPlan& plan, const Window& window, int64_t first,

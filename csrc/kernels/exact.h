@@ -32,12 +32,12 @@ constexpr int kMostProducts = 8;
 
 /// round_half_away((sum of the products) / (d1 * d2)), at least lo and at most hi; d1, d2 > 0. Correctly
 /// rounded: there is no rounding before. All values are finite; a product and d1 * d2 * hi lie between 2^-900
-/// and 2^900 in magnitude or are 0 (products of a few float32 and integers do); -2^50 < lo <= hi < 2^50. n <=
-/// kMostProducts.
-int64_t round_exact(const Product* products, int n, double d1, double d2, int64_t lo, int64_t hi);
+/// and 2^900 in magnitude or are 0 (products of a few float32 and integers do); -2^50 < lo <= hi < 2^50. Any
+/// n: up to kMostProducts it is quick where a step is near, too.
+int64_t round_exact(const Product* products, int64_t n, double d1, double d2, int64_t lo, int64_t hi);
 inline int64_t round_exact(std::initializer_list<Product> products, double d1, double d2, int64_t lo,
                            int64_t hi) {
-  return round_exact(products.begin(), static_cast<int>(products.size()), d1, d2, lo, hi);
+  return round_exact(products.begin(), static_cast<int64_t>(products.size()), d1, d2, lo, hi);
 }
 
 /// Whether a double that was computed in up to 16 roundings could lie on the other side of a step than the

@@ -25,8 +25,8 @@ template <class T>
 void activate(Fused fused, T* y, int64_t n) {
   if (fused == Fused::none) return;
   if (fused == Fused::tanh) {
-    if constexpr (std::is_same_v<T, float>) {
-      for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(real_tanh(static_cast<double>(y[i])));
+    if constexpr (std::is_floating_point_v<T>) {
+      for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(real_tanh(static_cast<double>(y[i])));
     }
     return;
   }
@@ -39,6 +39,7 @@ void activate(Fused fused, T* y, int64_t n) {
 }
 
 template void activate(Fused, float*, int64_t);
+template void activate(Fused, double*, int64_t);
 template void activate(Fused, int32_t*, int64_t);
 template void activate(Fused, int64_t*, int64_t);
 

@@ -14,7 +14,7 @@ enum class Fused : uint8_t { none, relu, relu_n1_to_1, relu6, tanh };
 /// Nothing to do for tanh.
 void limit(Fused fused, Rounder* out);
 
-/// In place, NaN stays. T: float, int32_t, int64_t; integers have no tanh.
+/// In place, NaN stays. T: float, double, int32_t, int64_t; integers have no tanh.
 template <class T>
 void activate(Fused fused, T* y, int64_t n);
 

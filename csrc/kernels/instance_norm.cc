@@ -17,7 +17,8 @@ struct Moments {
   double variance[InstanceNorm::kChannels];  // real
 };
 
-void moments(const InstanceNorm& plan, const float* x, int64_t count, Moments* out) {
+template <class T>
+void real_moments(const InstanceNorm& plan, const T* x, int64_t count, Moments* out) {
   const auto n = static_cast<double>(plan.positions);
   double sum[InstanceNorm::kChannels] = {}, squares[InstanceNorm::kChannels] = {};
   for (int64_t p = 0; p < plan.positions; ++p) {
@@ -34,7 +35,7 @@ void moments(const InstanceNorm& plan, const float* x, int64_t count, Moments* o
 }
 
 template <class Q>
-void moments(const InstanceNorm& plan, const Q* x, int64_t count, Moments* out) {
+void integer_moments(const InstanceNorm& plan, const Q* x, int64_t count, Moments* out) {
   int64_t sum[InstanceNorm::kChannels] = {}, squares[InstanceNorm::kChannels] = {};
   for (int64_t p = 0; p < plan.positions; ++p) {
     for (int64_t c = 0; c < count; ++c) {
@@ -55,9 +56,13 @@ void moments(const InstanceNorm& plan, const Q* x, int64_t count, Moments* out) 
 template <class T>
 void unit(const InstanceNorm& plan, const T* x, int64_t count, const double* gamma, const double* beta,
           T* y) {
-  constexpr bool kFloat = std::is_same_v<T, float>;
+  constexpr bool kFloat = std::is_floating_point_v<T>;
   Moments of;
-  moments(plan, x, count, &of);
+  if constexpr (kFloat) {
+    real_moments(plan, x, count, &of);
+  } else {
+    integer_moments(plan, x, count, &of);
+  }
   double factor[InstanceNorm::kChannels];
   for (int64_t c = 0; c < count; ++c) {
     factor[c] = gamma[plan.one_gamma ? 0 : c] / std::sqrt(of.variance[c] + plan.epsilon);
@@ -76,7 +81,7 @@ void unit(const InstanceNorm& plan, const T* x, int64_t count, const double* gam
     }
     T* const to = y + p * plan.channels;
     if constexpr (kFloat) {
-      for (int64_t c = 0; c < count; ++c) to[c] = static_cast<float>(v[c]);
+      for (int64_t c = 0; c < count; ++c) to[c] = static_cast<T>(v[c]);
       activate(plan.fused, to, count);
     } else {
       for (int64_t c = 0; c < count; ++c) {
@@ -105,6 +110,7 @@ void instance_norm(const InstanceNorm& plan, const T* x, const double* gamma, co
   template void instance_norm(const InstanceNorm&, const T*, const double*, const double*, T*, int64_t, \
                               int64_t);
 PYQUANT_INSTANCE_NORM(float)
+PYQUANT_INSTANCE_NORM(double)
 PYQUANT_INSTANCE_NORM(int8_t)
 PYQUANT_INSTANCE_NORM(uint8_t)
 PYQUANT_INSTANCE_NORM(int16_t)

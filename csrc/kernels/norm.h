@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "kernels/channels.h"
 #include "kernels/fused.h"
 #include "kernels/reals.h"
 
@@ -22,7 +23,7 @@ struct RmsNorm {
   ScaleZeroPoint in = {1.0f, 0};
   Rounder out = {};
 };
-/// Rows [begin, end). T: float, int8_t, uint8_t, int16_t.
+/// Rows [begin, end). T: float, int8_t, uint8_t, int16_t; double: real numbers that are rounded elsewhere.
 template <class T>
 void rms_norm(const RmsNorm& plan, const T* x, const double* gamma, T* y, int64_t begin, int64_t end);
 
@@ -32,14 +33,14 @@ struct InstanceNorm {
   int64_t positions = 0;
   int64_t channels = 0;
   bool one_gamma = false, one_beta = false;
-  Fused fused = Fused::none;  // of float32 and tanh; the limits of the others are in `out`
+  Fused fused = Fused::none;  // of floats and tanh; the limits of the others are in `out`
   ScaleZeroPoint in = {1.0f, 0};
   Rounder out = {};
 
   static constexpr int64_t kChannels = 32;  // of a unit of work
   int64_t units_per_batch() const { return (channels + kChannels - 1) / kChannels; }
 };
-/// Units [begin, end) of batch * units_per_batch().
+/// Units [begin, end) of batch * units_per_batch(). T as above.
 template <class T>
 void instance_norm(const InstanceNorm& plan, const T* x, const double* gamma, const double* beta, T* y,
                    int64_t begin, int64_t end);
@@ -58,5 +59,8 @@ struct Rope {
 };
 template <class T>
 void rope_row(const Rope& plan, const T* x, const double* sin, const double* cos, T* y);
+/// The same of real numbers, with a grid for each channel of y, whose elements `first` on these are.
+void rope_channels(const Rope& plan, const double* x, const double* sin, const double* cos,
+                   const ChannelOutput& y, int64_t first);
 
 }  // namespace pyquant::kernels

@@ -45,6 +45,7 @@ void top_places(const T* x, int64_t n, int64_t k, int32_t* places) {
   template void arg_extreme(bool, const T*, int64_t, int64_t, int64_t*, int64_t, int64_t); \
   template void top_places(const T*, int64_t, int64_t, int32_t*);
 PYQUANT_ORDER(float)
+PYQUANT_ORDER(double)
 PYQUANT_ORDER(int8_t)
 PYQUANT_ORDER(uint8_t)
 PYQUANT_ORDER(int16_t)

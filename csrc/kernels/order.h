@@ -9,7 +9,7 @@
 namespace pyquant::kernels {
 
 /// The place along the middle dimension of [outer, size, inner], size >= 1, of lines [begin, end) of outer *
-/// inner. T: float, int8_t, uint8_t, int16_t, int32_t, int64_t. I: int32_t, int64_t.
+/// inner. T: float, double, int8_t, uint8_t, int16_t, int32_t, int64_t. I: int32_t, int64_t.
 template <class T, class I>
 void arg_extreme(bool largest, const T* x, int64_t size, int64_t inner, I* y, int64_t begin, int64_t end);
 

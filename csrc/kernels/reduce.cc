@@ -147,14 +147,23 @@ void reduce_how(const Reduce& plan, const T* x, T* y, int64_t begin, int64_t end
 
 }  // namespace
 
-bool ReduceMap::make(const int32_t* shape, int rank, const bool* is_reduced, ReduceMap* out) {
+void ReduceMap::make(const int32_t* shape, int rank, const bool* is_reduced, ReduceMap* out) {
   *out = ReduceMap();
-  if (rank > kMost) return false;
   int64_t sizes[kMost];
   bool kinds[kMost];
   int n = 0;
+  int64_t results = 1;
   for (int d = 0; d < rank; ++d) {
     if (is_reduced[d]) out->reduced_n *= shape[d];
+    if (!is_reduced[d]) results *= shape[d];
+  }
+  if (out->reduced_n == 0 || results == 0) {  // results of nothing, however many dimensions of 0 there are
+    out->reduced = 1;
+    out->inner = results;
+    out->reduced_n = 0;
+    return;
+  }
+  for (int d = 0; d < rank; ++d) {
     if (shape[d] == 1) continue;
     if (n > 0 && kinds[n - 1] == is_reduced[d]) {
       sizes[n - 1] *= shape[d];
@@ -163,7 +172,7 @@ bool ReduceMap::make(const int32_t* shape, int rank, const bool* is_reduced, Red
       kinds[n++] = is_reduced[d];
     }
   }
-  if (n == 0) return true;
+  if (n == 0) return;
   out->last_reduced = kinds[n - 1];
   out->inner = sizes[n - 1];
   int64_t stride = out->inner;
@@ -182,7 +191,6 @@ bool ReduceMap::make(const int32_t* shape, int rank, const bool* is_reduced, Red
   std::reverse(out->kept_strides, out->kept_strides + out->kept);
   std::reverse(out->reduced_dims, out->reduced_dims + out->reduced);
   std::reverse(out->reduced_strides, out->reduced_strides + out->reduced);
-  return true;
 }
 
 template <class T>

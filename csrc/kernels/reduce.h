@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/channels.h"
+#include "kernels/nest.h"
 #include "kernels/reals.h"
 
 namespace pyquant::kernels {
@@ -18,7 +20,8 @@ enum class Reduction : uint8_t { sum, mean, max, min };
 
 /// A row-major tensor whose dimensions are kept or reduced; neighbours of one kind are one.
 struct ReduceMap {
-  static constexpr int kMost = 32;
+  /// A tensor has at most 2^56 elements, so at most 56 dimensions of 2 or more.
+  static constexpr int kMost = 56;
 
   int kept = 0, reduced = 0;  // outer dimensions of each kind, outermost first
   int64_t kept_dims[kMost] = {}, kept_strides[kMost] = {};
@@ -34,8 +37,8 @@ struct ReduceMap {
   int64_t columns() const { return (inner + kColumns - 1) / kColumns; }
   int64_t results() const { return last_reduced ? outer : outer * inner; }
 
-  /// is_reduced[d]: whether dimension d is an axis. False where there are too many dimensions.
-  static bool make(const int32_t* shape, int rank, const bool* is_reduced, ReduceMap* out);
+  /// is_reduced[d]: whether dimension d is an axis.
+  static void make(const int32_t* shape, int rank, const bool* is_reduced, ReduceMap* out);
 };
 
 struct Reduce {
@@ -50,6 +53,12 @@ struct Reduce {
 template <class T>
 void reduce(const Reduce& plan, const T* x, T* y, int64_t begin, int64_t end);
 
+/// The same of real numbers, with a grid for each channel of the output: results [begin, end), which `kept`
+/// counts; `reduced` are the values of one. `products`: room for all of these, of one thread. Of nothing the
+/// mean, the largest and the smallest are the ends of the type.
+void reduce_channels(Reduction kind, const Nest<1>& kept, const Nest<1>& reduced, const double* x,
+                     Product* products, const ChannelOutput& y, int64_t begin, int64_t end);
+
 /// Running sums along the middle dimension of [outer, size, inner].
 struct Cumsum {
   int64_t size = 0, inner = 1;
@@ -60,5 +69,8 @@ struct Cumsum {
 /// Lines [begin, end) of outer * inner.
 template <class T>
 void cumsum(const Cumsum& plan, const T* x, T* y, int64_t begin, int64_t end);
+/// The same of real numbers, with a grid for each channel of the output. `products`: room for `size`.
+void cumsum_channels(const Cumsum& plan, const double* x, Product* products, const ChannelOutput& y,
+                     int64_t begin, int64_t end);
 
 }  // namespace pyquant::kernels

@@ -28,7 +28,7 @@ struct SquareSum {
 template <class T>
 double mean_square(const RmsNorm& plan, const T* x) {
   const auto n = static_cast<double>(plan.size);
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_floating_point_v<T>) {
     Lanes lanes;
     add_squares_to_lanes(x, plan.size, &lanes);
     return lanes.total() / n;
@@ -51,26 +51,28 @@ struct Weigh {
   }
 };
 
-void load(const float* x, int64_t n, const RmsNorm&, double* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(x[i]);
-}
-template <class Q>
-void load(const Q* q, int64_t n, const RmsNorm& plan, double* out) {
-  to_real(q, 1, n, plan.in.zero_point, plan.in.scale, out);
+template <class T>
+void load(const T* x, int64_t n, const RmsNorm& plan, double* out) {
+  if constexpr (std::is_floating_point_v<T>) {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(x[i]);
+  } else {
+    to_real(x, 1, n, plan.in.zero_point, plan.in.scale, out);
+  }
 }
 
-void store(const double* v, int64_t n, const Rounder&, float* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(v[i]);
-}
-template <class Q>
-void store(const double* v, int64_t n, const Rounder& out, Q* y) {
-  round_block(v, n, out, y);
+template <class T>
+void store(const double* v, int64_t n, const Rounder& out, T* y) {
+  if constexpr (std::is_floating_point_v<T>) {
+    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(v[i]);
+  } else {
+    round_block(v, n, out, y);
+  }
 }
 
 template <class T>
 void row(const RmsNorm& plan, const T* x, const double* gamma, T* y) {
   double factor = 1.0 / std::sqrt(mean_square(plan, x) + plan.epsilon);
-  if constexpr (!std::is_same_v<T, float>) factor /= plan.out.scale;
+  if constexpr (!std::is_floating_point_v<T>) factor /= plan.out.scale;
   double values[kRealBlock], v[kRealBlock];
   for (int64_t i = 0; i < plan.size; i += kRealBlock) {
     const int64_t n = std::min(kRealBlock, plan.size - i);
@@ -93,6 +95,7 @@ void rms_norm(const RmsNorm& plan, const T* x, const double* gamma, T* y, int64_
 }
 
 template void rms_norm(const RmsNorm&, const float*, const double*, float*, int64_t, int64_t);
+template void rms_norm(const RmsNorm&, const double*, const double*, double*, int64_t, int64_t);
 template void rms_norm(const RmsNorm&, const int8_t*, const double*, int8_t*, int64_t, int64_t);
 template void rms_norm(const RmsNorm&, const uint8_t*, const double*, uint8_t*, int64_t, int64_t);
 template void rms_norm(const RmsNorm&, const int16_t*, const double*, int16_t*, int64_t, int64_t);

@@ -103,6 +103,18 @@ void rope_row(const Rope& plan, const T* x, const double* sin, const double* cos
   turn_halves(plan, x, sin, cos, y);
 }
 
+void rope_channels(const Rope& plan, const double* x, const double* sin, const double* cos,
+                   const ChannelOutput& y, int64_t first) {
+  const int64_t half = plan.size / 2;
+  for (int64_t i = 0; i < plan.size; ++i) {
+    const bool low = plan.neighbours ? i % 2 == 0 : i < half;
+    const double other = x[plan.neighbours ? i ^ 1 : low ? i + half : i - half];
+    const Product products[] = {{x[i], cos[i * plan.cos_step]},
+                                {low ? -other : other, sin[i * plan.sin_step]}};
+    y.round_sum(first + i, products, 2);
+  }
+}
+
 template void rope_row(const Rope&, const float*, const double*, const double*, float*);
 template void rope_row(const Rope&, const int8_t*, const double*, const double*, int8_t*);
 template void rope_row(const Rope&, const uint8_t*, const double*, const double*, uint8_t*);

@@ -43,11 +43,12 @@ struct Largest {
   }
 };
 
+template <class T>
 struct Shift {
-  static void scalar(const float* x, int64_t n, double largest, double beta, double* out) {
+  static void scalar(const T* x, int64_t n, double largest, double beta, double* out) {
     vector(x, n, largest, beta, out);
   }
-  PYQUANT_INLINE static void vector(const float* __restrict x, int64_t n, double largest, double beta,
+  PYQUANT_INLINE static void vector(const T* __restrict x, int64_t n, double largest, double beta,
                                     double* __restrict out) {
     for (int64_t i = 0; i < n; ++i) out[i] = (static_cast<double>(x[i]) - largest) * beta;
   }
@@ -89,8 +90,8 @@ struct Finish {
 /// beta * (x - largest).
 template <class T>
 void shifted(const Softmax& plan, const T* x, int64_t n, T largest, double* out) {
-  if constexpr (std::is_same_v<T, float>) {
-    dispatch<Shift>(x, n, static_cast<double>(largest), static_cast<double>(plan.beta), out);
+  if constexpr (std::is_floating_point_v<T>) {
+    dispatch<Shift<T>>(x, n, static_cast<double>(largest), static_cast<double>(plan.beta), out);
   } else {
     to_real(x, 1, n, largest, static_cast<double>(plan.in_scale) * plan.beta, out);
   }
@@ -98,7 +99,7 @@ void shifted(const Softmax& plan, const T* x, int64_t n, T largest, double* out)
 
 template <class T>
 void exponentials(const Softmax& plan, const T* x, int64_t n, T largest, double* out) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_floating_point_v<T>) {
     shifted(plan, x, n, largest, out);
     dispatch<ExpBlock>(out, n);
   } else {
@@ -109,10 +110,10 @@ void exponentials(const Softmax& plan, const T* x, int64_t n, T largest, double*
 template <class T>
 void finish(const Softmax& plan, const double* x, int64_t n, double factor, double offset, T* y) {
   double v[kRealBlock];
-  if constexpr (!std::is_same_v<T, float>) factor /= plan.out.scale;
+  if constexpr (!std::is_floating_point_v<T>) factor /= plan.out.scale;
   dispatch<Finish>(x, n, factor, offset, static_cast<double*>(v));
-  if constexpr (std::is_same_v<T, float>) {
-    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(v[i]);
+  if constexpr (std::is_floating_point_v<T>) {
+    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<T>(v[i]);
   } else {
     round_block(v, n, plan.out, y);
   }
@@ -163,6 +164,7 @@ void softmax(const Softmax& plan, const T* x, T* y, int64_t begin, int64_t end) 
 }
 
 template void softmax(const Softmax&, const float*, float*, int64_t, int64_t);
+template void softmax(const Softmax&, const double*, double*, int64_t, int64_t);
 template void softmax(const Softmax&, const int8_t*, int8_t*, int64_t, int64_t);
 template void softmax(const Softmax&, const uint8_t*, uint8_t*, int64_t, int64_t);
 template void softmax(const Softmax&, const int16_t*, int16_t*, int64_t, int64_t);

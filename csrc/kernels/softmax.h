@@ -27,7 +27,7 @@ struct Softmax {
   void tabulate();
 };
 
-/// Rows [begin, end). T: float, int8_t, uint8_t, int16_t.
+/// Rows [begin, end). T: float, int8_t, uint8_t, int16_t; double: real numbers that are rounded elsewhere.
 template <class T>
 void softmax(const Softmax& plan, const T* x, T* y, int64_t begin, int64_t end);
 

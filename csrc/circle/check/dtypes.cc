@@ -18,7 +18,7 @@ class DtypeCheck {
     }
     for (size_t i = 0; i < op_.outputs.size(); ++i) {
       if (const Tensor* t = output(graph_, op_, i))
-        role(op_.op->output(i).role, *t, output_text(graph_, op_, i));
+        role(op_.op->output(i).role, *t, output_text(graph_, op_, i), true);
     }
     const Tensor* from = input(graph_, op_, 0);
     const Tensor* to = output(graph_, op_, 0);
@@ -28,6 +28,12 @@ class DtypeCheck {
  private:
   void fault(const std::string& operand, const std::string& expected) {
     faults_.add(Code::E_OPERAND_DTYPE, where_, operand + ": expected " + expected);
+  }
+
+  // What CAST reads and writes: no blocks, no complex numbers.
+  static bool is_number(DType dtype) {
+    const DTypeInfo* type = info(dtype);
+    return type && type->letter != '?' && !is_ggml(dtype);
   }
 
   bool takes(char family) const { return op_.op->dtypes.find(family) != std::string_view::npos; }
@@ -49,10 +55,10 @@ class DtypeCheck {
     return text;
   }
 
-  void role(char role, const Tensor& t, const std::string& operand) {
+  void role(char role, const Tensor& t, const std::string& operand, bool is_output = false) {
     switch (role) {
       case 'x':
-        return data(t, operand);
+        return data(t, operand, is_output);
       case 'w':
         return weight(t, operand);
       case 'b':
@@ -68,9 +74,9 @@ class DtypeCheck {
     }
   }
 
-  void data(const Tensor& t, const std::string& operand) {
+  void data(const Tensor& t, const std::string& operand, bool is_output) {
     // A GGML table decodes while it gathers: its output is float.
-    const bool ggml_table = op_.code == 36 && is_ggml(t.dtype);
+    const bool ggml_table = op_.code == 36 && is_ggml(t.dtype) && !is_output;
     if (!ggml_table && !allowed(t.dtype)) return fault(operand, allowed_text());
     const DType dtype = ggml_table ? DType::FLOAT32 : t.dtype;
     if (!has_data_) {
@@ -114,6 +120,9 @@ class DtypeCheck {
         fault(input_text(graph_, op_, 0), "a quantized type");
       }
       if (!is_float(to.dtype)) fault(output_text(graph_, op_, 0), "float");
+    } else {
+      if (!is_number(from.dtype)) fault(input_text(graph_, op_, 0), "numbers or bool");
+      if (!is_number(to.dtype)) fault(output_text(graph_, op_, 0), "numbers or bool");
     }
   }
 

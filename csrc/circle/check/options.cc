@@ -8,6 +8,9 @@
 namespace pyquant::circle {
 namespace {
 
+// Values of enums of the schema (ops.cc).
+constexpr int64_t kTanh = 4, kSignBit = 5, kShuffled16 = 127;
+
 class OptionCheck {
  public:
   OptionCheck(const Model& model, const Graph& graph, const Operator& op, std::string where, Faults& faults)
@@ -21,6 +24,8 @@ class OptionCheck {
     numbers();
     dtypes();
     new_shape();
+    activation();
+    weights_format();
   }
 
  private:
@@ -92,6 +97,33 @@ class OptionCheck {
     for (const char* name : {"out_data_type", "output_type", "out_type"}) {
       same_dtype(name, output(graph_, op_, 0), "the output");
     }
+  }
+
+  void activation() {
+    const char* name = "fused_activation_function";
+    const Tensor* y = output(graph_, op_, 0);
+    const int64_t value = has(name) ? number(name) : 0;
+    if (value == kSignBit) fault(name, "SIGN_BIT", "an activation that a runtime computes");
+    if (value == 0 || !y) return;
+    if (y->dtype == DType::BOOL) fault(name, std::to_string(value), "NONE, as the output is bool");
+    if (value == kTanh && is_index(y->dtype))
+      fault(name, "TANH", "another one, as the output is " + name_of(y->dtype));
+  }
+
+  void weights_format() {
+    const char* name = "weights_format";
+    if (!has(name) || number(name) == 0) return;
+    if (number(name) != kShuffled16) return fault(name, "SHUFFLED4x16INT8", "DEFAULT or SHUFFLED16x1FLOAT32");
+    for (size_t i : {size_t{0}, size_t{1}}) {
+      const Tensor* t = input(graph_, op_, i);
+      if (!t || t->dtype == DType::FLOAT32) continue;
+      return fault(name, "SHUFFLED16x1FLOAT32",
+                   "DEFAULT, as " + input_text(graph_, op_, i) + " is not float32");
+    }
+    const Tensor* w = input(graph_, op_, 1);
+    if (w && (w->shape.empty() || w->shape[0] % 16 != 0))
+      fault(name, "SHUFFLED16x1FLOAT32",
+            "DEFAULT, or a multiple of 16 rows in " + input_text(graph_, op_, 1));
   }
 
   // RESHAPE's option, when present, is the output's shape; -1 is any one dimension.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pass 6: quantization parameters: scales finite and positive, zero points in range, axis and count, present
 // where needed.
+#include <algorithm>
 #include <cmath>
 
 #include "circle/check/check.h"
@@ -44,7 +45,13 @@ void check_axis(const Tensor& t, const std::string& where, Faults& faults) {
     return;
   }
   if (q.scale.size() <= 1) return;
-  const int64_t dim = rank == 0 ? 1 : t.shape[static_cast<size_t>(q.axis)];
+  const auto axis = static_cast<size_t>(q.axis);
+  if (axis < t.shape_signature.size() && t.shape_signature[axis] < 0) {
+    faults.add(Code::E_AXIS_COUNT, where,
+               "has a scale for each part of dimension " + std::to_string(q.axis) + ", which is dynamic");
+    return;
+  }
+  const int64_t dim = rank == 0 ? 1 : t.shape[axis];
   if (static_cast<int64_t>(q.scale.size()) != dim) {
     faults.add(Code::E_AXIS_COUNT, where,
                "has " + std::to_string(q.scale.size()) + " scales, expected 1 or " + std::to_string(dim) +
@@ -78,7 +85,9 @@ void check_tensor(const Graph& graph, size_t index, Faults& faults) {
 // Moves and casts may carry plain integers; whatever computes on an 8-bit tensor must know its scale.
 void check_present(const Graph& graph, size_t index, std::vector<bool>& told, Faults& faults) {
   const Operator& op = graph.operators[index];
-  if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert)
+  const bool activates = option<int64_t>(op, "fused_activation_function", 0) != 0;
+  if (op.op->kind != OpKind::Arith && op.op->kind != OpKind::Weighted && op.op->kind != OpKind::Convert &&
+      !activates)
     return;
   if (std::string_view(op.op->name) == "CAST") return;
   const auto look = [&](int32_t t, char role, const std::string& operand) {
@@ -98,13 +107,45 @@ void check_present(const Graph& graph, size_t index, std::vector<bool>& told, Fa
   }
 }
 
+// int32 and int64 have a scale as biases; elsewhere they are plain integers. A bias may be moved, in its
+// grid.
+void check_plain(const Graph& graph, size_t index, Faults& faults) {
+  const Operator& op = graph.operators[index];
+  const bool move = op.op->kind == OpKind::Move, cast = op.op->kind == OpKind::Convert;
+  const bool counts = std::any_of(op.op->outputs.begin(), op.op->outputs.end(),
+                                  [](const Operand& o) { return o.role == 'i'; });
+  const Tensor* first = nullptr;
+  const auto look = [&](const Tensor* t, char role, bool is_output, const std::string& operand) {
+    if (!t || !is_index(t->dtype) || cast) return;
+    if (role != 'x' && !(role == 'i' && is_output) && role != 'a') return;
+    if (!move || counts) {
+      if (t->quant)
+        faults.add(Code::E_QPARAMS_DTYPE, operator_place(graph, index),
+                   operand + " has qparams, expected plain integers here");
+      return;
+    }
+    if (t->dtype != DType::INT64 || !t->quant) return;
+    if (!first) first = t;
+    if (t->quant->scale.size() == 1 && same_qparams(*t, *first)) return;
+    faults.add(Code::E_QPARAMS_DTYPE, operator_place(graph, index),
+               operand + " has " + qparams_text(*t) + ", expected one scale, and " + qparams_text(*first) +
+                   " as the operands before it");
+  };
+  for (size_t i = 0; i < op.inputs.size(); ++i)
+    look(input(graph, op, i), op.op->input(i).role, false, input_text(graph, op, i));
+  for (size_t k = 0; k < op.outputs.size(); ++k)
+    look(output(graph, op, k), op.op->output(k).role, true, output_text(graph, op, k));
+}
+
 }  // namespace
 
 void check_qparams(const Model&, const Graph& graph, Faults& faults) {
   for (size_t i = 0; i < graph.tensors.size(); ++i) check_tensor(graph, i, faults);
   std::vector<bool> told(graph.tensors.size(), false);
   for (size_t i = 0; i < graph.operators.size(); ++i) {
-    if (graph.operators[i].op) check_present(graph, i, told, faults);
+    if (!graph.operators[i].op) continue;
+    check_present(graph, i, told, faults);
+    check_plain(graph, i, faults);
   }
 }
 

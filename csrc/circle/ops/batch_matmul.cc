@@ -33,14 +33,31 @@ struct Batches {
   int64_t x_elements, w_elements, y_elements;
 };
 
+/// Where scales are others than one for each column of the product.
+Step by_channel(Builder& b) {
+  const std::vector<int32_t>&x = b.in(0).shape, &w = b.in(1).shape, &y = b.out(0).shape;
+  const bool x_transposed = b.option("adjoint_lhs", false), w_rows = b.option("adjoint_rhs", false);
+  const int64_t rows = y[y.size() - 2], columns = y.back(), depth = x[x.size() - (x_transposed ? 2 : 1)];
+  const std::vector<int64_t> x_batches = batches_of(x, y), w_batches = batches_of(w, y);
+  return product_by_channel(b, TensorArg(), depth, columns, [=](int64_t i, const AddTerm& add) {
+    const auto batch = static_cast<size_t>(i / (rows * columns));
+    const int64_t row = i / columns % rows, column = i % columns;
+    const int64_t left = x_batches[batch] * rows * depth, right = w_batches[batch] * columns * depth;
+    for (int64_t k = 0; k < depth; ++k) {
+      add(left + (x_transposed ? k * rows + row : row * depth + k),
+          right + (w_rows ? column * depth + k : k * columns + column));
+    }
+  });
+}
+
 }  // namespace
 
 Result<Step> prepare_batch_matmul(Builder& b) {
   const std::vector<int32_t>&x = b.in(0).shape, &w = b.in(1).shape, &y = b.out(0).shape;
   const bool x_transposed = b.option("adjoint_lhs", false), w_rows = b.option("adjoint_rhs", false);
-  auto made = Product::of(b, TensorArg(), w.size() - (w_rows ? 2 : 1));
-  if (!made.ok()) return made.fault();
-  Product p = std::move(made).value();
+  const size_t channel_axis = w.size() - (w_rows ? 2 : 1);
+  if (!Product::takes(b, TensorArg(), channel_axis)) return by_channel(b);
+  Product p(b, TensorArg(), channel_axis, w_rows);
   kernels::Linear& l = p.linear;
   l.rows = y[y.size() - 2];
   l.columns = y.back();
@@ -59,7 +76,7 @@ Result<Step> prepare_batch_matmul(Builder& b) {
   l.w.column_step = w_rows ? 1 : l.columns;
   l.y.row_step = l.columns;
   if (batches.x.empty()) batches.x_count = 0;
-  PYQUANT_TRY(p.place(b, batches.x_count));
+  if (!p.place(b, batches.x_count)) return by_channel(b);
   Step step;
   step.multiply_adds = b.out(0).elements * l.depth;
   step.run = [p, batches](const Frame& frame) -> Status {

@@ -41,21 +41,34 @@ Step parts(const InOperand& a, const InOperand& b, const OutOperand& y, Apply ap
   }};
 }
 
+/// Where scales differ from channel to channel.
+Step by_channel(Builder& b, Binary op, kernels::Fused fused, const kernels::Broadcast& map) {
+  const RealOperand x(b, 0), z(b, 1);
+  const ChannelResult y(b, 0, fused);
+  return {[=, tanh = fused == kernels::Fused::tanh](const Frame& frame) -> Status {
+            const double *const left = x.read(frame), *const right = z.read(frame);
+            const kernels::ChannelOutput to = y.at(frame);
+            frame.threads().run(y.elements(), kGrain, [&](int64_t begin, int64_t end, int) {
+              kernels::binary_channels(op, tanh, map, left, right, to, begin, end);
+            });
+            y.finish(frame);
+            return {};
+          },
+          0};
+}
+
 Result<Step> prepare(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
-  const auto fused = fused_of(b);
-  if (!fused) return b.unsupported("this fused activation");
+  const kernels::Fused fused = fused_of(b);
   const Binary op = operations().at(b.op().op->name);
   const Shape &left = b.in(0).shape, &right = b.in(1).shape;
   kernels::Broadcast map;
-  if (!kernels::Broadcast::make(left.data(), static_cast<int>(left.size()), right.data(),
-                                static_cast<int>(right.size()), &map)) {
-    return b.unsupported("more than 8 dimensions");
-  }
+  kernels::Broadcast::make(left.data(), static_cast<int>(left.size()), right.data(),
+                           static_cast<int>(right.size()), &map);
+  if (any_per_channel(b)) return by_channel(b, op, fused, map);
   const InOperand x(b, 0), z(b, 1);
   const OutOperand y(b, 0);
   if (is_quantized(x.dtype())) {
-    const auto plan = kernels::BinaryPlan::make(op, *fused, x.qparams(), z.qparams(), y.qparams(), y.grid());
+    const auto plan = kernels::BinaryPlan::make(op, fused, x.qparams(), z.qparams(), y.qparams(), y.grid());
     return with_integer(x.dtype(), [&](auto type) {
       using Q = decltype(type);
       return parts<Q>(x, z, y, [plan, map](const Q* a, const Q* c, Q* to, int64_t begin, int64_t end) {
@@ -65,16 +78,12 @@ Result<Step> prepare(Builder& b) {
   }
   const auto plain = [&](auto type) {
     using T = decltype(type);
-    return parts<T>(x, z, y,
-                    [op, fused = *fused, map](const T* a, const T* c, T* to, int64_t begin, int64_t end) {
-                      kernels::binary(op, fused, map, a, c, to, begin, end);
-                    });
+    return parts<T>(x, z, y, [op, fused, map](const T* a, const T* c, T* to, int64_t begin, int64_t end) {
+      kernels::binary(op, fused, map, a, c, to, begin, end);
+    });
   };
   if (x.dtype() == DType::FLOAT32) return plain(float{});
-  if (*fused == kernels::Fused::tanh) return b.unsupported("tanh of integers");
-  if (x.dtype() == DType::INT32) return plain(int32_t{});
-  if (x.dtype() == DType::INT64) return plain(int64_t{});
-  return b.unsupported("this dtype");
+  return x.dtype() == DType::INT32 ? plain(int32_t{}) : plain(int64_t{});
 }
 
 }  // namespace

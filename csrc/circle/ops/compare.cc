@@ -35,17 +35,31 @@ Step parts(const InOperand& a, const InOperand& b, const TensorArg& y, Apply app
   }};
 }
 
-bool make_map(const Builder& b, Broadcast* map) {
+Broadcast map_of(const Builder& b) {
   const Shape &left = b.in(0).shape, &right = b.in(1).shape;
-  return Broadcast::make(left.data(), static_cast<int>(left.size()), right.data(),
-                         static_cast<int>(right.size()), map);
+  Broadcast map;
+  Broadcast::make(left.data(), static_cast<int>(left.size()), right.data(), static_cast<int>(right.size()),
+                  &map);
+  return map;
+}
+
+/// Where scales differ from channel to channel: real numbers, which doubles hold.
+Step by_channel(Builder& b, Compare op, const Broadcast& map) {
+  const RealOperand x(b, 0), z(b, 1);
+  return {[=, y = b.out(0)](const Frame& frame) -> Status {
+            const double *const left = x.read(frame), *const right = z.read(frame);
+            frame.threads().run(y.elements, kGrain, [&](int64_t begin, int64_t end, int) {
+              kernels::compare(op, map, left, right, frame.out(y), begin, end);
+            });
+            return {};
+          },
+          0};
 }
 
 Result<Step> prepare_comparison(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
-  Broadcast map;
-  if (!make_map(b, &map)) return b.unsupported("more than 8 dimensions");
+  const Broadcast map = map_of(b);
   const Compare op = comparisons().at(b.op().op->name);
+  if (any_per_channel(b)) return by_channel(b, op, map);
   const InOperand x(b, 0), z(b, 1);
   const auto plain = [&](auto type) {
     using T = decltype(type);
@@ -69,8 +83,7 @@ Result<Step> prepare_comparison(Builder& b) {
 }
 
 Result<Step> prepare_logic(Builder& b) {
-  Broadcast map;
-  if (!make_map(b, &map)) return b.unsupported("more than 8 dimensions");
+  const Broadcast map = map_of(b);
   const Logic op =
       std::string_view(b.op().op->name) == "LOGICAL_AND" ? Logic::logical_and : Logic::logical_or;
   return parts<uint8_t>(InOperand(b, 0), InOperand(b, 1), b.out(0),

@@ -31,12 +31,36 @@ kernels::Window window_of(const Builder& b) {
   return window;
 }
 
+/// Where scales are others than one for each channel of the output.
+Step conv_by_channel(Builder& b) {
+  const kernels::Window window = window_of(b);
+  const int64_t taps = window.filter[0] * window.filter[1], columns = b.in(1).shape[0];
+  return product_by_channel(b, b.in(2), taps * window.channels, columns, [=](int64_t i, const AddTerm& add) {
+    const kernels::Position position(window, i / columns);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t from = position.under(window, tap), to = (i % columns * taps + tap) * window.channels;
+      for (int64_t c = 0; from >= 0 && c < window.channels; ++c) add(from + c, to + c);
+    }
+  });
+}
+
+Step depthwise_by_channel(Builder& b, int64_t multiplier) {
+  const kernels::Window window = window_of(b);
+  const int64_t taps = window.filter[0] * window.filter[1], columns = b.in(1).shape[3];
+  return product_by_channel(b, b.in(2), taps, columns, [=](int64_t i, const AddTerm& add) {
+    const kernels::Position position(window, i / columns);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t from = position.under(window, tap);
+      if (from >= 0) add(from + i % columns / multiplier, tap * columns + i % columns);
+    }
+  });
+}
+
 }  // namespace
 
 Result<Step> prepare_conv(Builder& b) {
-  auto made = Product::of(b, b.in(2), 0);
-  if (!made.ok()) return made.fault();
-  Product p = std::move(made).value();
+  if (!Product::takes(b, b.in(2), 0)) return conv_by_channel(b);
+  Product p(b, b.in(2), 0);
   const kernels::Window window = window_of(b);
   kernels::Linear& l = p.linear;
   l.columns = b.in(1).shape[0];
@@ -44,7 +68,7 @@ Result<Step> prepare_conv(Builder& b) {
   l.rows = std::min(window.positions(), kPositions);
   l.w.row_step = l.depth;
   l.y.row_step = l.columns;
-  PYQUANT_TRY(p.place(b));
+  if (!p.place(b)) return conv_by_channel(b);
   Step step;
   step.multiply_adds = b.out(0).elements * l.depth;
   step.run = [p, window](const Frame& frame) -> Status {
@@ -69,14 +93,12 @@ Result<Step> prepare_conv(Builder& b) {
 }
 
 Result<Step> prepare_depthwise(Builder& b) {
-  if (is_ggml(b.in(1).dtype())) return b.unsupported("filters in blocks of ggml are not run");
-  auto made = Product::of(b, b.in(2), 3);
-  if (!made.ok()) return made.fault();
-  Product p = std::move(made).value();
   const kernels::Window window = window_of(b);
   const int64_t multiplier = b.option<int64_t>("depth_multiplier", 1);
-  // 17 bits times 17 bits: sums in double are exact.
-  if (window.filter[0] * window.filter[1] > 1 << 18) return b.unsupported("a filter of this size is not run");
+  // 17 bits times 17 bits: sums of so many in double are exact.
+  const bool fits = is_float(b.in(0).dtype()) || window.filter[0] * window.filter[1] <= 1 << 18;
+  if (!fits || !Product::takes(b, b.in(2), 3)) return depthwise_by_channel(b, multiplier);
+  Product p(b, b.in(2), 3, false);
   p.linear.columns = p.linear.y.row_step = b.in(1).shape[3];
   Step step;
   step.multiply_adds = b.out(0).elements * window.filter[0] * window.filter[1];

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensors joined and taken apart: CONCATENATION, SPLIT, SPLIT_V, PACK, UNPACK.
+#include <algorithm>
+
 #include "circle/ops/moves.h"
+#include "circle/ops/operand.h"
 
 namespace pyquant::circle {
 namespace {
@@ -160,10 +163,29 @@ Status unpack(const Job& job) {
   return {};
 }
 
+// Of quantized tensors the move itself knows the activation; others are activated in place.
 Result<Step> prepare_concatenation(Builder& it) {
-  if (it.option<int64_t>("fused_activation_function", 0) != 0)
-    return it.unsupported("runs without a fused activation only");
-  return move_step(it, {}, concatenate);
+  const kernels::Fused fused = fused_of(it);
+  const DType dtype = it.out(0).dtype();
+  if (fused == kernels::Fused::none || is_quantized(dtype)) return move_step(it, {}, concatenate);
+  const OutOperand y(it, 0);
+  const InOperand moved(it, it.out(0));
+  PYQUANT_TRY_ASSIGN(const Step move, move_step(it, {}, concatenate));
+  const auto activated = [&](auto type) {
+    using T = decltype(type);
+    return Step{[=](const Frame& frame) -> Status {
+                  PYQUANT_TRY(move.run(frame));
+                  const T* const from = moved.read<T>(frame);
+                  T* const to = y.write<T>(frame);
+                  if (from != to) std::copy_n(from, y.elements(), to);
+                  kernels::activate(fused, to, y.elements());
+                  y.finish(frame);
+                  return {};
+                },
+                0};
+  };
+  if (is_float(dtype)) return activated(float{});
+  return dtype == DType::INT32 ? activated(int32_t{}) : activated(int64_t{});
 }
 
 Result<Step> prepare_split(Builder& it) {

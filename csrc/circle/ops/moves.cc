@@ -13,44 +13,6 @@ namespace {
 constexpr int64_t kPart = 16384;
 constexpr int64_t kChunk = 256;
 
-// What the file's shape rules say of the values that this run has.
-class RunInference : public Inference {
- public:
-  RunInference(const MovePlan& plan, const std::vector<std::vector<int64_t>>& values)
-      : Inference(plan.view.model(), plan.view.graph(), plan.view.op(), plan.shapes), values_(values) {}
-  std::vector<int64_t> ints(size_t i) const override { return values_[i]; }
-
- private:
-  const std::vector<std::vector<int64_t>>& values_;
-};
-
-std::string values_text(const std::vector<int64_t>& values) {
-  std::string text = "[";
-  for (size_t i = 0; i < values.size() && i < 16; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
-  return text + (values.size() > 16 ? ", ...]" : "]");
-}
-
-Status check_values(const MovePlan& plan, const std::vector<std::vector<int64_t>>& values) {
-  RunInference inference(plan, values);
-  row_of(*plan.view.op().op).infer(inference);
-  std::string seen;
-  for (size_t i : plan.dynamic) {
-    seen += (seen.empty() ? "" : ", ") + plan.view.input_text(i) + " is " + values_text(values[i]);
-  }
-  if (!inference.fault().empty()) {
-    return value_fault(plan.view, seen + ": expected " + inference.fault());
-  }
-  for (size_t k = 0; k < plan.out.size(); ++k) {
-    const auto& shape = inference.inferred()[k];
-    if (!shape || *shape == plan.out[k].shape) continue;
-    return Fault{Code::E_RUN_SHAPE,
-                 seen + ", which gives output " + std::to_string(k) + " the shape " + shape_text(*shape) +
-                     ", expected " + shape_text(plan.out[k].shape),
-                 op_name(plan.view.op())};
-  }
-  return {};
-}
-
 // change(at, n, chunk) for all elements of output k, some at a time.
 template <class Change>
 void change_chunks(const MovePlan& plan, const Frame& frame, size_t k, const Change& change) {
@@ -92,20 +54,15 @@ void change_grids(const MovePlan& plan, const Frame& frame, size_t k) {
     for (int64_t i = 0; i < n; ++i) {
       const ElementGrid& from = plan.grids[static_cast<size_t>(numbers[at + i])];
       const auto channel = static_cast<size_t>((at + i) / inner % channels);
-      if (!from.keep) chunk[i] = kernels::requantize_value(plan.change(from, k, channel), chunk[i]);
+      if (!from.keep) chunk[i] = plan.changed(from, k, channel, chunk[i]);
     }
   });
 }
 
 Status run(const MovePlan& plan, const Frame& frame) {
-  std::vector<std::vector<int64_t>> read;
-  if (!plan.dynamic.empty()) {
-    read = plan.ints;
-    for (size_t i : plan.dynamic)
-      read[i] = read_ints(plan.in[i].dtype(), frame.in(plan.in[i]), plan.in[i].elements);
-    PYQUANT_TRY(check_values(plan, read));
-  }
-  const auto& ints = plan.dynamic.empty() ? plan.ints : read;
+  IntValues read;
+  if (!plan.ints.known()) PYQUANT_TRY(plan.ints.read(frame, &read));
+  const IntValues& ints = plan.ints.known() ? plan.ints.values() : read;
   for (const TensorArg& y : plan.out) {  // 4 bits behind an odd number of elements are 0
     if (plan.bits == 4 && y.elements % 2 != 0) frame.out(y)[y.elements / 2] = 0;
   }

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <numeric>
 
+#include "circle/ops/operand.h"
+#include "kernels/exact.h"
+#include "kernels/real.h"
+
 namespace pyquant::circle {
 namespace {
 
@@ -74,12 +78,25 @@ Fault value_fault(const OpView& op, std::string message) {
 kernels::GridChange MovePlan::change(const ElementGrid& from, size_t k, size_t channel) const {
   const QParams& q = *out[k].tensor->quant;
   const DTypeInfo& type = *info(out[k].dtype());
-  return {from.scale,
-          static_cast<int32_t>(from.zero_point),
-          q.scale[channel],
-          static_cast<int32_t>(q.zero_point[channel]),
-          static_cast<int32_t>(type.lowest),
-          static_cast<int32_t>(type.highest)};
+  kernels::GridChange change{from.scale,
+                             static_cast<int32_t>(from.zero_point),
+                             q.scale[channel],
+                             static_cast<int32_t>(q.zero_point[channel]),
+                             static_cast<int32_t>(type.lowest),
+                             static_cast<int32_t>(type.highest)};
+  if (!limits.empty()) {
+    change.lo = limits[channel].lo + change.to_zero;
+    change.hi = limits[channel].hi + change.to_zero;
+  }
+  return change;
+}
+
+int32_t MovePlan::changed(const ElementGrid& from, size_t k, size_t channel, int32_t q) const {
+  if (fused != kernels::Fused::tanh) return kernels::requantize_value(change(from, k, channel), q);
+  const kernels::Rounder& to = limits[channel];
+  const double x = (static_cast<double>(q) - static_cast<double>(from.zero_point)) * from.scale;
+  return static_cast<int32_t>(kernels::nearest(kernels::real_tanh(x) / to.scale, to.lo, to.hi)) +
+         to.zero_point;
 }
 
 Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& ints, MoveFunction function,
@@ -94,7 +111,6 @@ Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& 
   if (plan->bits == 0 || plan->bits > 64) return builder.unsupported("moves no elements of this type");
 
   plan->sources.resize(plan->in.size());
-  plan->ints.resize(plan->in.size());
   bool keep = true, one = true;
   for (size_t i = 0; i < plan->in.size(); ++i) {
     const TensorArg& x = plan->in[i];
@@ -111,6 +127,11 @@ Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& 
     one &= !y.per_channel();
   }
   plan->grids.push_back({1.0f, 0, false});
+  if (is_quantized(dtype) && fused_of(builder) != kernels::Fused::none) {
+    plan->fused = fused_of(builder);
+    plan->limits = channel_rounders(plan->out[0], plan->fused);
+    keep = one = false;
+  }
   if (!keep) {
     plan->grid_mode = one ? MovePlan::Grids::One : MovePlan::Grids::ByElement;
     if (!is_quantized(dtype) && dtype != DType::INT32)
@@ -123,22 +144,7 @@ Result<std::shared_ptr<const MovePlan>> make_plan(Builder& builder, const Ints& 
     for (const TensorArg& y : plan->out) plan->numbers.push_back(builder.scratch(4 * y.elements));
   }
 
-  for (size_t i : ints) {
-    if (!plan->in[i]) continue;
-    if (is_known(plan->in[i])) {
-      plan->ints[i] = read_ints(plan->in[i].dtype(), plan->in[i].constant, plan->in[i].elements);
-    } else {
-      plan->dynamic.push_back(i);
-    }
-  }
-  if (!plan->dynamic.empty()) {
-    plan->shapes.resize(builder.graph().tensors.size());
-    for (const auto& list : {plan->in, plan->out}) {
-      for (const TensorArg& t : list) {
-        if (t) plan->shapes[t.index] = t.shape;
-      }
-    }
-  }
+  plan->ints = ComputedInts(builder, ints);
   return std::shared_ptr<const MovePlan>(std::move(plan));
 }
 

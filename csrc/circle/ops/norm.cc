@@ -66,9 +66,6 @@ void onert_rope(const TargetCheck& it) {
   }
 }
 
-// Gamma, beta and tables may have scales of their own for each channel; data may not.
-bool data_per_channel(const Builder& b) { return b.in(0).per_channel() || b.out(0).per_channel(); }
-
 /// step(T{}) with the type of x.
 template <class Make>
 Step for_data(const InOperand& x, Make make) {
@@ -76,15 +73,19 @@ Step for_data(const InOperand& x, Make make) {
 }
 
 Result<Step> prepare_rms_norm(Builder& b) {
-  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
-  const InOperand x(b, 0);
   const RealOperand gamma(b, 1);
-  const OutOperand y(b, 0);
-  if (!gamma.readable()) return b.unsupported("this gamma");
   kernels::RmsNorm plan;
   plan.epsilon = static_cast<double>(b.option("epsilon", 0.0f));
   plan.size = b.in(0).shape.back();
   plan.one_gamma = gamma.elements() == 1;
+  if (any_per_channel(b)) {
+    return real_step(b, kernels::Fused::none, [=, x = RealOperand(b, 0)](const Frame& frame, double* y) {
+      const int64_t rows = plan.size == 0 ? 0 : x.elements() / plan.size;
+      kernels::rms_norm(plan, x.read(frame), gamma.read(frame), y, 0, rows);
+    });
+  }
+  const InOperand x(b, 0);
+  const OutOperand y(b, 0);
   if (is_quantized(x.dtype())) {
     plan.in = x.qparams();
     plan.out = kernels::Rounder::make(y.qparams(), y.grid());
@@ -107,13 +108,8 @@ Result<Step> prepare_rms_norm(Builder& b) {
 }
 
 Result<Step> prepare_instance_norm(Builder& b) {
-  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
-  const auto fused = fused_of(b);
-  if (!fused) return b.unsupported("this fused activation");
-  const InOperand x(b, 0);
+  const kernels::Fused fused = fused_of(b);
   const RealOperand gamma(b, 1), beta(b, 2);
-  const OutOperand y(b, 0);
-  if (!gamma.readable() || !beta.readable()) return b.unsupported("this gamma or beta");
   const Shape& shape = b.in(0).shape;
   kernels::InstanceNorm plan;
   plan.epsilon = static_cast<double>(b.option("epsilon", 0.0f));
@@ -121,15 +117,23 @@ Result<Step> prepare_instance_norm(Builder& b) {
   plan.channels = shape[3];
   plan.one_gamma = gamma.elements() == 1;
   plan.one_beta = beta.elements() == 1;
-  plan.fused = *fused;
+  plan.fused = fused;
+  const int64_t units = shape[0] * plan.units_per_batch();
+  if (any_per_channel(b)) {
+    if (fused != kernels::Fused::tanh) plan.fused = kernels::Fused::none;  // the others limit what is rounded
+    return real_step(b, fused, [=, x = RealOperand(b, 0)](const Frame& frame, double* y) {
+      kernels::instance_norm(plan, x.read(frame), gamma.read(frame), beta.read(frame), y, 0, units);
+    });
+  }
+  const InOperand x(b, 0);
+  const OutOperand y(b, 0);
   if (is_quantized(x.dtype())) {
     // Squares have 32 bits, their sums 63.
     if (plan.positions > INT32_MAX) return b.unsupported("this many positions");
     plan.in = x.qparams();
     plan.out = kernels::Rounder::make(y.qparams(), y.grid());
-    kernels::limit(*fused, &plan.out);
+    kernels::limit(fused, &plan.out);
   }
-  const int64_t units = shape[0] * plan.units_per_batch();
   return for_data(x, [&](auto type) {
     using T = decltype(type);
     return Step{[=](const Frame& frame) -> Status {
@@ -157,25 +161,46 @@ std::array<int64_t, 4> table_strides(const Shape& table) {
   return strides;
 }
 
+/// Calls use(row, first element of sin, of cos) for rows [begin, end) of x.
+template <class Use>
+void for_rows(const Shape& shape, const std::array<int64_t, 4>& sines, const std::array<int64_t, 4>& cosines,
+              int64_t begin, int64_t end, Use use) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at[] = {row / shape[2] / shape[1], row / shape[2] % shape[1], row % shape[2]};
+    int64_t of_sin = 0, of_cos = 0;
+    for (size_t d = 0; d < 3; ++d) of_sin += at[d] * sines[d], of_cos += at[d] * cosines[d];
+    use(row, of_sin, of_cos);
+  }
+}
+
 Result<Step> prepare_rope(Builder& b) {
-  if (data_per_channel(b)) return b.unsupported("a scale for each channel");
-  const InOperand x(b, 0);
   const RealOperand sin(b, 1), cos(b, 2);
-  const OutOperand y(b, 0);
-  if (!sin.readable() || !cos.readable()) return b.unsupported("these tables");
   const auto sines = table_strides(b.in(1).shape), cosines = table_strides(b.in(2).shape);
   kernels::Rope plan;
   plan.neighbours = b.option<int64_t>("mode", 0) == 1;
   plan.size = b.in(0).shape[3];
   plan.sin_step = sines[3];
   plan.cos_step = cosines[3];
+  const Shape shape = b.in(0).shape;
+  const int64_t rows = int64_t{shape[0]} * shape[1] * shape[2];
+  const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(plan.size, 1));
+  if (any_per_channel(b)) {
+    return Step{[=, x = RealOperand(b, 0), y = ChannelResult(b, 0)](const Frame& frame) -> Status {
+      const double *const from = x.read(frame), *const s = sin.read(frame), *const c = cos.read(frame);
+      const kernels::ChannelOutput to = y.at(frame);
+      for_rows(shape, sines, cosines, 0, rows, [&](int64_t row, int64_t of_sin, int64_t of_cos) {
+        kernels::rope_channels(plan, from + row * plan.size, s + of_sin, c + of_cos, to, row * plan.size);
+      });
+      y.finish(frame);
+      return {};
+    }};
+  }
+  const InOperand x(b, 0);
+  const OutOperand y(b, 0);
   if (is_quantized(x.dtype())) {
     plan.in = x.qparams();
     plan.out = kernels::Rope::rounder(x.qparams(), y.qparams(), y.grid(), std::max(sin.most(), cos.most()));
   }
-  const Shape shape = b.in(0).shape;
-  const int64_t rows = int64_t{shape[0]} * shape[1] * shape[2];
-  const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(plan.size, 1));
   return for_data(x, [&](auto type) {
     using T = decltype(type);
     return Step{[=](const Frame& frame) -> Status {
@@ -183,12 +208,9 @@ Result<Step> prepare_rope(Builder& b) {
       const double *const s = sin.read(frame), *const c = cos.read(frame);
       T* const to = y.write<T>(frame);
       frame.threads().run(rows, grain, [&](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; ++row) {
-          const int64_t at[] = {row / shape[2] / shape[1], row / shape[2] % shape[1], row % shape[2]};
-          int64_t of_sin = 0, of_cos = 0;
-          for (size_t d = 0; d < 3; ++d) of_sin += at[d] * sines[d], of_cos += at[d] * cosines[d];
+        for_rows(shape, sines, cosines, begin, end, [&](int64_t row, int64_t of_sin, int64_t of_cos) {
           kernels::rope_row(plan, from + row * plan.size, s + of_sin, c + of_cos, to + row * plan.size);
-        }
+        });
       });
       y.finish(frame);
       return {};

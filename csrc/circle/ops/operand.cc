@@ -73,10 +73,13 @@ void read_reals(const TensorArg& arg, const uint8_t* bytes, double* out) {
   const DType dtype = arg.dtype();
   const int64_t n = arg.elements;
   if (is_ggml(dtype)) {
-    std::vector<float> values(static_cast<size_t>(n));
-    kernels::dequantize_blocks(bytes, n / kernels::kBlockLength, dtype == DType::GGML_Q4_0 ? 4 : 8,
-                               values.data());
-    std::copy(values.begin(), values.end(), out);
+    const int bits = dtype == DType::GGML_Q4_0 ? 4 : 8;
+    for (int64_t i = 0; i < n; i += kernels::kBlockLength) {
+      float block[kernels::kBlockLength];
+      kernels::dequantize_blocks(bytes + i / kernels::kBlockLength * kernels::block_bytes(bits), 1, bits,
+                                 block);
+      std::copy_n(block, std::min(n - i, kernels::kBlockLength), out + i);
+    }
     return;
   }
   if (is_float(dtype)) {
@@ -89,7 +92,8 @@ void read_reals(const TensorArg& arg, const uint8_t* bytes, double* out) {
     }
     return;
   }
-  const QParams& q = *arg.tensor->quant;
+  static const QParams kPlain{{1.0f}, {0}, 0, 0};  // integers that are numbers
+  const QParams& q = arg.tensor->quant ? *arg.tensor->quant : kPlain;
   const auto channels = static_cast<int64_t>(q.scale.size());
   int64_t inner = 1;
   for (size_t d = arg.rank(); d-- > static_cast<size_t>(q.axis) + 1;) inner *= arg.shape[d];
@@ -114,7 +118,7 @@ Grid grid_of(DType dtype) {
   return {static_cast<int32_t>(type.lowest), static_cast<int32_t>(type.highest)};
 }
 
-InOperand::InOperand(Builder& b, size_t i) : arg_(b.in(i)), dtype_(kernel_dtype(arg_.dtype())) {
+InOperand::InOperand(Builder& b, const TensorArg& arg) : arg_(arg), dtype_(kernel_dtype(arg_.dtype())) {
   const int64_t bytes = arg_.elements * element_bytes(dtype_);
   const bool misplaced =
       reinterpret_cast<uintptr_t>(arg_.constant) % static_cast<uintptr_t>(element_bytes(dtype_)) != 0;
@@ -156,10 +160,6 @@ void OutOperand::finish(const Frame& frame) const {
 }
 
 RealOperand::RealOperand(Builder& b, size_t i) : arg_(b.in(i)) {
-  const DType dtype = arg_.dtype();
-  readable_ =
-      is_float(dtype) || (is_quantized(dtype) && arg_.tensor->quant) || (is_ggml(dtype) && arg_.constant);
-  if (!readable_) return;
   if (arg_.constant) {
     auto values = std::make_shared<std::vector<double>>(static_cast<size_t>(arg_.elements));
     read_reals(arg_, arg_.constant, values->data());
@@ -183,25 +183,62 @@ const double* RealOperand::read(const Frame& frame) const {
   return to;
 }
 
+std::vector<kernels::Rounder> channel_rounders(const TensorArg& y, kernels::Fused fused) {
+  const QParams& q = *y.tensor->quant;
+  std::vector<kernels::Rounder> rounders;
+  for (size_t c = 0; c < q.scale.size(); ++c) {
+    const ScaleZeroPoint p{q.scale[c], static_cast<int32_t>(q.zero_point[c])};
+    kernels::limit(fused, &rounders.emplace_back(kernels::Rounder::make(p, grid_of(y.dtype()))));
+  }
+  return rounders;
+}
+
+ChannelResult::ChannelResult(Builder& b, size_t k, kernels::Fused fused) : out_(b, k) {
+  const TensorArg& y = b.out(k);
+  const QParams& q = *y.tensor->quant;
+  if (y.per_channel()) {
+    for (size_t d = y.rank(); d-- > static_cast<size_t>(q.axis) + 1;) inner_ *= std::max(y.shape[d], 1);
+  }
+  rounders_ = std::make_shared<std::vector<kernels::Rounder>>(channel_rounders(y, fused));
+}
+
+kernels::ChannelOutput ChannelResult::at(const Frame& frame) const {
+  return {rounders_->data(), static_cast<int64_t>(rounders_->size()), inner_, out_.dtype() == DType::INT16,
+          out_.write<uint8_t>(frame)};
+}
+
+Step real_step(Builder& b, kernels::Fused fused, std::function<void(const Frame&, double*)> compute) {
+  const ChannelResult y(b, 0, fused);
+  const size_t scratch = b.scratch(y.elements() * static_cast<int64_t>(sizeof(double)));
+  return {[y, scratch, compute = std::move(compute)](const Frame& frame) -> Status {
+            auto* const values = frame.scratch<double>(scratch);
+            compute(frame, values);
+            const kernels::ChannelOutput to = y.at(frame);
+            for (int64_t i = 0; i < y.elements(); ++i) to.round(i, values[i]);
+            y.finish(frame);
+            return {};
+          },
+          0};
+}
+
 std::optional<std::vector<int64_t>> known_ints(const TensorArg& arg) {
   if (!arg.constant && arg.elements != 0) return std::nullopt;
   return read_ints(arg.dtype(), arg.constant, arg.elements);
 }
 
 bool any_per_channel(const Builder& b) {
+  const OpInfo& op = *b.op().op;
   for (size_t i = 0; i < b.inputs(); ++i) {
-    if (b.in(i) && b.in(i).per_channel()) return true;
+    if (op.input(i).role == 'x' && b.in(i) && b.in(i).per_channel()) return true;
   }
   for (size_t k = 0; k < b.outputs(); ++k) {
-    if (b.out(k).per_channel()) return true;
+    if (op.output(k).role == 'x' && b.out(k).per_channel()) return true;
   }
   return false;
 }
 
-std::optional<kernels::Fused> fused_of(const Builder& b) {
+kernels::Fused fused_of(const Builder& b) {
   switch (b.option<int64_t>("fused_activation_function", 0)) {
-    case 0:
-      return kernels::Fused::none;
     case 1:
       return kernels::Fused::relu;
     case 2:
@@ -211,7 +248,7 @@ std::optional<kernels::Fused> fused_of(const Builder& b) {
     case 4:
       return kernels::Fused::tanh;
     default:
-      return std::nullopt;
+      return kernels::Fused::none;
   }
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "circle/ops/step.h"
+#include "kernels/channels.h"
 #include "kernels/fused.h"
 #include "pyquant/qparams.h"
 
@@ -25,7 +26,9 @@ inline ScaleZeroPoint qparams_of(const TensorArg& t) {
 class InOperand {
  public:
   /// Input i of the operator.
-  InOperand(Builder& b, size_t i);
+  InOperand(Builder& b, size_t i) : InOperand(b, b.in(i)) {}
+  /// Any tensor: an output that is read again.
+  InOperand(Builder& b, const TensorArg& arg);
 
   DType dtype() const { return dtype_; }
   int64_t elements() const { return arg_.elements; }
@@ -67,13 +70,12 @@ class OutOperand {
   std::optional<size_t> scratch_;
 };
 
-/// A weight, gamma, beta or table of any dtype and any scales, as the doubles that its values are.
+/// A weight, gamma, beta or table of any dtype, or quantized data, of any scales, as the doubles that its
+/// values are.
 class RealOperand {
  public:
   RealOperand(Builder& b, size_t i);
 
-  /// Whether the dtype is one of those; a ggml table has to be a constant.
-  bool readable() const { return readable_; }
   int64_t elements() const { return arg_.elements; }
   /// The largest magnitude that its integers can have.
   double most() const;
@@ -81,10 +83,32 @@ class RealOperand {
 
  private:
   TensorArg arg_;
-  bool readable_;
   size_t scratch_ = 0;
   std::shared_ptr<const std::vector<double>> constant_;
 };
+
+/// How real numbers become the integers of a quantized tensor: by channel, limited by an activation.
+std::vector<kernels::Rounder> channel_rounders(const TensorArg& y, kernels::Fused fused);
+
+/// A quantized output with a grid for each channel (or one), for kernels that round element by element.
+class ChannelResult {
+ public:
+  ChannelResult(Builder& b, size_t k, kernels::Fused fused = kernels::Fused::none);
+
+  int64_t elements() const { return out_.elements(); }
+  kernels::ChannelOutput at(const Frame& frame) const;
+  /// As OutOperand's.
+  void finish(const Frame& frame) const { out_.finish(frame); }
+
+ private:
+  OutOperand out_;
+  int64_t inner_ = 1;
+  std::shared_ptr<const std::vector<kernels::Rounder>> rounders_;
+};
+
+/// A step of real numbers: compute(frame, y) fills y, the real numbers of output 0, each of which is then
+/// rounded to the grid of its channel.
+Step real_step(Builder& b, kernels::Fused fused, std::function<void(const Frame&, double*)> compute);
 
 /// Calls use(T{}) with the element type of a quantized kernel dtype.
 template <class Use>
@@ -106,10 +130,11 @@ auto with_number(DType kernel_dtype, Use use) {
 /// The values of an int32 or int64 operand that is known when the step is prepared; nothing otherwise.
 std::optional<std::vector<int64_t>> known_ints(const TensorArg& arg);
 
-/// Whether any operand has a scale for each channel, which the elementwise rows do not run.
+/// Whether any data (weights, indices and tables are none) has a scale for each channel: kernels that compute
+/// integers of one grid do not take it.
 bool any_per_channel(const Builder& b);
 
-/// The option fused_activation_function; nothing for SIGN_BIT.
-std::optional<kernels::Fused> fused_of(const Builder& b);
+/// The option fused_activation_function, of which the checker refuses SIGN_BIT.
+kernels::Fused fused_of(const Builder& b);
 
 }  // namespace pyquant::circle

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 
-#include "circle/ops/operand.h"
 #include "kernels/fused.h"
 #include "pyquant/kernels.h"
 
@@ -16,7 +14,8 @@ namespace {
 using kernels::Elements;
 using kernels::Fused;
 
-std::optional<Elements> elements_of(DType dtype) {
+/// Of a dtype that the checker lets through.
+Elements elements_of(DType dtype) {
   switch (dtype) {
     case DType::INT4:
       return Elements::int4;
@@ -40,10 +39,8 @@ std::optional<Elements> elements_of(DType dtype) {
       return Elements::q8_0;
     case DType::INT32:
       return Elements::int32;
-    case DType::INT64:
-      return Elements::int64;
     default:
-      return std::nullopt;
+      return Elements::int64;
   }
 }
 
@@ -72,69 +69,71 @@ void limit_floats(Fused fused, kernels::Output* out) {
   out->to = fused == Fused::relu6 ? 6.0f : fused == Fused::relu_n1_to_1 ? 1.0f : kInfinity;
 }
 
-}  // namespace
-
-Result<Product> Product::of(Builder& b, const TensorArg& bias, size_t channel_axis) {
-  Product p;
-  p.x_ = b.in(0);
-  p.w_ = b.in(1);
-  p.bias_ = bias;
-  p.y_ = b.out(0);
-  const auto x = elements_of(p.x_.dtype()), w = elements_of(p.w_.dtype()), y = elements_of(p.y_.dtype());
-  const auto fused = fused_of(b);
-  if (!x || !w || !y || *x != *y) return b.unsupported("this combination of dtypes is not run");
-  if (!fused) return b.unsupported("the fused activation SIGN_BIT is not run");
-  kernels::Linear& l = p.linear;
-  l.x = {*x, nullptr, 0};
-  l.w = {*w, nullptr, 0};
-  l.y.type = *y;
-  l.y.tanh = *fused == Fused::tanh;
-  if (is_quantized(p.w_.dtype())) {
-    if (!p.w_.tensor->quant) return b.unsupported("weights without qparams are not run");
-    if (p.w_.per_channel() && static_cast<size_t>(p.w_.tensor->quant->axis) != channel_axis) {
-      return b.unsupported("scales along another dimension than the output's channels are not run");
-    }
-    l.w_scales = scales_of(p.w_);
-  }
-  if (bias) l.bias_type = *elements_of(bias.dtype());
-  if (is_float(p.x_.dtype())) {
-    limit_floats(*fused, &l.y);
-    return p;
-  }
-  if (!p.x_.tensor->quant || !p.y_.tensor->quant || p.x_.per_channel() || p.y_.per_channel()) {
-    return b.unsupported("data without one scale and zero point is not run");
-  }
-  if (bias && (!bias.tensor->quant || !is_index(bias.dtype()))) {
-    return b.unsupported("a bias of integers with qparams is expected");
-  }
-  if (bias && bias.per_channel() && static_cast<int64_t>(bias.tensor->quant->scale.size()) != bias.elements) {
-    return b.unsupported("a bias with one scale, or one for each element, is expected");
-  }
-  l.x_scale = p.x_.scale();
-  l.x_zero = p.x_.zero_point();
-  if (bias) l.bias_scales = scales_of(bias);
-  limit_integers(p.y_, *fused, &l.y);
-  // 4-bit results are made as bytes, since two threads may share a byte.
-  if (*y == Elements::int4 || *y == Elements::uint4) {
-    l.y.type = *y == Elements::int4 ? Elements::int8 : Elements::uint8;
-    p.unpacked_ = b.scratch(p.y_.elements);
-  }
-  return p;
+// Whether scales lie otherwise than one for each row of w.
+bool crosses_rows(const TensorArg& w, size_t channel_axis) {
+  return w.per_channel() && static_cast<size_t>(w.tensor->quant->axis) != channel_axis;
 }
 
-Status Product::place(Builder& b, int64_t copies) {
-  if (!kernels::plan_linear(linear, &plan)) {
-    return b.unsupported("rows of " + std::to_string(linear.depth) + " elements of these types are not run");
+}  // namespace
+
+bool Product::takes(const Builder& b, const TensorArg& bias, size_t channel_axis) {
+  if (is_float(b.in(0).dtype())) return true;
+  const bool bias_fits =
+      !bias || !bias.per_channel() || static_cast<int64_t>(bias.tensor->quant->scale.size()) == bias.elements;
+  return !any_per_channel(b) && !crosses_rows(b.in(1), channel_axis) && bias_fits;
+}
+
+Product::Product(Builder& b, const TensorArg& bias, size_t channel_axis, bool by_rows)
+    : x_(b.in(0)), w_(b.in(1)), bias_(bias), y_(b.out(0)) {
+  const Fused fused = fused_of(b);
+  kernels::Linear& l = linear;
+  l.x = {elements_of(x_.dtype()), nullptr, 0};
+  l.w = {elements_of(w_.dtype()), nullptr, 0};
+  l.y.type = elements_of(y_.dtype());
+  l.y.tanh = fused == Fused::tanh;
+  const bool whole_blocks = by_rows && w_.shape.back() % kernels::kBlockLength == 0;
+  if (is_float(x_.dtype()) && (crosses_rows(w_, channel_axis) || (is_ggml(w_.dtype()) && !whole_blocks))) {
+    l.w.type = Elements::float32;
+    dense_.emplace(b, 1);
+    dense_at_ = b.scratch(w_.elements * static_cast<int64_t>(sizeof(float)));
+  } else if (is_quantized(w_.dtype())) {
+    l.w_scales = scales_of(w_);
   }
+  if (bias) l.bias_type = elements_of(bias.dtype());
+  if (is_float(x_.dtype())) {
+    limit_floats(fused, &l.y);
+    return;
+  }
+  l.x_scale = x_.scale();
+  l.x_zero = x_.zero_point();
+  if (bias) l.bias_scales = scales_of(bias);
+  limit_integers(y_, fused, &l.y);
+  // 4-bit results are made as bytes, since two threads may share a byte.
+  if (l.y.type == Elements::int4 || l.y.type == Elements::uint4) {
+    l.y.type = l.y.type == Elements::int4 ? Elements::int8 : Elements::uint8;
+    unpacked_ = b.scratch(y_.elements);
+  }
+}
+
+bool Product::place(Builder& b, int64_t copies) {
+  if (!kernels::plan_linear(linear, &plan)) return false;
   prepared_bytes_ = (plan.prepared_bytes + 63) / 64 * 64;
   scratch_ = b.scratch(prepared_bytes_ * copies);
-  return {};
+  return true;
+}
+
+const void* Product::weights(const Frame& frame) const {
+  if (!dense_) return frame.in(w_);
+  const double* const values = dense_->read(frame);
+  auto* const to = frame.scratch<float>(dense_at_);
+  for (int64_t i = 0; i < w_.elements; ++i) to[i] = static_cast<float>(values[i]);
+  return to;
 }
 
 kernels::Linear Product::at(const Frame& frame) const {
   kernels::Linear l = linear;
   l.x.data = frame.in(x_);
-  l.w.data = frame.in(w_);
+  l.w.data = weights(frame);
   l.bias = bias_ ? frame.in(bias_) : nullptr;
   l.y.data =
       (y_.dtype() == DType::INT4 || y_.dtype() == DType::UINT4) ? frame.scratch(unpacked_) : frame.out(y_);

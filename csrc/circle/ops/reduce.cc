@@ -3,10 +3,12 @@
 #include "kernels/reduce.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "circle/ops/computed.h"
+#include "circle/ops/moves.h"
 #include "circle/ops/operand.h"
-#include "circle/ops/row.h"
 
 namespace pyquant::circle {
 namespace {
@@ -38,74 +40,117 @@ void infer_cumsum(Inference& it) {
   it.set(0, it.shape(0), "as the input");
 }
 
-/// A step that calls apply(x, y, begin, end) for parts of `units`.
-template <class T, class Apply>
-Step parts(const InOperand& x, const OutOperand& y, int64_t units, int64_t grain, Apply apply) {
-  return {[x, y, units, grain, apply](const Frame& frame) -> Status {
-    const T* const from = x.read<T>(frame);
-    T* const to = y.write<T>(frame);
-    frame.threads().run(units, grain, [&](int64_t begin, int64_t end, int) { apply(from, to, begin, end); });
-    y.finish(frame);
-    return {};
-  }};
-}
-
 kernels::Reduction reduction_of(std::string_view name) {
   if (name == "MEAN") return kernels::Reduction::mean;
   if (name == "SUM") return kernels::Reduction::sum;
   return name == "REDUCE_MAX" ? kernels::Reduction::max : kernels::Reduction::min;
 }
 
+/// Which dimensions a list of axes names.
+std::unique_ptr<bool[]> reduced_of(const Shape& shape, const std::vector<int64_t>& axes) {
+  std::unique_ptr<bool[]> reduced(new bool[shape.size() + 1]());
+  for (int64_t axis : axes) reduced[*axis_of(axis, shape.size())] = true;
+  return reduced;
+}
+
+/// Results and their values, where scales differ from channel to channel.
+struct RealReduction {
+  kernels::Nest<1> kept, reduced;
+
+  RealReduction(const Shape& shape, const std::vector<int64_t>& axes) {
+    const auto is_reduced = reduced_of(shape, axes);
+    const auto strides = dense_strides(shape);
+    for (size_t d = 0; d < shape.size(); ++d) (is_reduced[d] ? reduced : kept).add(shape[d], {strides[d]});
+  }
+};
+
+Step reduce_by_channel(Builder& b, kernels::Reduction kind, const ComputedInts& ints) {
+  const RealOperand x(b, 0);
+  const ChannelResult y(b, 0);
+  const size_t products = b.scratch(x.elements() * static_cast<int64_t>(sizeof(kernels::Product)));
+  return planned_step(
+      ints, [shape = b.in(0).shape](const IntValues& values) { return RealReduction(shape, values[1]); },
+      [=](const Frame& frame, const RealReduction& plan) {
+        kernels::reduce_channels(kind, plan.kept, plan.reduced, x.read(frame),
+                                 frame.scratch<kernels::Product>(products), y.at(frame), 0, y.elements());
+        y.finish(frame);
+      });
+}
+
 Result<Step> prepare_reduction(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
-  const Shape& shape = b.in(0).shape;
-  const auto axes = known_ints(b.in(1));
-  if (!axes) return b.unsupported("axes that are computed");
-  if (shape.size() > kernels::ReduceMap::kMost) return b.unsupported("more than 32 dimensions");
-  bool reduced[kernels::ReduceMap::kMost] = {};
-  for (int64_t axis : *axes) reduced[*axis_of(axis, shape.size())] = true;
-  kernels::Reduce plan;
-  plan.kind = reduction_of(b.op().op->name);
-  kernels::ReduceMap::make(shape.data(), static_cast<int>(shape.size()), reduced, &plan.map);
+  const ComputedInts ints(b, {1});
+  kernels::Reduce base;
+  base.kind = reduction_of(b.op().op->name);
+  if (any_per_channel(b)) return reduce_by_channel(b, base.kind, ints);
   const InOperand x(b, 0);
   const OutOperand y(b, 0);
   if (is_quantized(x.dtype())) {
-    plan.in = x.qparams();
-    plan.out = kernels::Rounder::make(y.qparams(), y.grid());
+    base.in = x.qparams();
+    base.out = kernels::Rounder::make(y.qparams(), y.grid());
   }
-  const int64_t units = plan.map.units();
-  const int64_t grain = std::max<int64_t>(1, 8192 * units / std::max<int64_t>(x.elements(), 1));
+  const auto plan_of = [base, shape = b.in(0).shape](const IntValues& values) {
+    kernels::Reduce plan = base;
+    kernels::ReduceMap::make(shape.data(), static_cast<int>(shape.size()), reduced_of(shape, values[1]).get(),
+                             &plan.map);
+    return plan;
+  };
   return with_number(x.dtype(), [&](auto type) {
     using T = decltype(type);
-    return parts<T>(x, y, units, grain, [plan](const T* from, T* to, int64_t begin, int64_t end) {
-      kernels::reduce(plan, from, to, begin, end);
+    return planned_step(ints, plan_of, [x, y](const Frame& frame, const kernels::Reduce& plan) {
+      const T* const from = x.read<T>(frame);
+      T* const to = y.write<T>(frame);
+      const int64_t units = plan.map.units();
+      const int64_t grain = std::max<int64_t>(1, 8192 * units / std::max<int64_t>(x.elements(), 1));
+      frame.threads().run(units, grain, [&](int64_t begin, int64_t end, int) {
+        kernels::reduce(plan, from, to, begin, end);
+      });
+      y.finish(frame);
     });
   });
 }
 
 Result<Step> prepare_cumsum(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
-  const Shape& shape = b.in(0).shape;
-  const auto given = known_ints(b.in(1));
-  if (!given) return b.unsupported("an axis that is computed");
-  const size_t axis = *axis_of((*given)[0], shape.size());
-  kernels::Cumsum plan;
-  plan.size = shape[axis];
-  for (size_t d = axis + 1; d < shape.size(); ++d) plan.inner *= shape[d];
-  plan.exclusive = b.option("exclusive", false);
-  plan.reverse = b.option("reverse", false);
+  const ComputedInts ints(b, {1});
+  kernels::Cumsum base;
+  base.exclusive = b.option("exclusive", false);
+  base.reverse = b.option("reverse", false);
+  const int64_t elements = b.in(0).elements;
+  if (!any_per_channel(b) && is_quantized(b.in(0).dtype())) {
+    base.in = qparams_of(b.in(0));
+    base.out = kernels::Rounder::make(qparams_of(b.out(0)), grid_of(b.out(0).dtype()));
+  }
+  const auto plan_of = [base, shape = b.in(0).shape](const IntValues& values) {
+    kernels::Cumsum plan = base;
+    const size_t axis = *axis_of(values[1][0], shape.size());
+    plan.size = shape[axis];
+    for (size_t d = axis + 1; d < shape.size(); ++d) plan.inner *= shape[d];
+    return plan;
+  };
+  const auto lines_of = [elements](const kernels::Cumsum& plan) {
+    return plan.size == 0 ? 0 : elements / plan.size;
+  };
+  if (any_per_channel(b)) {
+    const size_t products = b.scratch(elements * static_cast<int64_t>(sizeof(kernels::Product)));
+    return planned_step(
+        ints, plan_of,
+        [=, x = RealOperand(b, 0), y = ChannelResult(b, 0)](const Frame& frame, const kernels::Cumsum& plan) {
+          kernels::cumsum_channels(plan, x.read(frame), frame.scratch<kernels::Product>(products),
+                                   y.at(frame), 0, lines_of(plan));
+          y.finish(frame);
+        });
+  }
   const InOperand x(b, 0);
   const OutOperand y(b, 0);
-  if (is_quantized(x.dtype())) {
-    plan.in = x.qparams();
-    plan.out = kernels::Rounder::make(y.qparams(), y.grid());
-  }
-  const int64_t lines = plan.size == 0 ? 0 : x.elements() / plan.size;
-  const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(plan.size, 1));
   return with_number(x.dtype(), [&](auto type) {
     using T = decltype(type);
-    return parts<T>(x, y, lines, grain, [plan](const T* from, T* to, int64_t begin, int64_t end) {
-      kernels::cumsum(plan, from, to, begin, end);
+    return planned_step(ints, plan_of, [=](const Frame& frame, const kernels::Cumsum& plan) {
+      const T* const from = x.read<T>(frame);
+      T* const to = y.write<T>(frame);
+      const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(plan.size, 1));
+      frame.threads().run(lines_of(plan), grain, [&](int64_t begin, int64_t end, int) {
+        kernels::cumsum(plan, from, to, begin, end);
+      });
+      y.finish(frame);
     });
   });
 }

@@ -17,9 +17,6 @@ void infer(Inference& it) {
 }
 
 Result<Step> prepare(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
-  const InOperand x(b, 0);
-  const OutOperand y(b, 0);
   kernels::Softmax plan;
   plan.log = std::string_view(b.op().op->name) == "LOG_SOFTMAX";
   plan.beta = plan.log ? 1.0f : b.option("beta", 1.0f);
@@ -27,6 +24,13 @@ Result<Step> prepare(Builder& b) {
   if (!(plan.beta >= 0.0f) || std::isinf(plan.beta))
     return b.unsupported("a beta below 0, or that is no number");
   plan.size = b.in(0).shape.back();
+  if (any_per_channel(b)) {
+    return real_step(b, kernels::Fused::none, [plan, x = RealOperand(b, 0)](const Frame& frame, double* y) {
+      kernels::softmax(plan, x.read(frame), y, 0, plan.size == 0 ? 0 : x.elements() / plan.size);
+    });
+  }
+  const InOperand x(b, 0);
+  const OutOperand y(b, 0);
   plan.in_scale = x.qparams().scale;
   const bool quantized = is_quantized(x.dtype());
   if (quantized) {

@@ -2,6 +2,7 @@
 // Functions of one value: NEG to LEAKY_RELU.
 #include <map>
 
+#include "circle/ops/grids.h"
 #include "circle/ops/operand.h"
 #include "circle/ops/row.h"
 #include "kernels/function_table.h"
@@ -56,11 +57,19 @@ Step parts(const InOperand& x, const OutOperand& y, Apply apply) {
   }};
 }
 
+/// Where scales differ from channel to channel: no tables, which would be as many as channels.
+Step by_channel(Builder& b, UnaryFunction f) {
+  return requantize_elements(b.in(0), b.out(0), [f](const kernels::GridChange& c, int32_t* q, int64_t n) {
+    const ScaleZeroPoint in{c.from_scale, c.from_zero}, out{c.to_scale, c.to_zero};
+    for (int64_t i = 0; i < n; ++i) q[i] = kernels::unary_quantized(f, q[i], in, out, {c.lo, c.hi});
+  });
+}
+
 Result<Step> prepare(Builder& b) {
-  if (any_per_channel(b)) return b.unsupported("a scale for each channel");
   const InOperand x(b, 0);
   const OutOperand y(b, 0);
   const UnaryFunction f = function_of(b);
+  if (any_per_channel(b)) return by_channel(b, f);
   if (x.dtype() == DType::FLOAT32) {
     return parts<float>(x, y,
                         [f](const float* from, float* to, int64_t n) { kernels::unary(f, from, to, n); });
@@ -80,9 +89,7 @@ Result<Step> prepare(Builder& b) {
     return parts<T>(x, y,
                     [f](const T* from, T* to, int64_t n) { kernels::unary_integers(f.kind, from, to, n); });
   };
-  if (x.dtype() == DType::INT32) return integers(int32_t{});
-  if (x.dtype() == DType::INT64) return integers(int64_t{});
-  return b.unsupported("this dtype");
+  return x.dtype() == DType::INT32 ? integers(int32_t{}) : integers(int64_t{});
 }
 
 }  // namespace

@@ -220,15 +220,33 @@ TEST(broadcasts_as_numpy_does) {
   }
 }
 
-TEST(broadcast_of_nothing_and_of_too_much) {
-  const int32_t none[] = {0, 5}, row[] = {5}, nine[] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+TEST(broadcast_of_nothing_and_of_many_dimensions) {
+  const int32_t none[] = {0, 5}, row[] = {5}, four[] = {2, 2}, nothing[60] = {};
   Broadcast map;
   CHECK(Broadcast::make(none, 2, row, 1, &map));
   CHECK_EQ(map.numel(), int64_t{0});
   float y = 1.0f;
   binary<float>(Binary::add, Fused::none, map, &y, &y, &y, 0, 0);
   CHECK_EQ(y, 1.0f);
-  CHECK(!Broadcast::make(nine, 9, row, 1, &map));
+  CHECK(Broadcast::make(nothing, 60, nothing, 60, &map));
+  CHECK_EQ(map.numel(), int64_t{0});
+  CHECK(!Broadcast::make(four, 2, row, 1, &map));
+  // Every second dimension is one of a, the others of b: none of them join.
+  int32_t a[20], b[20];
+  for (int d = 0; d < 20; ++d) a[d] = 1 + d % 2, b[d] = 2 - d % 2;
+  CHECK(Broadcast::make(a, 20, b, 20, &map));
+  std::vector<float> left(1 << 10), right(1 << 10), sum(1 << 20);
+  for (size_t i = 0; i < left.size(); ++i)
+    left[i] = static_cast<float>(i), right[i] = 1024.0f * static_cast<float>(i);
+  binary<float>(Binary::add, Fused::none, map, left.data(), right.data(), sum.data(), 0, 1 << 20);
+  for (int i = 0; i < 1 << 20; ++i) {
+    int at_a = 0, at_b = 0;
+    for (int d = 0; d < 20; ++d) {
+      const int bit = i >> (19 - d) & 1;
+      (d % 2 ? at_a : at_b) = 2 * (d % 2 ? at_a : at_b) + bit;
+    }
+    if (sum[static_cast<size_t>(i)] != static_cast<float>(at_a + 1024 * at_b)) CHECK_EQ(i, -1);
+  }
 }
 
 TEST(binary_integers_have_no_undefined_results) {

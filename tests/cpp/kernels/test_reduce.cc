@@ -87,7 +87,7 @@ void reduces(const std::vector<int32_t>& shape, unsigned axes, ScaleZeroPoint in
   for (Reduction kind : {Reduction::sum, Reduction::mean, Reduction::max, Reduction::min}) {
     Reduce plan;
     plan.kind = kind;
-    CHECK(ReduceMap::make(shape.data(), rank, is_reduced, &plan.map));
+    ReduceMap::make(shape.data(), rank, is_reduced, &plan.map);
     plan.in = in;
     if constexpr (kQuantized<T>) plan.out = Rounder::make(out, grid_of<T>());
     CHECK_EQ(plan.map.results(), results);
@@ -139,7 +139,7 @@ TEST(reductions_of_nothing_and_of_nan) {
   const bool axes[] = {false, true};
   Reduce plan;
   plan.kind = Reduction::mean;
-  CHECK(ReduceMap::make(shape, 2, axes, &plan.map));
+  ReduceMap::make(shape, 2, axes, &plan.map);
   plan.out = Rounder::make({1.0f, 4}, {-128, 127});
   float f[2];
   int8_t q[2];
@@ -154,7 +154,7 @@ TEST(reductions_of_nothing_and_of_nan) {
   const int32_t three[] = {3};
   const bool all[] = {true};
   plan.kind = Reduction::max;
-  CHECK(ReduceMap::make(three, 1, all, &plan.map));
+  ReduceMap::make(three, 1, all, &plan.map);
   reduce(plan, x, f, 0, 1);
   CHECK(std::isnan(f[0]));
 }
