@@ -112,13 +112,14 @@ void check_present(const Graph& graph, size_t index, std::vector<bool>& told, Fa
 void check_plain(const Graph& graph, size_t index, Faults& faults) {
   const Operator& op = graph.operators[index];
   const bool move = op.op->kind == OpKind::Move, cast = op.op->kind == OpKind::Convert;
+  const bool activates = option<int64_t>(op, "fused_activation_function", 0) != 0;
   const bool counts = std::any_of(op.op->outputs.begin(), op.op->outputs.end(),
                                   [](const Operand& o) { return o.role == 'i'; });
   const Tensor* first = nullptr;
   const auto look = [&](const Tensor* t, char role, bool is_output, const std::string& operand) {
     if (!t || !is_index(t->dtype) || cast) return;
     if (role != 'x' && !(role == 'i' && is_output) && role != 'a') return;
-    if (!move || counts) {
+    if (!move || counts || activates) {
       if (t->quant)
         faults.add(Code::E_QPARAMS_DTYPE, operator_place(graph, index),
                    operand + " has qparams, expected plain integers here");

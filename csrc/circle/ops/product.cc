@@ -78,9 +78,13 @@ bool crosses_rows(const TensorArg& w, size_t channel_axis) {
 
 bool Product::takes(const Builder& b, const TensorArg& bias, size_t channel_axis) {
   if (is_float(b.in(0).dtype())) return true;
-  const bool bias_fits =
-      !bias || !bias.per_channel() || static_cast<int64_t>(bias.tensor->quant->scale.size()) == bias.elements;
-  return !any_per_channel(b) && !crosses_rows(b.in(1), channel_axis) && bias_fits;
+  if (bias) {
+    const QParams& q = *bias.tensor->quant;
+    if (q.scale.size() > 1 && static_cast<int64_t>(q.scale.size()) != bias.elements) return false;
+    if (std::any_of(q.zero_point.begin(), q.zero_point.end(), [](int64_t zero) { return zero != 0; }))
+      return false;
+  }
+  return !any_per_channel(b) && !crosses_rows(b.in(1), channel_axis);
 }
 
 Product::Product(Builder& b, const TensorArg& bias, size_t channel_axis, bool by_rows)

@@ -4,6 +4,7 @@
 #include "kernels/exact.h"
 
 #include <random>
+#include <vector>
 
 #include "../check.h"
 #include "data.h"
@@ -50,6 +51,31 @@ TEST(exact_rounds_random_sums) {
     const int64_t hi = magnitude_of(random, 40), lo = -magnitude_of(random, 40);
     CHECK_EQ(round_exact(products, n, static_cast<double>(d1), static_cast<double>(d2), lo, hi),
              by_integers(number, static_cast<Wide>(d1) * d2, lo, hi));
+  }
+}
+
+TEST(exact_rounds_sums_of_many_at_and_beside_a_step) {
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 2000; ++round) {
+    const auto n = static_cast<size_t>(9 + random() % 300);
+    std::vector<Product> products(n);
+    Wide sum = 0;
+    for (Product& each : products) {
+      const int64_t a = magnitude_of(random, 20) * (random() % 2 ? 1 : -1), b = magnitude_of(random, 40);
+      each = {static_cast<double>(a), static_cast<double>(b)};
+      sum += static_cast<Wide>(a) * b;
+    }
+    // One more pair of products makes the sum a step, or a unit more or less.
+    const int64_t d = 2 * (1 + magnitude_of(random, 20)), k = magnitude_of(random, 15) * (round % 2 ? 1 : -1);
+    for (int beside = -1; beside <= 1; ++beside) {
+      const Wide wanted = static_cast<Wide>(2 * k + 1) * (d / 2) + beside;
+      std::vector<Product> all = products;
+      all.resize(n + 2);
+      split(wanted - sum, &all[n]);
+      CHECK_EQ(round_exact(all.data(), static_cast<int64_t>(all.size()), static_cast<double>(d), 1.0, -40000,
+                           40000),
+               by_integers(wanted, d, -40000, 40000));
+    }
   }
 }
 

@@ -86,16 +86,14 @@ def inputs_of(graph: Graph, seed: int = 1) -> list[Tensor]:
 
 
 def quantized(
-    graph: Graph, inputs: Sequence[Tensor] | None = None, *, single_layer: bool = True, native: bool = True
+    graph: Graph, inputs: Sequence[Tensor] | None = None, *, single_layer: bool = True
 ) -> tuple[CircleProgram, Report]:
     """Export a fully quantized graph and assert the fidelity contract on it (op by op alone: not `single_layer`), as
-    TICO's runtime computes it; pyquant's own (unless not `native`) has the exact integers, which float32 misses by a
-    step now and then."""
+    TICO's runtime computes it; pyquant's own has the exact integers, which float32 misses by a step now and then."""
     program = export(graph)
     assert program.missing_qparams() == []
     given = inputs_of(graph) if inputs is None else inputs
-    if native:
-        assert max((op.max_lsb or 0.0 for op in compare(program, graph, given).operators), default=0.0) <= 1
+    assert max((op.max_lsb or 0.0 for op in compare(program, graph, given).operators), default=0.0) <= 1
     if single_layer:
         return program, fidelity(program, graph, given, runtime="tico")
     report = compare(program, graph, given, runtime="tico")

@@ -286,7 +286,7 @@ def test_moved_per_channel_constant_keeps_its_scales(how: str) -> None:
         out=act("int16"),
     )
     graph.fn = lambda m, x: m.out(m.a(x) + moved(m.wq(m.w)))
-    program, _ = quantized(graph, native=False)  # the runner adds no tensors with a scale for each channel
+    program, _ = quantized(graph)
     weight_tensor = tensor(program, "w")
     assert weight_tensor.shape == tuple(moved(w).shape)
     assert weight_tensor.quant.axis == {"transpose": 1}.get(how, 0)
