@@ -18,7 +18,9 @@ from pyquant import circle
 
 OPERATORS = circle.operators()
 FLOATS = ("float32", "float16", "bfloat16")
-QUANTIZED = tuple(RANGES)
+QUANTIZED = ("int4", "uint4", "int8", "uint8", "int16")
+#: those of their integers; of biases others do
+ENDS = {dtype: RANGES[dtype] for dtype in QUANTIZED}
 INDICES = ("int32", "int64")
 GGML = ("ggml_q4_0", "ggml_q8_0")
 OTHERS = ("float64", "uint16", "uint32", "uint64")
@@ -195,7 +197,7 @@ def _filled(
 def _give_grid(generator: np.random.Generator, t: Operand, axis: int | None) -> None:
     """Small scales, whose sums of products long double holds."""
     count = 1 if axis is None else t.shape[axis]
-    lo, hi = RANGES.get(t.dtype, (-20, 20))
+    lo, hi = ENDS.get(t.dtype, (-20, 20))
     t.axis = axis
     t.scale = generator.integers(1, 13, count).astype(Real) / (256 if t.dtype == "int16" else 16)
     t.zero = generator.integers(max(lo, -6), min(hi, 6) + 1, count)
@@ -214,7 +216,7 @@ def _fill(generator: np.random.Generator, t: Operand, positive: bool, *, small: 
         t.numbers = generator.integers(1 if positive else -16, 17, t.shape).astype(Real) / 8
     elif t.dtype == "bool":
         t.numbers = generator.integers(0, 2, t.shape)
-    elif t.scale is not None or t.dtype in RANGES:
+    elif t.scale is not None or t.dtype in ENDS:
         _fill_quantized(generator, t, positive)
         return
     else:
@@ -228,7 +230,7 @@ def _fill(generator: np.random.Generator, t: Operand, positive: bool, *, small: 
 
 
 def _fill_quantized(generator: np.random.Generator, t: Operand, positive: bool) -> None:
-    lo, hi = RANGES.get(t.dtype, (-400, 400))
+    lo, hi = ENDS.get(t.dtype, (-400, 400))
     q, kind = generator.integers(lo, hi + 1, t.shape), generator.integers(0, 8, t.shape)
     q = np.where(kind == 0, lo, np.where(kind == 1, hi, np.clip(q, -3000, 3000)))
     zero = 0 if t.scale is None else t.by_element(t.zero)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from combinations import OPERATORS, QUANTIZED, Combination, Operand, combinations
+from combinations import ENDS, OPERATORS, QUANTIZED, Combination, Operand, combinations
 from every_operator import ACTIVATIONS, CASES, Real
-from one_operator import RANGES, unpack
+from one_operator import unpack
 
 from pyquant import circle
 from pyquant.ops import circle_write
@@ -163,7 +163,7 @@ def _wrong(c: Combination, y: Operand, reals: Any, got: Any) -> str:
 
 def _rounded(reals: Any, y: Operand) -> tuple[Any, Any]:
     """The integers of real numbers; which of these are more than 1e-9 from a step."""
-    lo, hi = RANGES.get(y.dtype, (-(2**31), 2**31 - 1))
+    lo, hi = ENDS.get(y.dtype, (-(2**31), 2**31 - 1))
     scale, zero = (Real(1), 0) if y.scale is None else (y.by_element(y.scale), y.by_element(y.zero))
     size = np.minimum(np.nan_to_num(abs(reals), posinf=1e9), Real(1e9))
     n = np.floor(size / scale)  # may be off by one; products with a step are exact
