@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=NO_FILE,
         metavar="FILE",
         help="with --enable-quantization or --quantized: also run the model's Circle file (or FILE in its place, "
-        "exported whole for these inputs; a bundle's files are parts) and compare its tensors with eager's; needs tico",
+        "exported whole for these inputs; a bundle's files are parts) and compare its tensors with eager's",
     )
     add("--interesting-modules", nargs="+", action="extend", default=[], metavar="GLOB", help=_INTERESTING)
     add(

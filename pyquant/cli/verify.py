@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_tico:
         return FOUND if found else FINE
     if find_spec("tico") is None:
-        print("TICO's verifier: not installed (pip install 'pyquant-circle[demo]')")
+        print("TICO's verifier: not installed (pip install 'pyquant-circle[tico]')")
         return FOUND if found else FINE
     from pyquant.verify.runtimes.tico import structure_faults
 

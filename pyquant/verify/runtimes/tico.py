@@ -113,7 +113,7 @@ def _tico(part: str = "", package: str = "tico.circle.runtime") -> Any:
         return importlib.import_module(f"{package}{part}")
     except ImportError as error:
         raise ImportError(
-            f"TICO's reference runtime is not installed ({error}); run: pip install 'pyquant-circle[demo]'"
+            f"TICO's reference runtime is not installed ({error}); run: pip install 'pyquant-circle[tico]'"
         ) from error
 
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,3 +217,41 @@ def test_mistakes_are_one_line_and_exit_code_2(place: Path, run: Run) -> None:
         assert done.code == 2, words
         assert message in done.err, words
         assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+WITHOUT_TICO = """
+import sys
+from pathlib import Path
+sys.modules["tico"] = None  # every import of it fails
+import torch
+import pyquant
+from pyquant.cli.main import main
+from pyquant.verify import Session, compare
+
+place = Path(sys.argv[1])
+ids = torch.tensor([[3, 4, 5, 6]])
+with Session(place / "out") as session:
+    assert session.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 6)
+q = pyquant.load_quantized(place / "out" / "quantized")
+mlp = q.model.layers[0].mlp
+profile = pyquant.ExportProfile({"x": pyquant.exporter.TensorSpec((1, 4, mlp.gate_proj.in_features))}, outputs=("y",))
+x = torch.linspace(-1, 1, 4 * mlp.gate_proj.in_features).reshape(1, 4, -1)
+assert compare(pyquant.export(mlp, profile, name="mlp"), mlp, {"x": x}).max_lsb <= 1
+words = ["evaluate", "--bundle", place / "out", "--tasks", f"perplexity:{place / 'text.txt'}", "--window", "16"]
+assert main([*map(str, words), "--limit", "1"]) == 0
+assert main(["verify", str(next((place / "out").glob("lm_head*.circle")))]) == 0
+try:
+    Session(place / "out", runtime="tico").generate(ids, max_new_tokens=1)
+except ImportError as error:
+    assert "pip install 'pyquant-circle[tico]'" in str(error)
+else:
+    raise AssertionError("it ran in something that is not there")
+assert sys.modules["tico"] is None
+"""
+
+
+def test_without_tico(place: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TICO, str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TICO's verifier: not installed (pip install 'pyquant-circle[tico]')" in done.stdout
