@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyquant.decoder import host_data
 from pyquant.decoder.cache import CacheState, KeyValue
 from pyquant.decoder.generation import GenerationRequest, NextLogits
-from pyquant.decoder.kind import LayerKind, named, variants
-from pyquant.decoder.layout import RotaryTable, kinds_of, slots_of
+from pyquant.decoder.kind import variants
+from pyquant.decoder.layout import Variant, kinds_of, slots_of, variants_of
 from pyquant.decoder.turn import Past, Prompt, Turn, checked, require_whole
 from pyquant.errors import InputError
 
@@ -37,8 +38,9 @@ class Embedded:
 class Host:
     """Generates text with the graphs of one bundle. Keeps nothing between calls.
 
-    A family with more than text overrides `generate`, which makes its own kind of Prompt, and `embedded`. Raises
-    InputError for a bundle that cannot generate (a model without a head).
+    A family with more than text overrides `generate`, which makes its own kind of Prompt, `embedded`, and `flow`.
+    Raises InputError for a bundle that cannot generate (a model without a head), CircleError for one whose host_data
+    asks for other steps than these.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ("prefill", "decode", "lm_head")  # kinds of graphs
@@ -57,18 +59,16 @@ class Host:
         self.append_lengths: Sequence[int] = sorted(manifest.get("append_lengths", ()))
         self.per_layer = manifest["layers"] == "per_layer"
         self.fill = float(manifest["mask"]["fill"])
-        self.kinds = self.layer_kinds()
-        self.variants = variants(self.kinds)
+        self.data = host_data.read(manifest)
+        self.variants = variants_of(manifest)
+        self.kinds = kinds_of(manifest, self.variants)
+        variants(self.kinds)
         self.slots = slots_of(manifest) if "decode" in self.NEEDS else {}
-        self.rotary = {variant: self.rotary_table(manifest[named("rotary", variant)]) for variant in self.variants}
+        host_data.require(self.data, self.flow())
 
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """The layers as the manifest's cache lists them."""
-        return kinds_of(self.manifest)
-
-    def rotary_table(self, entry: Mapping[str, Any]) -> RotaryTable:
-        """Frequencies and scale of one variant."""
-        return RotaryTable.of(entry)
+    def flow(self) -> Mapping[str, Any]:
+        """host_data as this host does it, with the numbers and names that it reads there."""
+        return host_data.of_variants(self.data["variants"])
 
     @torch.no_grad()
     def generate(
@@ -105,7 +105,7 @@ class Host:
         """What one call is about. Raises InputError for what no graph takes, or has no room for."""
         request = GenerationRequest(self.manifest["generation"], options)
         ids, mask = checked(input_ids, attention_mask, self.batch, request)
-        if any(kind.window is not None for kind in self.kinds):
+        if any(variant.window is not None for variant in self.variants.values()):
             require_whole(mask)
         turn = Turn.of(ids, mask, past, self.empty(), request)
         self._require_graphs(turn)
@@ -231,7 +231,8 @@ class Host:
             return out["hidden_states"], {i: (out[f"new_key_{i}"], out[f"new_value_{i}"]) for i in owners}
         new: dict[int, KeyValue] = {}
         for i, kind in enumerate(self.kinds):
-            given = {key: inputs[key] for key in (kind.mask, *kind.tables)}
+            own = self.variants[kind.variant]
+            given = {key: inputs[key] for key in (own.mask, *own.tables)}
             given |= {"hidden_states": hidden, **self.layer_extras(i, embedded)}
             if kind.shares is not None:
                 given |= self._shared(kind.shares, new, past)
@@ -264,35 +265,34 @@ class Host:
     def tables(self, positions: Tensor) -> dict[str, Tensor]:
         """positions (axes, B, S) -> cos and signed_sin (B, S, head_dim) of each variant."""
         tables: dict[str, Tensor] = {}
-        for variant, kind in self.variants.items():
-            cos, signed_sin = self.rotary[variant].at(positions)
-            tables |= dict(zip(kind.tables, (cos, signed_sin), strict=True))
+        for variant in self.variants.values():
+            tables |= dict(zip(variant.tables, variant.rotary.at(positions), strict=True))
         return tables
 
-    def masks(self, name: str, prompt: Prompt, state: CacheState, *, past: bool) -> dict[str, Tensor]:
-        """(B, 1, Q, K) of 0 and the fill for each variant, as graph `name` takes them for `prompt` behind `state`; with
+    def masks(self, graph: str, prompt: Prompt, state: CacheState, *, past: bool) -> dict[str, Tensor]:
+        """(B, 1, Q, K) of 0 and the fill for each variant, as `graph` takes them for `prompt` behind `state`; with
         a `past`, the keys in the slots of the cache come first."""
         lengths = state.lengths[:, None]
         query_at = lengths + torch.arange(prompt.ids.shape[1], dtype=torch.int64, device="cpu")
-        bands, masks = self._bands(name), {}
-        for variant, kind in self.variants.items():
-            if kind.mask in bands:
-                key_at, there = _banded(bands[kind.mask], prompt.real)
+        bands, masks = self._bands(graph), {}
+        for name, variant in self.variants.items():
+            if variant.mask in bands:
+                key_at, there = _banded(bands[variant.mask], prompt.real)
             else:
                 key_at, there = query_at[:, None], prompt.real[:, None]
-                if past and (slots := self.slots[variant]):
+                if past and (slots := self.slots[name]):
                     places = state.places(slots)[:, None]
                     key_at, there = torch.cat([places, key_at], dim=2), torch.cat([places >= 0, there], dim=2)
-            keep = self.sees(kind, query_at[:, :, None], key_at, prompt) & there
+            keep = self.sees(variant, query_at[:, :, None], key_at, prompt) & there
             values = torch.zeros(keep.shape, dtype=torch.float32, device="cpu").masked_fill(~keep, self.fill)
-            masks[kind.mask] = values[:, None]
+            masks[variant.mask] = values[:, None]
         return masks
 
-    def sees(self, kind: LayerKind, query_at: Tensor, key_at: Tensor, prompt: Prompt) -> Tensor:
+    def sees(self, variant: Variant, query_at: Tensor, key_at: Tensor, prompt: Prompt) -> Tensor:
         """Whether queries at places (B, Q, 1) of their rows may look at keys at places (B, 1 or Q, K), bool (B, Q, K).
         A family with blocks of tokens that see each other overrides it; `prompt` is what the queries are of."""
         keep = key_at <= query_at
-        return keep if kind.window is None else keep & (key_at > query_at - kind.window)
+        return keep if variant.window is None else keep & (key_at > query_at - variant.window)
 
     def _bands(self, name: str) -> Mapping[str, int]:
         """Mask -> tokens of a block, of the graph `name` or of its layers."""

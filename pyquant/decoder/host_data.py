@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest's `host_data`: what its `host` says in words, as data that a host in another language follows.
 
-It owns the form of the entries that families share. Which ones a bundle has is each family's bundle.py; the native
-program's reader is csrc/host/manifest.cc, and `pyquant/exporter/manifest.schema.json` describes all of it.
+It owns the form of the entries that families share. Which ones a bundle has is each family's flow.py; the native
+program's reader is csrc/host/manifest.cc, and `pyquant/exporter/manifest.schema.json` describes all of it. Python's
+hosts read their numbers and names here too; the order of their steps is code, which `require` compares with the data.
 
 A value is a tensor by name that goes from step to step: `ids` are the tokens, `hidden` what enters the first layer.
 """
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyquant.decoder.kind import LayerKind, named
+from pyquant.errors import CircleError
 
 VERSION = 1
 IDS, HIDDEN = "ids", "hidden"
@@ -20,9 +22,14 @@ IDS, HIDDEN = "ids", "hidden"
 
 def of_text(variants: Mapping[str, LayerKind]) -> dict[str, Any]:
     """The entries of a text model: variants of layers, embeddings of tokens, positions that count them."""
+    return of_variants([_variant(variant, kind) for variant, kind in variants.items()])
+
+
+def of_variants(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same of entries that are there already."""
     return {
         "version": VERSION,
-        "variants": [_variant(variant, kind) for variant, kind in variants.items()],
+        "variants": list(variants),
         "embedding": [step("token_embedding", {"input_ids": IDS}, {"inputs_embeds": HIDDEN})],
         "positions": {"rule": "tokens"},
     }
@@ -90,3 +97,32 @@ def whole(index: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     is the item's number, a name without takes all of them.
     """
     return {"input_ids": "input_ids", **({"index": index, "media": [dict(each) for each in items]} if items else {})}
+
+
+# --- what a host makes of it ---
+
+
+def read(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry of a bundle's manifest. Raises CircleError where it is missing or of another version."""
+    data = manifest.get("host_data")
+    if not isinstance(data, Mapping) or data.get("version") != VERSION:
+        seen = data.get("version") if isinstance(data, Mapping) else data
+        raise CircleError(
+            f"host_data of the manifest has version {seen!r}, this pyquant knows {VERSION}; export the bundle again"
+        )
+    return data
+
+
+def require(seen: Any, expected: Any, path: str = "host_data") -> None:
+    """Raise CircleError at the first entry of `seen` that is not `expected`: what a host does whose flow is code."""
+    if isinstance(seen, Mapping) and isinstance(expected, Mapping):
+        for key in sorted({*seen, *expected}):
+            require(seen.get(key), expected.get(key), f"{path}.{key}")
+    elif isinstance(seen, list) and isinstance(expected, list) and len(seen) == len(expected):
+        for index, (one, other) in enumerate(zip(seen, expected, strict=True)):
+            require(one, other, f"{path}[{index}]")
+    elif seen != expected:
+        raise CircleError(
+            f"{path} of the manifest is {seen!r}, and the host of this model family does {expected!r}; export the "
+            "bundle again with this pyquant"
+        )

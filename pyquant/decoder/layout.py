@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest says of the layers: their kinds, the slots of their caches, the frequencies of their rotary tables.
+"""What a manifest says of the layers: variants, kinds, the slots of their caches, the frequencies of rotary tables.
 
 It owns reading these entries, which bundle.py writes. What a host makes of them is host.py.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyquant.decoder import host_data
 from pyquant.decoder.kind import LayerKind
+from pyquant.errors import CircleError
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,49 @@ class RotaryTable:
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def kinds_of(manifest: Mapping[str, Any]) -> tuple[LayerKind, ...]:
-    """The layers as the manifest's cache lists them."""
-    return tuple(
-        LayerKind(
-            int(each["kv_heads"]),
-            int(each["head_dim"]),
-            each.get("window"),
-            each.get("shares"),
-            str(each.get("variant", "")),
-        )
-        for each in _entries(manifest)
-    )
+@dataclass(frozen=True)
+class Variant:
+    """Layers with one mask and one pair of rotary tables: the graph inputs `mask` and `tables` (cos, signed_sin), how
+    many positions back a query sees (None: all), and the frequencies."""
+
+    name: str
+    mask: str
+    tables: tuple[str, str]
+    window: int | None
+    rotary: RotaryTable
+
+
+def variants_of(manifest: Mapping[str, Any]) -> dict[str, Variant]:
+    """Name -> variant, of the manifest's host_data."""
+    found = {}
+    for entry in host_data.read(manifest)["variants"]:
+        name, window = str(entry["name"]), entry.get("window")
+        tables = (str(entry["cos"]), str(entry["signed_sin"]))
+        rotary = RotaryTable.of(manifest[entry["rotary"]])
+        found[name] = Variant(name, str(entry["mask"]), tables, None if window is None else int(window), rotary)
+    return found
+
+
+def kinds_of(manifest: Mapping[str, Any], variants: Mapping[str, Variant]) -> tuple[LayerKind, ...]:
+    """The layers as the manifest's cache lists them; none without a cache. Raises CircleError for one of another
+    variant."""
+    found = []
+    for index, each in enumerate(_entries(manifest)):
+        name = str(each.get("variant", ""))
+        if name not in variants:
+            raise CircleError(f"cache.layers[{index}] is of variant {name!r}, host_data.variants has {list(variants)}")
+        heads, size = int(each["kv_heads"]), int(each["head_dim"])
+        found.append(LayerKind(heads, size, variants[name].window, each.get("shares"), name))
+    return tuple(found)
 
 
 def slots_of(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Variant -> slots of its layers' caches; bundles before append graphs have as many in every layer."""
+    """Variant -> slots of its layers' caches."""
     whole = int(manifest["cache"]["capacity"])
     own = (each for each in _entries(manifest) if each.get("shares") is None)
     return {str(each.get("variant", "")): int(each.get("capacity", whole)) for each in own}
 
 
 def _entries(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The layers of the cache; bundles of pyquant 0.1 had one shape for all."""
-    cache = manifest["cache"]
-    entries: Sequence[Mapping[str, Any]] = cache.get("layers") or [cache] * int(manifest["num_hidden_layers"])
+    entries: Sequence[Mapping[str, Any]] = manifest["cache"]["layers"] if "cache" in manifest else ()
     return entries

@@ -22,9 +22,11 @@ from torch import Tensor
 from pyquant.decoder.host import Host
 from pyquant.decoder.row_table import RowTable
 from pyquant.decoder.turn import Past
+from pyquant.errors import PyquantError
 from pyquant.models import llama
 from pyquant.models.gemma4 import table
 from pyquant.models.gemma4.whole_host import host as gemma_host
+from pyquant.models.qwen3_vl.host import host as qwen_host
 from tests.models import gemma4_bundle_tiny as gemma
 from tests.models.eager_bundle import Eager as EagerBundle
 from tests.models.native_host import Recorder, expect_same, media_file, native, rows_of
@@ -315,6 +317,84 @@ def test_a_table_beside_the_graphs(tmp_path: Path) -> None:
     words = ["--ids", rows_of(given["input_ids"], None), *media_file(tmp_path, given), *GEMMA_WORDS]
     done = native(tmp_path, *words, "--max-new-tokens", 4)
     assert done.returncode == 0, done.stderr
+
+
+# --- one statement of what a host needs: both hosts follow its numbers, and neither passes over another flow ---
+
+
+def changed(manifest: Any, path: str, value: Any) -> Any:
+    """A copy with another value at host_data's `path`, such as media.0.token_id."""
+    copy = json.loads(json.dumps(manifest))
+    at: Any = copy["host_data"]
+    *words, last = [int(word) if word.isdigit() else word for word in path.split(".")]
+    for word in words:
+        at = at[word]
+    at[last] = value
+    return copy
+
+
+def of_family(family: str) -> tuple[Any, Any, dict[str, Any]]:
+    """An eager bundle with images, what makes its host of a manifest, and a prompt."""
+    if family == "qwen3_vl":
+        eager: Any = Eager(qwen_tree()[1], qwen_profile())
+        return eager, qwen_host, batch((2, A, 1, C))
+    return gemma_eager("vision"), gemma_host, gemma.given("all", seed=8)
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "value", "shown"),
+    [
+        ("qwen3_vl", "variants.0.window", 2, "attention_mask"),
+        ("gemma4", "variants.0.window", 2, "attention_mask_sliding"),
+        ("gemma4", "placeholder_id", 3, "input_ids"),
+        ("gemma4", "together.variants", [], "attention_mask_sliding"),
+    ],
+)
+def test_a_number_of_host_data_changes_both(family: str, path: str, value: Any, shown: str, tmp_path: Path) -> None:
+    eager, host, given = of_family(family)
+    options = {**GREEDY, "max_new_tokens": 2}
+    plain = Recorder(eager)
+    host(eager.manifest).generate(plain, **given, **options)
+    eager.manifest = changed(eager.manifest, path, value)
+    found = expect_same(tmp_path, eager, host(eager.manifest), given, *WORDS, **options)
+    assert found.calls == plain.calls
+    inputs = [name for name in plain.tensors if name.endswith(f"|in|{shown}")]
+    assert any(not torch.equal(plain.tensors[name], found.tensors[name]) for name in inputs)
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "value", "python", "told"),
+    [
+        ("qwen3_vl", "media.0.token_id", 1, "more image grid", "more image item"),
+        ("qwen3_vl", "positions.merge", 1, r"host_data.towers\[0\].merge", "merged by 1 makes"),
+        ("qwen3_vl", "positions.rule", "tokens", r"host_data.positions.rule of the manifest is 'tokens'", "E_REPLAY"),
+        ("qwen3_vl", "embedding.1.index", "place", r"host_data.embedding\[1\].index", "takes 'visual_index'"),
+        ("qwen3_vl", "embedding.1.outputs.inputs_embeds", "x", "outputs.inputs_embeds of the manifest", "E_REPLAY"),
+        ("qwen3_vl", "towers.0.outputs.0", "rows", r"host_data.towers\[0\].outputs\[0\]", "'rows'"),
+        ("qwen3_vl", "version", 2, "host_data of the manifest has version 2", "is 2, this program knows"),
+        ("gemma4", "media.2.token_id", 1, "audio", "audio placeholder tokens"),
+        ("gemma4", "towers.1.frames_per_token", 5, "audio", "audio placeholder tokens"),
+        ("gemma4", "towers.0.form", "grids", r"host_data.towers\[0\].form", "host_data.towers[0].merge"),
+        ("gemma4", "embedding.1.segments.0.inputs.0", "x", r"segments\[0\].inputs\[0\]", "image_embeds"),
+    ],
+)
+def test_another_host_data_is_refused_by_both(
+    family: str, path: str, value: Any, python: str, told: str, tmp_path: Path
+) -> None:
+    eager, host, given = of_family(family)
+    options, recorder = {**GREEDY, "max_new_tokens": 2}, Recorder(eager)
+    host(eager.manifest).generate(recorder, **given, **options)
+    recorder.save(tmp_path)
+    file = tmp_path / "manifest.json"
+    wrong = changed(json.loads(file.read_text()), path, value)
+    file.write_text(json.dumps(wrong))
+    given.pop("mm_token_type_ids", None)
+    with pytest.raises(PyquantError, match=python):
+        host(wrong).generate(eager, **given, **options)
+    ids = rows_of(given["input_ids"], given.get("attention_mask"))
+    done = native(tmp_path, "--ids", ids, *media_file(tmp_path, given), "--max-new-tokens", 2, *WORDS)
+    assert done.returncode != 0
+    assert told in done.stderr
 
 
 # --- what is not as it should be ---

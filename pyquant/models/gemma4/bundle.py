@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyquant.decoder import host_data, row_table
+from pyquant.decoder import row_table
 from pyquant.decoder.bundle import NUMBERS, BundleParts, Part
 from pyquant.decoder.ends import embedding_profile
 from pyquant.decoder.graphs import TextProfile
@@ -20,6 +20,7 @@ from pyquant.errors import ProfileError
 from pyquant.exporter.profile import ExportProfile
 from pyquant.models.gemma4 import table, words
 from pyquant.models.gemma4.audio.profiles import FRAMES_PER_TOKEN, AudioProfile
+from pyquant.models.gemma4.flow import TENSORS, Towers, flow
 from pyquant.models.gemma4.generation import QuantGemma4ForConditionalGeneration
 from pyquant.models.gemma4.graphs import FusionProfile, SoftTokensProfile
 from pyquant.models.gemma4.model import QuantGemma4Model
@@ -173,12 +174,8 @@ class Gemma4Parts(BundleParts):
                 }
             if profile.audio_lengths:
                 entries["audio"] = {"lengths": list(profile.audio_lengths), "frames_per_token": FRAMES_PER_TOKEN}
-            if text.bidirectional == "vision":
-                bounded = joined() == "within the window"
-                entries["visual_blocks"] = {
-                    "variants": sorted({kind.variant for kind in text.kinds if kind.ahead}),
-                    "bounded": bounded,
-                }
+            if (together := self._together()) is not None:
+                entries["visual_blocks"] = {"variants": together[0], "bounded": together[1]}
         if text.per_layer_width:
             entries["per_layer_inputs"] = {"layers": len(text.layers), "width": text.per_layer_width}
             if profile.layers != "whole":
@@ -186,67 +183,36 @@ class Gemma4Parts(BundleParts):
         return entries
 
     def host_data(self) -> dict[str, Any]:
-        data = super().host_data()
-        if self.whole is not None:
-            data |= self._media_data()
-        if self.profile.layers == "whole":
-            items = [] if self.whole is None else self._whole_items()
-            return {**data, "model": host_data.whole("place_index", items)}
-        towers = {"vision": "image_embeds", "audio": "audio_embeds"}
-        given = {each["name"] for each in data.get("towers", ())}
-        segments = [(name, [rows]) for name, rows in towers.items() if name in given]
-        if segments:
-            data["embedding"].append(host_data.fusion("text_embeds", "place_index", segments, "inputs_embeds"))
-        if self.text.per_layer_width:
-            hidden, made = {"inputs_embeds": host_data.HIDDEN}, table.OUTPUT
-            data["embedding"] += [
-                host_data.step(table.NAME, {"input_ids": host_data.IDS}, {made: made}),
-                host_data.step(
-                    "per_layer_projection", {**hidden, made: made}, {"per_layer_inputs": "per_layer_inputs"}
-                ),
-            ]
-            data["layer_inputs"] = [{"input": "per_layer_input", "value": "per_layer_inputs", "axis": 2}]
-        return data
+        profile = self.profile
+        only = (profile.image_shapes, profile.audio_lengths) if self.whole is not None else ((), ())
+        return flow(
+            super().host_data(),
+            self._towers(),
+            per_layer=bool(self.text.per_layer_width) and profile.layers != "whole",
+            whole=only if profile.layers == "whole" else None,
+        )
 
-    def _media_data(self) -> dict[str, Any]:
-        """Placeholders, towers and which places see each other, of a model with towers."""
-        assert self.whole is not None
+    def _towers(self) -> Towers | None:
+        """What a host knows of them; None for a text model."""
+        if self.whole is None:
+            return None
         profile, config = self.profile, self.whole.config
-        tensors = {
-            "image": ("vision", "pixel_values", "image_position_ids"),
-            "video": ("vision", "pixel_values_videos", "video_position_ids"),
-            "audio": ("audio", "input_features", "input_features_mask"),
-        }
-        tokens = {name: getattr(config, f"{name}_token_id", None) for name in tensors}
-        known = {name: int(token) for name, token in tokens.items() if token is not None}
-        media = [host_data.media(name, known[name], *tensors[name]) for name in tensors if name in known]
-        towers = list[dict[str, Any]]()
-        if profile.image_shapes:
-            pool, frames = int(config.vision_config.pooling_kernel_size), profile.video_frames
-            towers.append(
-                host_data.tower("vision", "places", "pixel_values", ["image_embeds"], pool=pool, at_once=frames)
-            )
-        if profile.audio_lengths:
-            numbers = {"mask": "attention_mask", "frames_per_token": FRAMES_PER_TOKEN}
-            towers.append(host_data.tower("audio", "frames", "input_features", ["audio_embeds"], **numbers))
-        found: dict[str, Any] = {"placeholder_id": int(self.whole.pad), "media": media, "towers": towers}
-        if self.text.bidirectional == "vision":
-            variants = sorted({kind.variant for kind in self.text.kinds if kind.ahead})
-            bounded = joined() == "within the window"
-            found["together"] = {"media": ["image", "video"], "variants": variants, "bounded": bounded}
-        return found
+        tokens = {name: getattr(config, f"{name}_token_id", None) for name in TENSORS}
+        images = bool(profile.image_shapes)
+        return Towers(
+            {name: int(token) for name, token in tokens.items() if token is not None},
+            int(self.whole.pad),
+            int(config.vision_config.pooling_kernel_size) if images else 0,
+            profile.video_frames if images else 0,
+            FRAMES_PER_TOKEN if profile.audio_lengths else 0,
+            self._together(),
+        )
 
-    def _whole_items(self) -> list[dict[str, Any]]:
-        """What a prompt of the one graph has to have, in order."""
-        profile, items = self.profile, list[dict[str, Any]]()
-        if profile.image_shapes:
-            shapes = [list(shape) for shape in profile.image_shapes]
-            items.append({"tower": "vision", "input": "pixel_values", "items": shapes})
-        if profile.audio_lengths:
-            lengths = [[length] for length in profile.audio_lengths]
-            names = {"input": "input_features_{item}", "mask": "audio_mask_{item}"}
-            items.append({"tower": "audio", **names, "items": lengths})
-        return items
+    def _together(self) -> tuple[list[str], bool] | None:
+        """Variants whose images see themselves, and whether within the window alone."""
+        if self.text.bidirectional != "vision":
+            return None
+        return sorted({kind.variant for kind in self.text.kinds if kind.ahead}), joined() == "within the window"
 
     def steps(self) -> tuple[str, ...]:
         blocks = (words.BLOCKS,) if self.whole is not None and self.text.bidirectional == "vision" else ()

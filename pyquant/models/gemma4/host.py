@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyquant.decoder import host_data
 from pyquant.decoder.host import Embedded, Host, Run
-from pyquant.decoder.kind import LayerKind
+from pyquant.decoder.layout import Variant
 from pyquant.decoder.turn import Past, Prompt, Turn, check_types, cut
 from pyquant.errors import InputError
 from pyquant.models.gemma4 import table
-from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs, tokens_of
+from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs
+from pyquant.models.gemma4.flow import Towers, flow
 from pyquant.models.gemma4.images import Picture, frames_of, groups, ordered
 from pyquant.models.gemma4.places import TEXT, TOKENS, Counts, place_index, types_of, visual_runs
 
@@ -31,14 +33,26 @@ class Gemma4Host(Host):
     """Generates text with the graphs of one Gemma4 bundle. Keeps nothing between calls."""
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.towers = Towers.of(host_data.read(manifest))
+        tokens = self.towers.tokens
+        self.placeholders = {kind: tokens.get(name.removesuffix("_token_id")) for kind, name in TOKENS.items()}
         super().__init__(manifest)
-        places = manifest.get("positions", {})
-        self.placeholders = {kind: places.get(name) for kind, name in TOKENS.items()}
-        self.pad = int(places.get("pad_token_id", 0))
-        self.images: Mapping[str, Any] = manifest.get("images", {})
-        self.lengths: list[int] = manifest.get("audio", {}).get("lengths", [])
-        self.blocks: Mapping[str, Any] = manifest.get("visual_blocks", {})
-        self.per_layer_inputs: Mapping[str, int] | None = manifest.get("per_layer_inputs")
+        self.lengths = self.clip_lengths()
+        self.per_layer_inputs = bool(self._of("per_layer_projection"))
+
+    def flow(self) -> Mapping[str, Any]:
+        """What it does, with the numbers and names that it reads."""
+        towers = self.towers if "media" in self.data else None
+        return flow(super().flow(), towers, per_layer=bool(self._of("per_layer_projection")))
+
+    def clip_lengths(self) -> list[int]:
+        """Frames of the graphs for clips."""
+        return sorted(int(self.graphs[name]["frames"]) for name in self._of("audio"))
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) in patches of the graphs for images."""
+        found = (tuple(self.graphs[name]["shape"]) for name in self._of("vision"))
+        return list(dict.fromkeys((height, width) for height, width in found))
 
     @torch.no_grad()
     def generate(
@@ -107,7 +121,7 @@ class Gemma4Host(Host):
         """Raise InputError where a prompt that goes through several graphs is cut within an image whose tokens see each
         other."""
         width = turn.ids.shape[1]
-        for _, _, stop, _ in self.parts(width, turn.continues) if self.blocks else ():
+        for _, _, stop, _ in self.parts(width, turn.continues) if self.towers.together else ():
             if stop < width and bool(((blocks[:, stop - 1] == blocks[:, stop]) & (blocks[:, stop] >= 0)).any()):
                 raise InputError(
                     f"the prompt has {width} tokens and is cut at token {stop}, within an image, whose tokens see each "
@@ -121,11 +135,11 @@ class Gemma4Host(Host):
         if not pictures:
             return None
         found = list[Tensor]()
-        for (height, width), several in groups(pictures, int(self.images.get("video_frames", 0))):
+        for (height, width), several in groups(pictures, self.towers.at_once):
             frames = f"f{len(several)}_" if len(several) > 1 else ""
             name = f"vision_{frames}h{height}_w{width}"
             if name not in self.graphs:
-                known = [tuple(each) for each in self.images.get("shapes", [])]
+                known = self.shapes()
                 only = f", only for {known}; resize the image to one of them, or" if known else ", nor for any other;"
                 raise InputError(
                     f"this bundle has no vision graph for an image of {(height, width)} patches{only} "
@@ -149,7 +163,7 @@ class Gemma4Host(Host):
                 )
             profile = AudioProfile(min(fitting))
             out = run(profile.name, clip_inputs(profile, clip[None]))
-            found.append(out["audio_embeds"][: tokens_of(len(clip))])
+            found.append(out["audio_embeds"][: self.towers.rows_of_clip(len(clip))])
         return torch.cat(found)
 
     # --- into the decoder ---
@@ -160,7 +174,7 @@ class Gemma4Host(Host):
         hidden = self.tokens(run, ids)
         if isinstance(prompt, SoftPrompt) and bool((prompt.rows >= 0).any()):
             hidden = self._joined(run, hidden, prompt)
-        if self.per_layer_inputs is None:
+        if not self.per_layer_inputs:
             return Embedded(hidden)
         given = {"inputs_embeds": hidden, "per_layer_tokens": self.per_layer_tokens(run, ids)}
         made = run(f"per_layer_projection_s{ids.shape[1]}", given)["per_layer_inputs"]
@@ -170,7 +184,7 @@ class Gemma4Host(Host):
         """The padding token at places of images, videos and audio."""
         for token in self.placeholders.values():
             if token is not None:
-                ids = ids.masked_fill(ids == token, self.pad)
+                ids = ids.masked_fill(ids == token, self.towers.pad)
         return ids
 
     def embedded_token(self, run: Run, token: Tensor) -> Embedded:
@@ -216,14 +230,15 @@ class Gemma4Host(Host):
 
     # --- masks ---
 
-    def sees(self, kind: LayerKind, query_at: Tensor, key_at: Tensor, prompt: Prompt) -> Tensor:
+    def sees(self, variant: Variant, query_at: Tensor, key_at: Tensor, prompt: Prompt) -> Tensor:
         """Also tokens of one run of images, where the model lets them see each other."""
-        keep = super().sees(kind, query_at, key_at, prompt)
-        if not isinstance(prompt, SoftPrompt) or kind.variant not in self.blocks.get("variants", ()):
+        keep = super().sees(variant, query_at, key_at, prompt)
+        names, bounded = self.towers.together or ((), False)
+        if not isinstance(prompt, SoftPrompt) or variant.name not in names:
             return keep
         together = self._together(prompt.blocks, query_at, key_at)
-        if self.blocks["bounded"] and kind.window is not None:
-            together = together & (key_at > query_at - kind.window)
+        if bounded and variant.window is not None:
+            together = together & (key_at > query_at - variant.window)
         return keep | together
 
     @staticmethod

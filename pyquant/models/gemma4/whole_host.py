@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.decoder import whole
+from pyquant.decoder import host_data, whole
 from pyquant.decoder.generation import NextLogits
 from pyquant.decoder.host import Run
 from pyquant.decoder.turn import Past, Prompt, Turn, cut
 from pyquant.errors import InputError
-from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs, tokens_of
+from pyquant.models.gemma4.audio.profiles import AudioProfile, clip_inputs
+from pyquant.models.gemma4.flow import flow
 from pyquant.models.gemma4.host import Gemma4Host, Given, SoftPrompt
 from pyquant.models.gemma4.places import TEXT, Counts, place_index, visual_runs
 
@@ -34,10 +35,26 @@ class WholeGemma4Host(Gemma4Host):
         whole.refuse_past(past)
         return super().turn(input_ids, attention_mask, past, options)
 
+    def flow(self) -> Mapping[str, Any]:
+        towers = self.towers if "media" in self.data else None
+        return flow(host_data.of_variants(self.data["variants"]), towers, per_layer=False, whole=self._only())
+
+    def _only(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Shapes of the images and lengths of the clips of the graph, as host_data lists them."""
+        items = {each["tower"]: each["items"] for each in self.data["model"].get("media", ())}
+        shapes = [(int(height), int(width)) for height, width in items.get("vision", ())]
+        return shapes, [int(length) for (length,) in items.get("audio", ())]
+
+    def clip_lengths(self) -> list[int]:
+        return self._only()[1]
+
+    def shapes(self) -> list[tuple[int, int]]:
+        return self._only()[0]
+
     def seen(self, run: Run, prompt: Prompt, types: Tensor, given: Given) -> SoftPrompt:
         """In all the places of the graph. Raises InputError for other images or clips than those of the graph."""
         pictures = [*given.images, *given.frames]
-        shapes, known = [shape for shape, _ in pictures], [tuple(each) for each in self.images.get("shapes", [])]
+        shapes, known = [shape for shape, _ in pictures], self.shapes()
         fits = len(given.clips) == len(self.lengths) and all(map(_holds, self.lengths, given.clips))
         if shapes != known or not fits:
             raise InputError(
@@ -47,8 +64,8 @@ class WholeGemma4Host(Gemma4Host):
             )
         soft = [self.soft_tokens(shape) for shape in shapes]
         images = sum(soft[: len(given.images)])
-        counts = Counts(images, sum(soft) - images, sum(tokens_of(len(clip)) for clip in given.clips))
-        index = _padded_clips(place_index(types, counts), types.numel() + sum(soft), given.clips, self.lengths)
+        counts = Counts(images, sum(soft) - images, sum(self.towers.rows_of_clip(len(clip)) for clip in given.clips))
+        index = self._padded_clips(place_index(types, counts), types.numel() + sum(soft), given.clips)
         rows = torch.where(types == TEXT, -1, index - types.numel() + self.batch * self.longest)
         width = prompt.ids.shape[1]
         places = prompt.part(0, width, self.longest)
@@ -67,7 +84,17 @@ class WholeGemma4Host(Gemma4Host):
 
     def soft_tokens(self, shape: tuple[int, int]) -> int:
         """Rows of an image of (height, width) patches."""
-        return shape[0] * shape[1] // int(self.images["pooling_kernel_size"]) ** 2
+        return shape[0] * shape[1] // self.towers.pool**2
+
+    def _padded_clips(self, index: Tensor, first: int, clips: Sequence[Tensor]) -> Tensor:
+        """Row indices from `first` on, of clips in turn without padding -> the same with the padding of each graph."""
+        shifted, start, row = index.clone(), first, first
+        for clip, length in zip(clips, self.lengths, strict=True):
+            rows = self.towers.rows_of_clip(len(clip))
+            own = (index >= row) & (index < row + rows)
+            shifted[own] = index[own] - row + start
+            row, start = row + rows, start + self.towers.rows_of_clip(length)
+        return shifted
 
     def steps(self, run: Run, prompt: Prompt, turn: Turn) -> NextLogits:
         assert isinstance(prompt, SoftPrompt)
@@ -85,16 +112,6 @@ class WholeGemma4Host(Gemma4Host):
 
 def _holds(length: int, clip: Tensor) -> bool:
     return len(clip) <= length
-
-
-def _padded_clips(index: Tensor, first: int, clips: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
-    """Row indices from `first` on, of clips in turn without padding -> the same with the padding of each graph."""
-    shifted, start, row = index.clone(), first, first
-    for clip, length in zip(clips, lengths, strict=True):
-        own = (index >= row) & (index < row + tokens_of(len(clip)))
-        shifted[own] = index[own] - row + start
-        row, start = row + tokens_of(len(clip)), start + tokens_of(length)
-    return shifted
 
 
 def host(manifest: Mapping[str, Any]) -> Gemma4Host:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyquant.decoder import host_data
 from pyquant.decoder.bundle import LAST_STEPS, LAST_TOKEN, NUMBERS, TABLES, BundleParts, Part, refuse_changing
 from pyquant.decoder.model import DecoderModel
+from pyquant.models.qwen3_vl.flow import TENSORS, flow
 from pyquant.models.qwen3_vl.generation import QuantQwen3VLForConditionalGeneration
 from pyquant.models.qwen3_vl.graphs import FusionProfile, WholeProfile
 from pyquant.models.qwen3_vl.model import QuantQwen3VLModel
@@ -88,29 +88,16 @@ class Qwen3VLParts(BundleParts):
         }
 
     def host_data(self) -> dict[str, Any]:
-        config, data = self.model.config, super().host_data()
-        kinds = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-        data["positions"] = {"rule": "grids", "merge": self.model.merge}
-        data["media"] = [
-            host_data.media(name, int(token), "vision", *tensors, by_frame=name == "video")
-            for name, tensors in kinds.items()
-            if (token := getattr(config, f"{name}_token_id", None)) is not None
-        ]
-        taps = self.model.taps if self.profile.image_grids else 0
-        addends = [f"deepstack_{k}" for k in range(taps)]
-        outputs = ["image_embeds", *addends]
-        data["towers"] = [host_data.tower("vision", "grids", "pixel_values", outputs, merge=self.model.merge)]
-        if self.profile.layers == "whole":
-            items = [list(grid) for grid in self.profile.image_grids]
-            given = [{"tower": "vision", "input": "pixel_values", "items": items}] if items else []
-            return {**data, "model": host_data.whole("visual_index", given)}
-        if self.profile.image_grids:
-            rows = ["visual_embeds", *(f"visual_{name}" for name in addends)]
-            data["embedding"].append(
-                host_data.fusion("text_embeds", "visual_index", [("vision", rows)], "inputs_embeds", addends)
-            )
-            data["layer_inputs"] = [{"input": "deepstack", "value": "deepstack_{layer}"}]
-        return data
+        tokens = {name: getattr(self.model.config, f"{name}_token_id", None) for name in TENSORS}
+        grids = self.profile.image_grids
+        return flow(
+            super().host_data(),
+            merge=self.model.merge,
+            tokens={name: int(token) for name, token in tokens.items() if token is not None},
+            taps=self.model.taps if grids else 0,
+            fused=bool(grids),
+            whole=grids if self.profile.layers == "whole" else None,
+        )
 
     def steps(self) -> tuple[str, ...]:
         return _WHOLE_STEPS if self.profile.layers == "whole" else _STEPS

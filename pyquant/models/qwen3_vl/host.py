@@ -7,19 +7,19 @@ masks and cache are pyquant.decoder.host, the loop over tokens pyquant.decoder.g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyquant.decoder import whole
+from pyquant.decoder import host_data, whole
 from pyquant.decoder.generation import NextLogits
 from pyquant.decoder.host import Embedded, Host, Run
-from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.turn import Past, Prompt, Turn, check_types, cut
 from pyquant.errors import InputError
+from pyquant.models.qwen3_vl.flow import flow
 from pyquant.models.qwen3_vl.fusion import visual_index
 from pyquant.models.qwen3_vl.grids import Grid, grids_of
 from pyquant.models.qwen3_vl.pixels import present, require_floating
@@ -34,8 +34,26 @@ class Qwen3VLHost(Host):
     """Generates text with the graphs of one Qwen3-VL bundle. Keeps nothing between calls."""
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
+        data = host_data.read(manifest)
+        self.merge = int(data["positions"]["merge"])
+        self.placeholders = {str(media["name"]): int(media["token_id"]) for media in data["media"]}
+        self.taps = len(data["towers"][0]["outputs"]) - 1
         super().__init__(manifest)
-        self.merge = int(manifest["positions"]["spatial_merge_size"])
+
+    def flow(self) -> dict[str, Any]:
+        """What it does, with the numbers and names that it reads."""
+        return flow(
+            super().flow(),
+            merge=self.merge,
+            tokens=self.placeholders,
+            taps=self.taps,
+            fused=bool(self._of("fusion")),
+            whole=self.only(),
+        )
+
+    def only(self) -> Sequence[Grid] | None:
+        """The images that every prompt has to have; None: any that there is a graph for."""
+        return None
 
     @torch.no_grad()
     def generate(
@@ -76,8 +94,7 @@ class Qwen3VLHost(Host):
         return VisualPrompt(*_fields(prompt), (index - index.numel()).clamp(min=-1), features)
 
     def _types(self, ids: Tensor) -> Tensor:
-        places = self.manifest["positions"]
-        return token_types(ids, places["image_token_id"], places["video_token_id"])
+        return token_types(ids, self.placeholders["image"], self.placeholders["video"])
 
     # --- visual rows ---
 
@@ -97,7 +114,7 @@ class Qwen3VLHost(Host):
             for _ in range(frames):
                 assert visuals.pixels is not None
                 out = run(graph, {"pixel_values": visuals.pixels[start : start + patches]})
-                made.append([out["image_embeds"], *(out[f"deepstack_{k}"] for k in range(self.manifest["deepstack"]))])
+                made.append([out["image_embeds"], *(out[f"deepstack_{k}"] for k in range(self.taps))])
                 start += patches
         return made
 
@@ -107,7 +124,7 @@ class Qwen3VLHost(Host):
         for frames, name in ((1, _vision(grid)), (t, _vision((1, h, w)))):
             if name in self.graphs:
                 return [(name, frames, t * h * w // frames)]
-        known = [tuple(each) for each in self.manifest["image_grids"]]
+        known = [tuple(each) for name in self._of("vision") for each in self.graphs[name]["grids"]]
         raise InputError(
             f"this bundle has no vision graph for the grid {grid}, only for {known}; resize the image to one of them, "
             "or export with this grid in image_grids"
@@ -119,7 +136,7 @@ class Qwen3VLHost(Host):
         """What enters the first layer (B, S, D), and the deepstack addends of the same shape."""
         hidden = self.tokens(run, prompt.ids)
         if not isinstance(prompt, VisualPrompt) or not bool((prompt.rows >= 0).any()):
-            return Embedded(hidden, named_addends([torch.zeros_like(hidden)] * self.manifest["deepstack"]))
+            return Embedded(hidden, named_addends([torch.zeros_like(hidden)] * self.taps))
         used = prompt.rows[prompt.rows >= 0].sort().values
         batch, length = prompt.ids.shape
         text = torch.arange(batch * length, dtype=torch.int64, device="cpu").reshape(batch, length)
@@ -167,9 +184,9 @@ class WholeHost(Qwen3VLHost):
 
     NEEDS = whole.NEEDS
 
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """One kind for all layers: the graph has one mask and one pair of tables, and no cache."""
-        return (LayerKind(kv_heads=1, head_dim=2 * len(self.manifest["rotary"]["inv_freq"])),)
+    def only(self) -> Sequence[Grid]:
+        """The images of the graph."""
+        return [(t, h, w) for each in self.data["model"].get("media", ()) for t, h, w in each["items"]]
 
     def turn(
         self, input_ids: Tensor, attention_mask: Tensor | None, past: Past | None, options: Mapping[str, Any]
@@ -179,7 +196,7 @@ class WholeHost(Qwen3VLHost):
 
     def seen(self, run: Run, prompt: Prompt, types: Tensor, images: Visuals, videos: Visuals) -> Prompt:
         """In all the places of the graph. Raises InputError for other images than those of the graph."""
-        grids, known = [*images.grids, *videos.grids], [tuple(grid) for grid in self.manifest["image_grids"]]
+        grids, known = [*images.grids, *videos.grids], self.only()
         if grids != known:
             raise InputError(
                 f'this bundle has the model in one graph (layers="whole"), for prompts with images (then videos) of '
