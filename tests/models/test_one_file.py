@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from llama_tiny import ids, tree
+from safetensors.numpy import load_file, save_file
 
 import pyquant
 from pyquant import circle
@@ -20,6 +21,7 @@ from pyquant.errors import CircleError, InputError, ProfileError
 from pyquant.models import llama
 from pyquant.verify import Session, compare
 from pyquant.verify.runtimes import onert, tico
+from tests import litert
 
 LENGTHS = (4, 8)
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "float_mlp.circle"
@@ -78,7 +80,7 @@ def test_one_file_answers_as_many(layers: str, tmp_path: Path) -> None:
 
 
 def test_what_other_runtimes_make_of_two_graphs(tmp_path: Path) -> None:
-    """As docs/models.md says: TICO's verifier passes the file, its runtime refuses it, onert runs the first graph."""
+    """As docs/native-program.md says: TICO's verifier passes the file, its runtime refuses it, onert runs the first graph."""
     path = tmp_path / "two.circle"
     circle.join({"a": GOLDEN, "b": GOLDEN}, path)
     assert tico.structure_faults(path) == []
@@ -89,6 +91,43 @@ def test_what_other_runtimes_make_of_two_graphs(tmp_path: Path) -> None:
     (expected,) = runner.run(given).values()
     (found,) = onert.run(path, given).values()
     assert np.allclose(found.numpy().reshape(expected.shape), expected, atol=1e-6)
+
+
+def other_golden(folder: Path) -> Path:
+    """The file of GOLDEN with weights of half the size."""
+    plan, weights, path = folder / "plan.json", folder / "w.safetensors", folder / "other.circle"
+    words = [[program(), "plan", GOLDEN, "-o", plan, "--weights", weights], [program(), "write", plan]]
+    subprocess.run(words[0], check=True)
+    halved = {name: value / 2 if value.dtype == np.float32 else value for name, value in load_file(weights).items()}
+    save_file(halved, weights)
+    subprocess.run([*words[1], "--weights", weights, "-o", path], check=True)
+    return path
+
+
+@litert.needs_litert
+def test_litert_runs_each_signature_of_a_file(tmp_path: Path) -> None:
+    """Under TFLite's identifier: it takes all graphs of a file, and each by its signature."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    files, path = {"a": GOLDEN, "b": other_golden(tmp_path)}, tmp_path / "two.circle"
+    circle.join(files, path)
+    interpreter = Interpreter(model_content=litert.as_tflite(path), num_threads=1)
+    assert list(interpreter.get_signature_list()) == ["a", "b"]
+    found = {}
+    for key, file in files.items():
+        runner = circle.Runner(file)
+        given = {port.name: np.arange(8, dtype=np.float32).reshape(port.shape) / 8 for port in runner.inputs}
+        out = interpreter.get_signature_runner(key)(**given)
+        for name, expected in runner.run(list(given.values())).items():
+            assert np.allclose(out[name], expected, atol=1e-6)
+        found[key] = expected
+    assert not np.allclose(found["a"], found["b"], atol=1e-3)
+    interpreter.allocate_tensors()
+    for detail, value in zip(interpreter.get_input_details(), given.values(), strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    (detail,) = interpreter.get_output_details()
+    assert np.allclose(interpreter.get_tensor(detail["index"]), found["a"], atol=1e-6), "without a signature: the first"
 
 
 def test_a_bundle_becomes_one_file_and_many_again(tmp_path: Path) -> None:
