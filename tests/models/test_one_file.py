@@ -80,7 +80,7 @@ def test_one_file_answers_as_many(layers: str, tmp_path: Path) -> None:
 
 
 def test_what_other_runtimes_make_of_two_graphs(tmp_path: Path) -> None:
-    """As docs/native-program.md says: TICO's verifier passes the file, its runtime refuses it, onert runs the first graph."""
+    """As docs/native-program.md says: TICO's verifier passes the file, its runtime refuses it, onert runs the first."""
     path = tmp_path / "two.circle"
     circle.join({"a": GOLDEN, "b": GOLDEN}, path)
     assert tico.structure_faults(path) == []
