@@ -34,6 +34,10 @@ size_t tower_of(const Field& field, const Manifest& manifest) {
   return 0;
 }
 
+std::string tower_form(Form form) {
+  return form == Form::Grids ? "grids" : form == Form::Places ? "places" : "frames";
+}
+
 Tower tower_entry(const Field& field) {
   Tower tower;
   tower.name = field["name"].text();
@@ -157,6 +161,11 @@ void read_host_data(const Field& root, Manifest& manifest) {
       manifest.media.push_back({field["name"].text(), field["token_id"].integer(0), field["tower"].text(),
                                 field["data"].text(), field["sizes"].text(),
                                 field["by_frame"].present() && field["by_frame"].boolean()});
+      const Tower* tower = manifest.tower(manifest.media.back().tower);
+      if (manifest.grid_merge && tower && tower->form != Form::Grids) {
+        field["tower"].fail("is of form " + tower_form(tower->form) +
+                            ", and positions by grids need towers of form grids");
+      }
     }
   }
   for (const Field& field : data["embedding"].items()) manifest.embedding.push_back(step_of(field, manifest));

@@ -42,6 +42,12 @@ TEST(manifests_that_are_wrong_say_what_and_where) {
        "is 2, this program knows version 1"},
       {"\"rule\": \"tokens\"", "\"rule\": \"words\"",
        "'host_data.positions.rule' is 'words', expected one of"},
+      {"\"positions\": {\"rule\": \"tokens\"}",
+       R"("positions": {"rule": "grids", "merge": 1},
+          "media": [{"name": "clip", "token_id": 8, "tower": "audio", "data": "sound", "sizes": "real"}],
+          "towers": [{"name": "audio", "form": "frames", "frames_per_token": 2, "input": "f", "mask": "m",
+                      "outputs": ["rows"]}])",
+       "'host_data.media[0].tower' is of form frames, and positions by grids need towers of form grids"},
       {"\"range\": [0, 15]", "\"range\": [0]",
        "'graphs.token_embedding.inputs[0].range' has 1 values, expected 2"},
   };
