@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run/program.h"
 
+#include <algorithm>
 #include <map>
 
 #include "pyquant/circle.h"
@@ -29,6 +30,8 @@ std::vector<Port> Program::ports(const std::vector<int32_t>& list,
     for (size_t i = 0; names && i < names->size(); ++i) {
       if ((*names)[i].second == static_cast<uint32_t>(t)) port.name = (*names)[i].first;
     }
+    const auto named = [&port](const Port& other) { return other.name == port.name; };
+    if (std::any_of(found.begin(), found.end(), named)) port.name += "#" + std::to_string(t);
     found.push_back(std::move(port));
   }
   return found;

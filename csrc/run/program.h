@@ -45,7 +45,8 @@ class Program {
   const circle::Model& model() const { return *model_; }
   const circle::Graph& graph() const { return model_->graphs[graph_]; }
   const std::string& name() const { return name_; }
-  /// In the order of the graph; named by the signature where the file has one, else by their tensors.
+  /// In the order of the graph; named by the signature where the file has one, else by their tensors, with
+  /// "#NUMBER" of the tensor behind a name that was there before.
   const std::vector<Port>& inputs() const { return inputs_; }
   const std::vector<Port>& outputs() const { return outputs_; }
 

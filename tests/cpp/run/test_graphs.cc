@@ -67,6 +67,20 @@ TEST(a_signature_names_what_its_graph_takes) {
   }
 }
 
+TEST(outputs_of_one_name_have_two) {
+  SmallGraph g;
+  const int32_t x = g.input(plain(DType::INT32, {2}));
+  for (int i = 0; i < 2; ++i) {
+    const int32_t y = g.add("NEG", {x}, {plain(DType::INT32, {2})});
+    g.graph().tensors[static_cast<size_t>(y)].name = "y";
+    g.output(y);
+  }
+  const auto program = program_of(g);
+  if (!program) return;
+  CHECK_EQ(program->outputs()[0].name, "y");
+  CHECK_EQ(program->outputs()[1].name, "y#2");
+}
+
 TEST(a_stride_of_any_size_takes_the_first) {
   for (const int64_t step : {INT64_MAX, INT64_MIN + 1}) {
     SmallGraph g;
