@@ -22,6 +22,8 @@ from pyquant.verify.runtimes.constants import value_of
 __all__ = ["Runtime", "run"]
 
 _PACKED = ("int4", "uint4")
+#: Dtypes whose arrays, as the runner gives them, are not the numbers that they stand for (or not in float32).
+_STORED = (*_PACKED, "bfloat16", "float16")
 
 
 def run(program: Program, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
@@ -99,9 +101,11 @@ class Runtime:
 
     @staticmethod
     def _values(runner: circle.Runner, tensors: Sequence[circle.Tensor], made: Mapping[str, Array]) -> list[Array]:
-        """Outputs as real numbers; the runner's own floats leave 4-bit integers packed."""
+        """Outputs as real numbers; the runner leaves 4-bit integers packed, and 16-bit floats as they are."""
         return [
-            value_of(tensor, value.tobytes(), tuple(tensor.shape)) if port.dtype in _PACKED else value
+            value_of(tensor, value.tobytes(), tuple(tensor.shape) if port.dtype in _PACKED else value.shape)
+            if port.dtype in _STORED
+            else value
             for port, tensor, value in zip(runner.outputs, tensors, made.values(), strict=True)
         ]
 
@@ -113,8 +117,10 @@ def _packed(value: Array, tensor: circle.Tensor) -> Array:
         sizes = [1] * len(tensor.shape)
         sizes[tensor.axis] = scale.size
         scale, zero = scale.reshape(sizes), zero.reshape(sizes)
-    integers = np.rint(value / scale).astype(np.int64) + zero
-    whole = torch.from_numpy(integers.astype(np.int8 if tensor.dtype == "int4" else np.uint8))
+    steps = np.asarray(value / scale, np.float32)
+    integers = np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5)) + zero
+    lowest, highest = (-8, 7) if tensor.dtype == "int4" else (0, 15)
+    whole = torch.from_numpy(np.clip(integers, lowest, highest).astype(np.int8 if lowest else np.uint8))
     return np.asarray(ops.pack_int4(whole).numpy())
 
 

@@ -19,6 +19,7 @@ from pyquant import circle
 from pyquant._launch import program
 from pyquant.circle import Runner, Workspace
 from pyquant.errors import CircleError, InputError
+from pyquant.verify.runtimes import native
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 UINT8 = GOLDEN / "uint8_linear.circle"
@@ -234,6 +235,16 @@ def test_the_program_reads_no_more_than_an_input_has(tmp_path: Path) -> None:
     assert run(np.ones((3, 2), np.float32)) == ""
     assert "E_RUN_INPUT" in run(np.ones((6,), np.float32))
     assert "E_RUN_INPUT" in run(np.ones((3, 200), np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_floats_come_back_as_numbers(dtype: str, tmp_path: Path) -> None:
+    tensors: list[dict[str, object]] = [{"name": name, "dtype": dtype, "shape": [3]} for name in "xy"]
+    path = of_plan(tmp_path, tensors, {"op": "NEG", "inputs": [0], "outputs": [1], "options": {}})
+    x = torch.tensor([1.5, -2.0, 3.0])
+    given = x if dtype == "bfloat16" else x.half()
+    for trace in (False, True):
+        assert torch.equal(native.run(path, [given], trace=trace)["y"], -x)
 
 
 def two_graphs(folder: Path) -> Path:
