@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One decoder layer of a 2B model (hidden 2048, MLP 6144, 16 heads, 8 of keys): the file in pyquant's runner beside
-transformers' own layer in float32 and bfloat16, for one token behind a cache and for a prompt of 256.
+transformers' own layer in float32 and bfloat16, and with its linears in int8 by onednn (activations are quantized as it
+runs), for one token behind a cache and for a prompt of 256.
 
     python -m benchmarks.runner.layer [--threads 1] [--recipes w4a16-fast w8a8-fast]
 
@@ -10,7 +11,10 @@ The weights are random: the speed does not depend on them.
 from __future__ import annotations
 
 import argparse
+import copy
+import inspect
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,17 +77,32 @@ def of_model(fp: LlamaForCausalLM, rows: int, past: int, dtype: torch.dtype) -> 
         cache.update(keys, keys.clone(), 0)
     mask = None if rows == 1 else torch.full((rows, rows), float("-inf")).triu(1)[None, None].to(dtype)
 
+    # transformers 5.24 renamed it
+    key = "cache" if "cache" in inspect.signature(type(layer).forward).parameters else "past_key_values"
+
     @torch.no_grad()
     def run() -> Tensor:
         out: Tensor = layer(
-            hidden, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None,
-            position_embeddings=embeddings,
+            hidden, attention_mask=mask, position_ids=positions, use_cache=cache is not None,
+            position_embeddings=embeddings, **{key: cache},
         )  # fmt: skip
         if cache is not None:
             cache.crop(-rows)
         return out
 
     return run
+
+
+def in_int8(fp: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A copy whose linears are onednn's int8, as torch quantizes them dynamically."""
+    from torch.ao.quantization import quantize_dynamic
+
+    torch.backends.quantized.engine = "onednn"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*deprecated", category=DeprecationWarning)
+        made: LlamaForCausalLM = quantize_dynamic(copy.deepcopy(fp).float(), {nn.Linear}, dtype=torch.qint8)
+    return made
 
 
 def main() -> None:
@@ -94,13 +113,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     fp = model()
+    int8 = in_int8(fp)
     with tempfile.TemporaryDirectory() as place:
         made = {recipe: files(fp, recipe, Path(place) / recipe) for recipe in args.recipes}
         for kind, rows, past in (("decode", 1, CACHE), ("prefill", PROMPT, 0)):
-            for dtype in (torch.float32, torch.bfloat16):
-                rivals = {recipe: of_file(paths[kind], args.threads) for recipe, paths in made.items()}
-                name = f"transformers {str(dtype).removeprefix('torch.')}"
-                found: Timed = race({name: of_model(fp, rows, past, dtype), **rivals}, args.seconds)
+            for name, rival, dtype in (
+                ("transformers float32", fp, torch.float32),
+                ("transformers bfloat16", fp, torch.bfloat16),
+                ("onednn int8", int8, torch.float32),
+            ):
+                runners = {recipe: of_file(paths[kind], args.threads) for recipe, paths in made.items()}
+                found: Timed = race({name: of_model(rival, rows, past, dtype), **runners}, args.seconds)
                 found.show(f"{kind}, {rows} row(s) behind {past}, {args.threads} thread(s)", against=name)
 
 
