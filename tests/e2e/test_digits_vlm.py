@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from examples.digits.vlm_data import MAX_ANSWER
 from pyquant._launch import program
 from pyquant.models import qwen3_vl
 from pyquant.verify import Session, sqnr_db
+from tests import litert
 from tests.models.native_host import media_file, rows_of
 
 QUESTIONS = 600
@@ -143,6 +145,42 @@ def test_the_native_program_answers_as_the_tree_does(family, recipe, bundles, tm
             assert row["tokens"] == want[: len(row["tokens"])]
             assert row["end"] == "token" or len(row["tokens"]) == len(want)
             assert len(set(want[len(row["tokens"]) :])) <= 1, "padding follows the end of a row"
+
+
+@pytest.mark.slow
+@every_bundle
+def test_the_reference_runtime_says_what_the_runner_says(family, recipe, bundles):
+    """TICO's runtime, which is a hundred times slower, simulates in float32 what the runner computes in integers."""
+    prompt = FAMILIES[family].inputs(asked()[:BATCH])
+    answers = []
+    for runtime in ("native", "tico"):
+        with Session(bundles(family, recipe), runtime=runtime) as session:
+            answers.append(session.generate(**prompt, max_new_tokens=MAX_ANSWER))
+    assert torch.equal(*answers)
+
+
+@litert.needs_litert
+def test_litert_computes_what_it_takes_of_a_bundle(bundles):
+    """int16 data, 4-bit weights; each operator of the vision tower and the embeddings, in integers. Where LiteRT has
+    tables and straight lines it is further off, and wrong (tests/unit/run/test_run_litert.py)."""
+    tables, taken, refused = {"RSQRT", "SOFTMAX", "GELU"}, set(), set()
+    random = np.random.default_rng(0)
+    for path in sorted(bundles("qwen3_vl", "w4a16").glob("*.circle")):
+        given = [
+            random.normal(0, 9000, port.shape).clip(-32768, 32767).astype(port.dtype)
+            if port.quantized
+            else random.integers(0, 8, port.shape).astype(port.dtype)
+            for port in pyquant.circle.Runner(path).inputs
+        ]
+        try:
+            for name, apart in litert.operators_apart(path, given):
+                taken.add(name)
+                assert name in tables or apart.max() <= 1, (path.name, name)
+        except litert.RefusedError:
+            assert "RMS_NORM" in {op.name for op in pyquant.circle.read(path).operators}, "Circle's own"
+            refused.add(path.stem.partition("_")[0])
+    assert refused == {"prefill", "decode", "lm"}
+    assert taken >= tables | {"FULLY_CONNECTED", "BATCH_MATMUL", "ADD", "SUB", "MUL", "MEAN", "GATHER", "QUANTIZE"}
 
 
 @every_bundle
