@@ -94,6 +94,23 @@ std::vector<int32_t> RandomOperator::shape_of(const OpInfo& op, size_t i, const 
   return other;
 }
 
+void RandomOperator::give_grid(Tensor& t, bool by_channel, bool zero_is_0) {
+  const DTypeInfo& type = *info(t.dtype);
+  QParams q;
+  q.axis = t.shape.empty() ? 0 : pick(0, static_cast<int>(t.shape.size()) - 1);
+  const int size = t.shape.empty() ? 1 : t.shape[static_cast<size_t>(q.axis)];
+  const int count = by_channel && size <= 64 ? size : 1;
+  for (int i = 0; i < count; ++i) {
+    q.scale.push_back(std::ldexp(static_cast<float>(pick(1, 100)), pick(-14, 0)));
+    const int64_t zero = type.lowest == 0 ? pick(0, static_cast<int>(type.highest))
+                         : chance(0.5)    ? 0
+                                          : pick(-5, 5);
+    q.zero_point.push_back(zero_is_0 ? 0 : zero);
+  }
+  t.quant.reset();
+  if (!q.scale.empty()) t.quant = std::move(q);
+}
+
 int32_t RandomOperator::add(Model& model, DType dtype, std::vector<int32_t> shape, bool constant,
                             bool integers) {
   Graph& graph = model.graphs[0];
@@ -102,21 +119,7 @@ int32_t RandomOperator::add(Model& model, DType dtype, std::vector<int32_t> shap
   t.dtype = dtype;
   if (is_ggml(dtype) && !shape.empty()) shape.back() = 32 * pick(1, 2);
   t.shape = std::move(shape);
-  const DTypeInfo& type = *info(dtype);
-  if (is_quantized(dtype) || (integers && chance(0.9))) {
-    QParams q;
-    q.axis = t.shape.empty() ? 0 : pick(0, static_cast<int>(t.shape.size()) - 1);
-    const bool channels = constant && !t.shape.empty() && chance(0.5);
-    const int count = channels ? t.shape[static_cast<size_t>(q.axis)] : 1;
-    for (int i = 0; i < count; ++i) {
-      q.scale.push_back(std::ldexp(static_cast<float>(pick(1, 100)), pick(-14, 0)));
-      const int64_t zero = type.lowest == 0 ? pick(0, static_cast<int>(type.highest))
-                           : chance(0.5)    ? 0
-                                            : pick(-5, 5);
-      q.zero_point.push_back(integers ? 0 : zero);
-    }
-    if (!q.scale.empty()) t.quant = std::move(q);
-  }
+  if (is_quantized(dtype) || (integers && chance(0.9))) give_grid(t, chance(constant ? 0.5 : 0.15), integers);
   if (constant) {
     const auto size = byte_size(dtype, t.shape);
     auto memory = std::make_shared<std::vector<uint8_t>>(bytes(static_cast<size_t>(size.value_or(0))));
@@ -241,6 +244,7 @@ Model RandomOperator::draw(const OpInfo& op) {
       if (!inference.inferred()[k]) continue;
       const auto t = static_cast<size_t>(made.outputs[k]);
       graph.tensors[t].shape = shapes[t] = *inference.inferred()[k];
+      if (graph.tensors[t].quant) give_grid(graph.tensors[t], chance(0.15), false);
     }
   }
   return model;

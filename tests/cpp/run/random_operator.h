@@ -27,6 +27,8 @@ class RandomOperator {
                                 const std::vector<int32_t>& data);
   pyquant::circle::DType dtype_of(char role, pyquant::circle::DType data);
   pyquant::circle::DType data_dtype(const pyquant::circle::OpInfo& op);
+  /// One grid, or one for each channel of any axis.
+  void give_grid(pyquant::circle::Tensor& t, bool by_channel, bool zero_is_0);
   int32_t add(pyquant::circle::Model& model, pyquant::circle::DType dtype, std::vector<int32_t> shape,
               bool constant, bool integers);
   pyquant::circle::OptionValue option(const pyquant::circle::Field& field, size_t outputs, size_t inputs);
