@@ -12,9 +12,13 @@ API, as pyquant's files are through Session.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import llama_cpp
@@ -27,11 +31,14 @@ import pyquant
 from benchmarks.runner.clock import machine
 from examples import smollm2
 from pyquant import circle, evaluation
+from pyquant._launch import program
 from pyquant.evaluation import FilesSubject, ModelSubject, Perplexity, Throughput
 from pyquant.verify import Session
 from pyquant.verify.runtimes import native
 
 CONTEXT = 512
+Seconds = tuple[float, float]
+"""Until the first token, and from one token to the next."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,34 @@ class LlamaCpp:
     def forced(self, asked: evaluation.Forced) -> list[Tensor]:
         raise NotImplementedError("text and throughput are all that is measured here")
 
-    def generate(self, batch: Mapping[str, Tensor], *, max_new_tokens: int, stopping_criteria: Any, **_: Any) -> Tensor:
-        """Greedy."""
-        ids = batch["input_ids"][0].tolist()
+    def generate(self, batch: Mapping[str, Tensor], **options: Any) -> Tensor:
+        raise NotImplementedError("see `seconds`")
+
+    def seconds(self, ids: Tensor, count: int) -> Seconds:
+        """Of so many greedy tokens behind `ids`."""
         self.llama.reset()
-        new = ids
-        for _turn in range(max_new_tokens):
+        new, times = ids.tolist(), [time.perf_counter()]
+        for _ in range(count):
             self.llama.eval(new)
             scores = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
             new = [int(np.ctypeslib.as_array(scores, (self.llama.n_vocab(),)).argmax())]
-            ids = ids + new
-            stopping_criteria(torch.tensor([ids]), None)
-        return torch.tensor([ids])
+            times.append(time.perf_counter())
+        return times[1] - times[0], (times[-1] - times[1]) / (count - 1)
+
+
+def by_program(bundle: Path, ids: Tensor, count: int, threads: int) -> Seconds:
+    """By the native program, in a process of its own; opening the files counts to the first token."""
+    command = [program(), "generate", str(bundle), "--ids", ",".join(map(str, ids.tolist())), "--greedy", "--json",
+               "--max-new-tokens", str(count), "--min-new-tokens", str(count), "--threads", str(threads)]  # fmt: skip
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    first = float(said["seconds_to_first_token"])
+    return first, (float(said["seconds"]) - first) / (count - 1)
+
+
+def by_subject(subject: FilesSubject | ModelSubject, ids: Tensor, count: int) -> Seconds:
+    """By what Python has around the files or the model."""
+    found = pyquant.evaluate({subject.name: subject}, [Throughput(ids, count, 1)])["throughput"].of(subject.name).facts
+    return len(ids) / found["prefill"], 1 / found["decode"]
 
 
 def llama(threads: int, *, every_place: bool) -> llama_cpp.Llama:
@@ -102,10 +125,28 @@ def main() -> None:
     console = Console()
     evaluation.show(pyquant.evaluate(subjects, [perplexity]), console)
 
-    fast = LlamaCpp("llama.cpp, Q4_1", llama(args.threads, every_place=False))
-    subjects = {each.name: each for each in (float32, files, fast)}
-    print(f"{machine()}, {args.threads} thread(s)")
-    evaluation.show(pyquant.evaluate(subjects, [Throughput(texts[-1], args.new_tokens, args.repeats)]), console)
+    ids = texts[-1]
+    fast = LlamaCpp(known.name, llama(args.threads, every_place=False))
+    rivals = {
+        known.name: lambda: fast.seconds(ids, args.new_tokens),
+        "pyquant-circle generate": lambda: by_program(args.bundle, ids, args.new_tokens, args.threads),
+        "pyquant, Session": lambda: by_subject(files, ids, args.new_tokens),
+        float32.name: lambda: by_subject(float32, ids, args.new_tokens),
+    }
+    turns: dict[str, list[Seconds]] = {name: [] for name in rivals}
+    for turn in range(1 + args.repeats):
+        for name, run in rivals.items():
+            found = run()
+            if turn:  # the first does not count
+                turns[name].append(found)
+    print(
+        f"{machine()}, {args.threads} thread(s), {args.repeats} turns: tokens/s of a prompt of {len(ids)}, of decoding"
+    )
+    base: Seconds | None = None
+    for name, seen in turns.items():
+        first, step = (median(each[k] for each in seen) for k in (0, 1))
+        base = base or (first, step)
+        print(f"  {name:24} {len(ids) / first:8.1f} ({base[0] / first:4.2f}x) {1 / step:8.1f} ({base[1] / step:4.2f}x)")
 
 
 if __name__ == "__main__":

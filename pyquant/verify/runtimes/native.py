@@ -42,12 +42,15 @@ class Runtime:
     def __init__(self, program: Program, workspace: circle.Workspace | None = None, signature: str = "") -> None:
         source = program if isinstance(program, bytes | str | os.PathLike) else program.to_bytes()
         self._runner = circle.Runner(source, workspace=workspace, signature=signature)
-        self._model = self._runner.graph_of(circle.read(source if isinstance(source, bytes) else Path(source)))
+        graph = self._runner.graph_of(circle.read(source if isinstance(source, bytes) else Path(source)))
+        # lists of their own: the graph makes a new one at each access
+        self._tensors, self._operators = list(graph.tensors), list(graph.operators)
+        self._outputs = [self._tensors[t] for t in graph.outputs]
         self._alone: dict[int, circle.Runner] = {}
         self.input_names = [port.name for port in self._runner.inputs]
         self.input_shapes = [port.shape for port in self._runner.inputs]
         self.output_names = [port.name for port in self._runner.outputs]
-        self.tensor_names = [tensor.name for tensor in self._model.tensors]
+        self.tensor_names = [tensor.name for tensor in self._tensors]
 
     def run(self, inputs: Inputs, trace: bool = False) -> dict[str, torch.Tensor]:
         """Run the graph. `inputs` are in order, or by name."""
@@ -57,18 +60,16 @@ class Runtime:
         ]
         if not trace:
             result = self._runner.run(given, floats=True)
-            numbers = self._values(self._runner, [self._model.tensors[t] for t in self._model.outputs], result)
+            numbers = self._values(self._runner, self._outputs, result)
             return dict(zip(result, map(torch.from_numpy, numbers), strict=True))
         seen: dict[str, torch.Tensor] = {}
 
         def keep(operator: int, index: int, shape: tuple[int, ...], data: bytes) -> None:
-            if operator >= 0 or not self._model.tensors[index].is_constant:
-                seen[self.tensor_names[index]] = torch.from_numpy(value_of(self._model.tensors[index], data, shape))
+            if operator >= 0 or not self._tensors[index].is_constant:
+                seen[self.tensor_names[index]] = torch.from_numpy(value_of(self._tensors[index], data, shape))
 
         outputs = self._runner.trace(given, keep)
-        tensors = {
-            port.name: self._model.tensors[self._model.outputs[k]] for k, port in enumerate(self._runner.outputs)
-        }
+        tensors = {port.name: tensor for port, tensor in zip(self._runner.outputs, self._outputs, strict=True)}
         values = {name: value_of(tensors[name], array.tobytes(), array.shape) for name, array in outputs.items()}
         return seen | {name: torch.from_numpy(value) for name, value in values.items()}
 
@@ -76,27 +77,27 @@ class Runtime:
         """Every constant by name, as real numbers (quantized ones dequantized)."""
         return {
             tensor.name: value_of(tensor, tensor.data or b"", tensor.shape)
-            for tensor in self._model.tensors
+            for tensor in self._tensors
             if tensor.is_constant
         }
 
     def run_operator(self, index: int, inputs: Sequence[Array | None]) -> list[Array]:
         """One operator on given values; those of constants are the file's own."""
-        operator = self._model.operators[index]
+        operator = self._operators[index]
         runner = self._alone.get(index)
         if runner is None:
             runner = self._alone[index] = self._runner.operation(index)
         values: dict[int, Array] = {}
         for tensor, value in zip(operator.inputs, inputs, strict=True):
-            if tensor >= 0 and value is not None and not self._model.tensors[tensor].is_constant:
+            if tensor >= 0 and value is not None and not self._tensors[tensor].is_constant:
                 values.setdefault(tensor, value)
         given = [
-            _packed(value, self._model.tensors[tensor])
+            _packed(value, self._tensors[tensor])
             if port.dtype in _PACKED
             else _given(value, port.dtype, port.quantized)
             for (tensor, value), port in zip(values.items(), runner.inputs, strict=True)
         ]
-        tensors = [self._model.tensors[t] for t in operator.outputs]
+        tensors = [self._tensors[t] for t in operator.outputs]
         return self._values(runner, tensors, runner.run(given, floats=True))
 
     @staticmethod
