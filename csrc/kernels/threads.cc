@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 #if defined(__unix__)
-#include <unistd.h>
+#include <pthread.h>
 #endif
 
 namespace pyquant::kernels {
@@ -31,12 +31,15 @@ void pause_briefly() {
 #endif
 }
 
+std::atomic<int64_t> forks{0};  // since the program began, until this process
+
+/// Which process this is: another number in the child of a fork.
 int64_t this_process() {
 #if defined(__unix__)
-  return getpid();
-#else
-  return 0;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  static_cast<void>(registered);
 #endif
+  return forks.load(std::memory_order_relaxed);
 }
 
 // The gate of a loop in one word: how many workers are inside, whether more may join, and the loop's number.
@@ -135,7 +138,8 @@ void Threads::start(int64_t n, int64_t grain, Call call, const void* body) {
   grain = std::max<int64_t>(grain, 1);
   const int64_t grains = (n + grain - 1) / grain;
   State& s = *state_;
-  if (grains == 1 || s.workers.empty()) return call(body, 0, n, 0);
+  // In the child of a fork there are no workers, and their locks may be held for good.
+  if (grains == 1 || s.workers.empty() || s.process != this_process()) return call(body, 0, n, 0);
   // A few parts for each thread: one that the system interrupts does not hold up the rest.
   const int64_t parts = std::min<int64_t>(grains, 4 * count());
   s.n = n;

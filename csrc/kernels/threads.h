@@ -22,7 +22,8 @@ class Threads {
 
   /// Calls body(begin, end, thread) for parts of 0 .. n, each a multiple of `grain` long (but the last), and
   /// returns when all are done. thread < count() is the number of the thread, for scratch of its own. Runs in
-  /// the caller alone where there is one part. Does not allocate. Bodies do not throw.
+  /// the caller alone where there is one part, and in the child of a fork. Does not allocate. Bodies do not
+  /// throw.
   template <typename Body>
   void run(int64_t n, int64_t grain, const Body& body) {
     start(n, grain, &call<Body>, &body);
