@@ -218,7 +218,7 @@ def test_input_of_another_shape_or_type(layer: Layer, x: Tensor) -> None:
 
 def test_missing_tico_says_how_to_install_it(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tico.circle.runtime", None)
-    with pytest.raises(ImportError, match=r"not installed .*pip install 'pyquant-circle\[demo\]'"):
+    with pytest.raises(ImportError, match=r"not installed .*pip install 'pyquant-circle\[tico\]'"):
         tico.Runtime(b"")
 
 
