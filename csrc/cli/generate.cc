@@ -134,7 +134,7 @@ Status generate(const Arguments& arguments, int64_t seed, int64_t threads) {
 int run(const Arguments& arguments) {
   const int prompts = arguments.has("--ids") + arguments.has("--ids-file") + arguments.has("--chat");
   if (prompts != 1) {
-    complain(std::string("one of --ids, --ids-file and --chat is needed; usage: pyquant-circle ") +
+    complain(std::string("exactly one of --ids, --ids-file and --chat is needed; usage: pyquant-circle ") +
              kGenerate.usage);
     return kFailed;
   }

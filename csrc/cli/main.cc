@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <new>
 
 #include "cli/cli.h"
 
@@ -47,7 +48,13 @@ int run(const Verb& verb, const std::vector<std::string>& words) {
     pyquant::cli::complain(error + "; usage: pyquant-circle " + verb.usage);
     return pyquant::cli::kFailed;
   }
-  const int code = verb.run(arguments);
+  int code = pyquant::cli::kFailed;
+  try {
+    code = verb.run(arguments);
+  } catch (const std::bad_alloc&) {
+    pyquant::cli::complain("the system has no more memory for this process (see ulimit -v)");
+    return pyquant::cli::kFailed;
+  }
   // What was printed must have arrived too, on a full disk for instance.
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
     pyquant::cli::complain(std::string("cannot write to the standard output (") + std::strerror(errno) + ")");

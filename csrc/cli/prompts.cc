@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <string_view>
 
 #include "circle/file.h"
 #include "circle/json.h"
@@ -15,18 +16,35 @@ using host::TokenRows;
 
 constexpr const char* kInput = "the standard input";
 
-/// Rows of token ids; with one row, all of `text` is that row.
-Result<TokenRows> rows_of(const std::string& text, char between, int64_t batch, const std::string& where) {
+constexpr const char* kSpace = " \t\r\n";
+
+/// Whether a comma has no number before or behind it.
+bool has_gap(const std::string& text) {
+  bool open = true;  // nothing since the beginning, or since a comma
+  bool commas = false;
+  for (const char c : text) {
+    if (c == ',') {
+      if (open) return true;
+      open = commas = true;
+    } else if (std::string_view(kSpace).find(c) == std::string_view::npos) {
+      open = false;
+    }
+  }
+  return commas && open;
+}
+
+Result<std::vector<int64_t>> row_of(const std::string& text, const std::string& where) {
+  if (has_gap(text)) return usage("a comma has no token id on one side", where);
+  return integers(text, std::string(",") + kSpace, where);
+}
+
+/// Rows of token ids, between `between`.
+Result<TokenRows> rows_of(const std::string& text, char between, const std::string& where) {
   TokenRows rows;
   for (size_t start = 0; start <= text.size();) {
     const size_t end = std::min(text.find(between, start), text.size());
-    PYQUANT_TRY_ASSIGN(std::vector<int64_t> row,
-                       integers(text.substr(start, end - start), ", \t\r\n", where));
-    if (batch == 1 && !rows.empty()) {
-      rows[0].insert(rows[0].end(), row.begin(), row.end());
-    } else if (!row.empty() || between == ';') {
-      rows.push_back(std::move(row));
-    }
+    PYQUANT_TRY_ASSIGN(std::vector<int64_t> row, row_of(text.substr(start, end - start), where));
+    if (!row.empty() || between == ';') rows.push_back(std::move(row));
     start = end + 1;
   }
   return rows;
@@ -104,11 +122,15 @@ Result<std::vector<int64_t>> integers(const std::string& text, const std::string
 }
 
 Result<TokenRows> prompts_of(const Arguments& arguments, int64_t batch) {
-  if (arguments.has("--ids")) return rows_of(arguments.get("--ids"), ';', batch, "--ids");
+  if (arguments.has("--ids")) return rows_of(arguments.get("--ids"), ';', "--ids");
   const std::string path = arguments.get("--ids-file");
   PYQUANT_TRY_ASSIGN(const auto mapping, circle::Mapping::open(path));
   const circle::Bytes bytes = mapping->bytes();
-  return rows_of(std::string(reinterpret_cast<const char*>(bytes.data), bytes.size), '\n', batch, path);
+  const std::string text(reinterpret_cast<const char*>(bytes.data), bytes.size);
+  if (batch != 1) return rows_of(text, '\n', path);
+  // One row: lines are as good as spaces.
+  PYQUANT_TRY_ASSIGN(std::vector<int64_t> row, row_of(text, path));
+  return TokenRows{std::move(row)};
 }
 
 Result<host::Given> media_in(const host::Manifest& manifest, const std::string& file,
@@ -121,7 +143,7 @@ Result<host::Given> media_in(const host::Manifest& manifest, const std::string& 
 Status read_turn(const host::Manifest& manifest, const std::string& line, host::Request& request) {
   const size_t first = line.find_first_not_of(" \t\r");
   if (first == std::string::npos || line[first] != '{') {
-    PYQUANT_TRY_ASSIGN(request.prompts, rows_of(line, ';', manifest.batch, kInput));
+    PYQUANT_TRY_ASSIGN(request.prompts, rows_of(line, ';', kInput));
     return {};
   }
   PYQUANT_TRY_ASSIGN(const auto turn, circle::json::parse(line, kInput));

@@ -4,6 +4,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 
@@ -39,12 +40,14 @@ struct Given {
   Shape shape;
 };
 
-Status find(const Safetensors& file, const Port& port, Given& given) {
+/// `hint` ends the message of an input that is missing.
+Status find(const Safetensors& file, const Port& port, const std::string& hint, Given& given) {
   const auto found = file.tensors.find(port.name);
   if (found == file.tensors.end()) {
     std::string names;
     for (const auto& [name, entry] : file.tensors) names += (names.empty() ? "" : ", ") + name;
-    return bad_input(file.path, port, "is missing; the file has " + (names.empty() ? "no tensors" : names));
+    return bad_input(file.path, port,
+                     "is missing; the file has " + (names.empty() ? "no tensors" : names) + hint);
   }
   const WeightsEntry& entry = found->second;
   const char* own = circle::safetensors_dtype(port.tensor->dtype);
@@ -166,10 +169,15 @@ Status run_file(const Arguments& arguments, int threads, int64_t runs) {
     return bad_input(arguments.positionals[0], runner.inputs()[0],
                      "has no value; pass --inputs FILE.safetensors");
   }
+  std::string hint;
+  if (!arguments.has("--signature") && program->signatures().size() > 1) {
+    hint = "; this is the first of several graphs, --signature names another:";
+    for (const std::string& key : program->signatures()) hint += " " + key;
+  }
   std::vector<Given> given(runner.inputs().size());
   std::vector<Shape> shapes;
   for (size_t i = 0; i < given.size(); ++i) {
-    PYQUANT_TRY(find(file, runner.inputs()[i], given[i]));
+    PYQUANT_TRY(find(file, runner.inputs()[i], hint, given[i]));
     shapes.push_back(given[i].shape);
   }
   PYQUANT_TRY(runner.prepare(shapes));
@@ -207,6 +215,28 @@ Status run_file(const Arguments& arguments, int threads, int64_t runs) {
   return circle::write_safetensors(entries, arguments.get("-o"));
 }
 
+/// Whether the folder of --trace is there, or can be made, and is not that of another file of this call: a
+/// tensor's file would replace it.
+bool is_for_traces(const Arguments& arguments) {
+  namespace fs = std::filesystem;
+  const std::string folder = arguments.get("--trace");
+  std::error_code error;
+  if (!fs::is_directory(folder, error) && !fs::create_directory(folder, error)) {
+    complain("'" + folder + "' is no folder and cannot be made one (" +
+             (error ? error.message() : std::string("it is a file")) + "); name another for --trace");
+    return false;
+  }
+  const fs::path place = circle::resolved(folder);
+  for (const char* option : {"--inputs", "-o"}) {
+    if (!arguments.has(option)) continue;
+    if (fs::path(circle::resolved(arguments.get(option))).parent_path() != place) continue;
+    complain(std::string("the file of ") + option + " is in '" + folder +
+             "', where a tensor's file could replace it; name another folder for --trace");
+    return false;
+  }
+  return true;
+}
+
 int run(const Arguments& arguments) {
   int64_t threads = 0, runs = 1;
   if (!number_of(arguments, "--threads", 0, 1024, threads) ||
@@ -214,6 +244,7 @@ int run(const Arguments& arguments) {
     return kFailed;
   }
   if (!are_apart({arguments.positionals[0], arguments.get("-o"), arguments.get("--inputs")})) return kFailed;
+  if (arguments.has("--trace") && !is_for_traces(arguments)) return kFailed;
   const Status status = run_file(arguments, static_cast<int>(threads), runs);
   if (status.ok()) return kFine;
   complain(status.fault().text());

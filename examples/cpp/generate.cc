@@ -19,7 +19,13 @@ std::vector<int64_t> ids_of(const std::string& text) {
   std::vector<int64_t> ids;
   for (size_t start = 0; start < text.size();) {
     const size_t end = std::min(text.find(',', start), text.size());
-    ids.push_back(std::strtoll(text.substr(start, end - start).c_str(), nullptr, 10));
+    const std::string word = text.substr(start, end - start);
+    char* behind = nullptr;
+    ids.push_back(std::strtoll(word.c_str(), &behind, 10));
+    if (word.empty() || *behind != '\0') {
+      std::fprintf(stderr, "'%s' is no token id\n", word.c_str());
+      std::exit(2);
+    }
     start = end + 1;
   }
   return ids;

@@ -420,3 +420,24 @@ def test_a_recording_of_other_inputs_is_told(tmp_path: Path) -> None:
     done = native(tmp_path, "--ids", ids, "--max-new-tokens", 2, *WORDS)
     assert done.returncode == 2
     assert "no item is left for them" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("23,24;25", "got 2 prompt(s), this bundle was exported with batch_size=1"),
+        ("1,,2", "a comma has no token id on one side"),
+        ("1,2,", "a comma has no token id on one side"),
+    ],
+)
+def test_prompts_that_are_none_of_the_bundle(ids: str, message: str, tmp_path: Path) -> None:
+    eager = EagerBundle(llama_tree()[1], llama.Profile(max_seq_len=20, prefill_lengths=(8,)))
+    recorder = Recorder(eager)
+    Host(eager.manifest).generate(recorder, torch.tensor([[23, 24, 25]]), max_new_tokens=2, **GREEDY)
+    recorder.save(tmp_path)
+    done = native(tmp_path, "--ids", ids, "--max-new-tokens", 2, *WORDS)
+    assert done.returncode == 2
+    assert message in done.stderr
+    lines = tmp_path / "ids.txt"
+    lines.write_text("23,\n24\n25\n")
+    assert native(tmp_path, "--ids-file", lines, "--max-new-tokens", 2, *WORDS).returncode == 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyquant import __version__
+from pyquant import __version__, circle
 from pyquant._launch import program
 from tests.golden import make
 
@@ -274,6 +274,7 @@ def test_a_corrupt_file(run: Run, tmp_path: Path) -> None:
         ([], "one of --ids, --ids-file and --chat is needed; usage: pyquant-circle generate BUNDLE"),
         (["--ids", "1", "--grid", "1x2x2"], "option '--grid' says the sizes of what --pixels has, which is missing"),
         (["--ids", "1"], "E_OPEN: "),
+        (["--ids", "1", "--chat"], "exactly one of --ids, --ids-file and --chat is needed"),
         (["--ids", "1", "--seed", "x"], "--seed"),
     ],
 )
@@ -283,3 +284,18 @@ def test_generate_says_what_it_needs(words: list[str], message: str, run: Run, t
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_a_trace_replaces_no_file_of_its_call(run: Run, tmp_path: Path) -> None:
+    model, folder = tmp_path / "m.circle", tmp_path / "traces"
+    model.write_bytes((GOLDEN / "float_mlp.circle").read_bytes())
+    port = circle.Runner(model).inputs[0]
+    given = tmp_path / "x.safetensors"
+    save_file({port.name: torch.zeros(port.shape)}, given)
+    assert run("run", model, "--inputs", given, "--trace", folder).returncode == 0
+    first = sorted(folder.iterdir())[0]
+    traced = first.read_bytes()
+    refused(run("run", model, "--inputs", first, "--trace", folder), 2, f"the file of --inputs is in '{folder}'")
+    refused(run("run", model, "--inputs", given, "--trace", folder, "-o", first), 2, "the file of -o is in")
+    refused(run("run", model, "--inputs", given, "--trace", given), 2, f"'{given}' is no folder")
+    assert first.read_bytes() == traced
