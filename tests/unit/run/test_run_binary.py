@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from one_operator import Grid, check, grid, integers, mp, run
+from real_cases import COMPARED
 
 NONE = {"fused_activation_function": "NONE"}
 
@@ -143,17 +144,7 @@ def test_plain_division(tmp_path: Path) -> None:
         assert np.array_equal(floats, x / z)
 
 
-COMPARISONS = {
-    "EQUAL": np.equal,
-    "NOT_EQUAL": np.not_equal,
-    "GREATER": np.greater,
-    "GREATER_EQUAL": np.greater_equal,
-    "LESS": np.less,
-    "LESS_EQUAL": np.less_equal,
-}
-
-
-@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_comparisons(name: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(8)
     for left, right in ((g[0], g[1]) for g in (*GRIDS.values(), (Grid("int8", 0.5), Grid("int8", 0.25)))):
@@ -161,11 +152,11 @@ def test_comparisons(name: str, tmp_path: Path) -> None:
             a, b = integers(generator, left, a_shape), integers(generator, right, b_shape)
             shape = np.broadcast_shapes(a_shape, b_shape)
             (got,) = run(tmp_path, name, [(a, left), (b, right)], [(shape, "bool")])
-            assert np.array_equal(got, COMPARISONS[name](left.reals(a), right.reals(b)))
+            assert np.array_equal(got, COMPARED[name](left.reals(a), right.reals(b)))
     for dtype in ("float32", "float16", "int32", "int64"):
         x, z = (generator.integers(-3, 4, 400).astype(dtype) for _ in range(2))
         (got,) = run(tmp_path, name, [(x, dtype), (z, dtype)], [((400,), "bool")], constant=[1])
-        assert np.array_equal(got, COMPARISONS[name](x, z))
+        assert np.array_equal(got, COMPARED[name](x, z))
 
 
 def test_logic(tmp_path: Path) -> None:
