@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench bench-runner matrix contracts clean
+.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench bench-short bench-runner matrix contracts clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -55,10 +55,20 @@ sanitize: setup ## the native tests under AddressSanitizer and UBSan
 lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all files
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-bench: setup ## kernels against ATen and a plain copy: ratio and spread, machine named
-	$(BIN)/python -m pytest benchmarks/kernels $(BENCH_ARGS)
-
 OUT ?= out/bench
+BENCH := $(BIN)/python -m pytest benchmarks/kernels benchmarks/whole
+
+bench: setup ## one table of ratios: kernels and whole steps against ATen, a copy, TICO, torch.export, safetensors; then compared
+	@mkdir -p $(OUT)
+	$(BENCH) --benchmark-json $(OUT)/bench.json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.compare $(OUT)/bench.json $(COMPARE_ARGS)
+
+bench-short: setup ## the part of `bench` that the gate compares with benchmarks/baseline.json; measured again where a ratio fell
+	@mkdir -p $(OUT)
+	$(BENCH) --short --benchmark-json $(OUT)/short.json
+	$(BIN)/python -m benchmarks.compare $(OUT)/short.json || \
+	  { $(BENCH) --short --benchmark-json $(OUT)/short2.json && $(BIN)/python -m benchmarks.compare $(OUT)/short.json $(OUT)/short2.json; }
+
 bench-runner: setup ## files in the runner against transformers, TICO's runtime and llama.cpp (its build takes minutes)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet -e ".[test,bench]" --no-build-isolation
 	$(BIN)/python -m benchmarks.runner.layer

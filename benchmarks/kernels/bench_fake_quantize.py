@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-from rivals import Rivals, assert_near, rivals, values
 
+from benchmarks.rivals import Rivals, assert_near, rivals, values
 from pyquant import ops
 
 STEP = 0.05
@@ -15,7 +15,7 @@ def qparams(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full(shape, STEP), torch.full(shape, 3, dtype=torch.int32)
 
 
-@rivals("pyquant", "aten", "clone")
+@rivals("pyquant", "aten", "clone", short=True)
 def bench_fake_quantize(elements: int) -> Rivals:
     x, (scale, zero_point) = values(elements), qparams()
     calls: Rivals = {
@@ -39,7 +39,7 @@ def bench_fake_quantize_bfloat16(elements: int) -> Rivals:
     return calls
 
 
-@rivals("pyquant", "float32, aten, back", "clone")
+@rivals("pyquant", "float32, aten, back", "clone", short=True)
 def bench_fake_quantize_float16(elements: int) -> Rivals:
     x, (scale, zero_point) = values(elements, torch.float16), qparams()
     calls: Rivals = {
@@ -53,7 +53,7 @@ def bench_fake_quantize_float16(elements: int) -> Rivals:
     return calls
 
 
-@rivals("pyquant", "aten", "clone")
+@rivals("pyquant", "aten", "clone", short=True)
 def bench_fake_quantize_per_channel(elements: int) -> Rivals:
     x = values(elements).view(elements // 1024, 1024)
     scale, zero_point = qparams(x.shape[0])
@@ -79,7 +79,7 @@ def bench_fake_quantize_per_channel_last(elements: int) -> Rivals:
     return calls
 
 
-@rivals("pyquant", "aten on a view", "clone")
+@rivals("pyquant", "aten on a view", "clone", short=True)
 def bench_fake_quantize_per_group_of_32(elements: int) -> Rivals:
     x = values(elements).view(elements // 1024, 1024)
     scale, zero_point = qparams(x.shape[0], 32)

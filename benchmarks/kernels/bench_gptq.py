@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import torch
-from rivals import Rivals, rivals, values
 from torch import Tensor
 
+from benchmarks.rivals import Rivals, rivals, values
 from pyquant import ops
 
 BLOCK = 128

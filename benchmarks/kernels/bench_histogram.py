@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-from rivals import Rivals, rivals, values
 
+from benchmarks.rivals import Rivals, rivals, values
 from pyquant import ops
 from pyquant.ops import reference_search
 
@@ -21,7 +21,7 @@ def histogram() -> State:
     )
 
 
-@rivals("pyquant", "histc", "clone")
+@rivals("pyquant", "histc", "clone", short=True)
 def bench_observe_histogram(elements: int) -> Rivals:
     x = values(elements)
     counts, range_, count = histogram()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rivals import Rivals, rivals
 
 import pyquant.circle
+from benchmarks.rivals import Rivals, rivals
 from tests.golden.build import PlanBuilder, pack4
 
 LAYERS = 16

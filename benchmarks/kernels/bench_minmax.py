@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-from rivals import Rivals, rivals, values
 
+from benchmarks.rivals import Rivals, rivals, values
 from pyquant import ops
 
 
@@ -29,7 +29,7 @@ def compared(x: torch.Tensor, axis: int | None) -> Rivals:
     return calls
 
 
-@rivals("pyquant", "aminmax", "clone")
+@rivals("pyquant", "aminmax", "clone", short=True)
 def bench_observe_minmax(elements: int) -> Rivals:
     return compared(values(elements), None)
 
@@ -54,7 +54,7 @@ def bench_observe_minmax_per_channel_last(elements: int) -> Rivals:
     return compared(values(elements).view(elements // 1024, 1024), 1)
 
 
-@rivals("pyquant", "aminmax on a view", "clone")
+@rivals("pyquant", "aminmax on a view", "clone", short=True)
 def bench_minmax_per_group_of_32(elements: int) -> Rivals:
     x = values(elements).view(elements // 1024, 1024)
     view = x.view(-1, 32)

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import torch
-from rivals import Rivals, assert_near, rivals, values
 
+from benchmarks.rivals import Rivals, assert_near, rivals, values
 from pyquant import ops
 
 STEP = 0.05
 SCALE, ZERO = torch.tensor(STEP), torch.tensor(3, dtype=torch.int32)
 
 
-@rivals("pyquant", "aten arithmetic", "clone")
+@rivals("pyquant", "aten arithmetic", "clone", short=True)
 def bench_quantize(elements: int) -> Rivals:
     x = values(elements)
     calls: Rivals = {

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-from rivals import Rivals, rivals, values
 
+from benchmarks.rivals import Rivals, rivals, values
 from pyquant import ops
 
 

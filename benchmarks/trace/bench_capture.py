@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels.conftest import machine
+from benchmarks.conftest import machine
 from pyquant.trace import capture
 
 Case = tuple[str, nn.Module, dict[str, Tensor]]
