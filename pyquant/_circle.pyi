@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections.abc
 import typing
 
+import typing_extensions
+
 __all__: list[str] = [
     "Data",
     "Graph",
@@ -26,6 +28,7 @@ __all__: list[str] = [
     "operators_json",
     "read",
     "read_bytes",
+    "write_plan",
 ]
 
 class Data:
@@ -264,4 +267,15 @@ def read(path: str) -> Model:
 def read_bytes(data: bytes) -> Model:
     """
     Reads bytes.
+    """
+
+def write_plan(
+    plan: str,
+    sizes: collections.abc.Iterable[typing.SupportsInt | typing.SupportsIndex],
+    known: dict[typing.SupportsInt | typing.SupportsIndex, typing_extensions.Buffer],
+    give: collections.abc.Callable[[int], collections.abc.Iterable[typing_extensions.Buffer]],
+    path: str,
+) -> int:
+    """
+    Checks plan text and writes it; give(k) makes the buffers of constant k when it is written. Returns its bytes.
     """

@@ -170,6 +170,49 @@ Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>&
   return faults_of(check(plan.model, target_of(target)));
 }
 
+// `known`: index -> bytes that checks look at; `give(index)` returns an iterable of buffers with the bytes of
+// any other constant, when it is written.
+uint64_t write_plan(const std::string& plan_text, const py::typing::Iterable<int>& sizes,
+                    const py::typing::Dict<int, py::buffer>& known,
+                    const py::typing::Callable<py::typing::Iterable<py::buffer>(int)>& give,
+                    const std::string& path) {
+  Plan plan = value_or_raise(parse_plan(plan_text, "plan"));
+  std::vector<Bytes> bytes;
+  for (const py::handle size : sizes) bytes.push_back({nullptr, size.cast<size_t>()});
+  std::vector<py::buffer_info> held;
+  const auto bytes_of = [&held](const py::handle& item) -> Bytes {
+    held.push_back(py::reinterpret_borrow<py::buffer>(item).request());
+    return {static_cast<const uint8_t*>(held.back().ptr),
+            static_cast<size_t>(held.back().size) * static_cast<size_t>(held.back().itemsize)};
+  };
+  for (const auto& [index, data] : known) bytes.at(index.cast<size_t>()) = bytes_of(data);
+  if (const Status bound = bind_constants(plan, bytes); !bound.ok()) raise(bound.fault());
+  std::optional<py::error_already_set> raised;
+  const Fill fill = [&](uint32_t buffer, const Sink& sink) -> Status {
+    const py::gil_scoped_acquire lock;
+    try {
+      for (const py::handle piece : py::iter(give(plan.constants[buffer - 1].index))) {
+        const py::buffer_info info = py::reinterpret_borrow<py::buffer>(piece).request();
+        const Bytes next{static_cast<const uint8_t*>(info.ptr),
+                         static_cast<size_t>(info.size) * static_cast<size_t>(info.itemsize)};
+        const py::gil_scoped_release free;
+        PYQUANT_TRY(sink(next));
+      }
+    } catch (py::error_already_set& error) {  // becomes the caller's, once the temporary file is gone
+      raised.emplace(error);
+      return Fault{Code::E_WRITE, "a constant could not be made", path};
+    }
+    return {};
+  };
+  std::optional<Result<Written>> written;
+  {
+    const py::gil_scoped_release free;
+    written = write_file(plan.model, path, Target::Circle, Layout::Auto, fill);
+  }
+  if (raised) throw std::move(*raised);
+  return value_or_raise(std::move(*written)).bytes;
+}
+
 void bind_views(py::module_& m) {
   py::class_<Data>(m, "Data", py::buffer_protocol(), "Read-only bytes of a constant.")
       .def_buffer([](Data& data) {
@@ -344,6 +387,10 @@ PYBIND11_MODULE(_circle, m) {
   m.def("read_bytes", &pc::read_data, py::arg("data"), "Reads bytes.");
   m.def("check_plan", &pc::check_plan, py::arg("plan"), py::arg("sizes"), py::arg("target"),
         "(code, message, where) of each fault of plan text whose constants have these sizes in bytes.");
+  m.def("write_plan", &pc::write_plan, py::arg("plan"), py::arg("sizes"), py::arg("known"), py::arg("give"),
+        py::arg("path"),
+        "Checks plan text and writes it; give(k) makes the buffers of constant k when it is written. "
+        "Returns its bytes.");
   m.def("join_files", &pc::join_files, py::arg("keys"), py::arg("paths"), py::arg("path"),
         "Files of one graph each to one file of several; returns its bytes.");
   m.def("operators_json", &pc::operators_json, "The table ops.def as JSON text.");

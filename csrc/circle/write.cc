@@ -59,7 +59,27 @@ void patch(const Model& model, const Placement& plan, Head& head) {
   }
 }
 
-Status stream(const Model& model, const Placement& plan, const Head& head, AtomicFile& file) {
+// The bytes of a buffer: those it has, else those that `fill` gives, which must be as many.
+Status write_buffer(uint32_t number, Bytes bytes, AtomicFile& file, const Fill& fill) {
+  if (bytes.data || bytes.size == 0) return file.write(bytes);
+  const uint64_t start = file.written();
+  PYQUANT_TRY(fill(number, [&](Bytes next) -> Status {
+    if (next.size > bytes.size - (file.written() - start)) {
+      return Fault{Code::E_BUFFER_SIZE,
+                   "was given more bytes than the " + std::to_string(bytes.size) + " it has",
+                   "buffers[" + std::to_string(number) + "]"};
+    }
+    return file.write(next);
+  }));
+  if (file.written() - start == bytes.size) return {};
+  return Fault{
+      Code::E_BUFFER_SIZE,
+      "was given " + std::to_string(file.written() - start) + " bytes, it has " + std::to_string(bytes.size),
+      "buffers[" + std::to_string(number) + "]"};
+}
+
+Status stream(const Model& model, const Placement& plan, const Head& head, AtomicFile& file,
+              const Fill& fill) {
   static constexpr uint8_t kZeros[2 * kAlignment] = {};
   PYQUANT_TRY(file.write({head.bytes.data(), head.bytes.size()}));
   for (const Piece& piece : plan.pieces) {
@@ -71,15 +91,15 @@ Status stream(const Model& model, const Placement& plan, const Head& head, Atomi
       store(length, bytes.size, 4);
       PYQUANT_TRY(file.write({length, sizeof(length)}));
     }
-    PYQUANT_TRY(file.write(bytes));
+    PYQUANT_TRY(write_buffer(piece.buffer, bytes, file, fill));
   }
   return {};
 }
 
-Status refuse_faults(const Model& model, const std::string& path, Target target) {
+Status refuse_faults(const Model& model, const std::string& path, Target target, bool filled) {
   std::vector<Fault> faults = check(model, target);
   if (faults.empty()) {
-    for (size_t i = 1; i < model.buffers.size(); ++i) {
+    for (size_t i = 1; !filled && i < model.buffers.size(); ++i) {
       if (model.buffers[i].bytes.size > 0 && !model.buffers[i].bytes.data) {
         return Fault{Code::E_CONSTANT_INDEX, "no bytes were bound to it",
                      "buffers[" + std::to_string(i) + "]"};
@@ -95,8 +115,9 @@ Status refuse_faults(const Model& model, const std::string& path, Target target)
 
 }  // namespace
 
-Result<Written> write_file(const Model& model, const std::string& path, Target target, Layout layout) {
-  PYQUANT_TRY(refuse_faults(model, path, target));
+Result<Written> write_file(const Model& model, const std::string& path, Target target, Layout layout,
+                           const Fill& fill) {
+  PYQUANT_TRY(refuse_faults(model, path, target, fill != nullptr));
   PYQUANT_TRY_ASSIGN(Head head, encode_head(model, layout == Layout::External));
   Placement plan = lay_out(model, head);
   if (!head.external && plan.end > kInlineLimit) {
@@ -111,7 +132,7 @@ Result<Written> write_file(const Model& model, const std::string& path, Target t
   }
   patch(model, plan, head);
   PYQUANT_TRY_ASSIGN(auto file, AtomicFile::create(path));
-  PYQUANT_TRY(stream(model, plan, head, *file));
+  PYQUANT_TRY(stream(model, plan, head, *file, fill));
   PYQUANT_TRY(file->commit());
   return Written{file->written(), head.external};
 }

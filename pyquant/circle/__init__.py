@@ -10,9 +10,10 @@ from __future__ import annotations
 from pyquant.circle.files import check, check_plan, diff, inspect, join, read, write
 from pyquant.circle.operators import Operand, OperatorInfo, Option, operators
 from pyquant.circle.runner import OperatorTime, Port, Runner, Workspace
-from pyquant.circle.types import Fault, Graph, Model, Operator, Tensor, codes, listed
+from pyquant.circle.types import Constant, Fault, Graph, Model, Operator, Tensor, codes, listed
 
 __all__ = [
+    "Constant",
     "Fault",
     "Graph",
     "Model",

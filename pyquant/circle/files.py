@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pyquant import files
 from pyquant.circle._native import native
-from pyquant.circle.types import Fault, Model
-from pyquant.errors import CircleError
+from pyquant.circle.types import Constant, Fault, Model
+from pyquant.errors import CircleError, OpArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PathLike: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = PathLike | bytes | Model
 Target: TypeAlias = Literal["circle", "luci", "onert"]
+_SMALL = 1 << 10  # bytes up to which a constant is made before the file is begun
 
 
 def read(source: Source) -> Model:
@@ -79,11 +80,26 @@ def join(parts: Mapping[str, PathLike], path: PathLike) -> int:
     return native.join_files(list(parts), [os.fspath(part) for part in parts.values()], os.fspath(path))
 
 
-def write(plan: str, constants: Sequence[torch.Tensor], path: PathLike) -> int:
-    """Checks and writes plan text with its constants, whole or not at all; returns the bytes written.
+def write(plan: str, constants: Sequence[torch.Tensor | Constant], path: PathLike) -> int:
+    """Checks plan text and writes it with its constants, whole or not at all; returns the bytes written.
 
-    See `pyquant.ops.circle_write`, which this calls. Raises CircleError.
+    `constants[k]` is what the plan calls constant k, its bytes as they are in the file (4-bit integers packed, as
+    uint8): a tensor, which is not copied when it is contiguous and on the CPU, or an object that makes one when its
+    place in the file has come (exporter/constant.py), so that one at a time is in memory. What an object raises ends
+    the writing. Raises CircleError, whose text starts with the code of the fault; a file that was at `path` is then
+    unchanged.
     """
-    from pyquant.ops.circle_write import circle_write
+    import torch
 
-    return circle_write(plan, constants, path)
+    for i, constant in enumerate(constants):
+        if not isinstance(constant, torch.Tensor) and not hasattr(constant, "tensor"):
+            raise OpArgumentError(f"write: constants[{i}] is {type(constant).__name__}; expected a torch.Tensor")
+
+    def data(k: int) -> Any:
+        given = constants[k]
+        tensor = given if isinstance(given, torch.Tensor) else given.tensor()
+        return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+    numbers = (torch.int32, torch.int64)  # axes, shapes and indices, whose values are checked
+    known: dict[Any, Any] = {k: data(k) for k, c in enumerate(constants) if c.dtype in numbers or c.nbytes <= _SMALL}
+    return native.write_plan(plan, [c.nbytes for c in constants], known, lambda k: (data(k),), os.fspath(path))

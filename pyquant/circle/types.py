@@ -10,8 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
 
 from pyquant.circle._native import native
+
+if TYPE_CHECKING:
+    import torch
 
 _OWN = re.compile(r"'[^']*'|\[[^\]]*\]|[0-9.-]")  # what differs between faults of one kind
 _NAMED = 3  # how many other places a line names
@@ -20,6 +24,21 @@ Model = native.Model
 Tensor = native.Tensor
 Operator = native.Operator
 Graph = native.Graph
+
+
+class Constant(Protocol):
+    """A constant whose bytes are made when they are written; its size and type are known before."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what `tensor` returns."""
+
+    def tensor(self) -> torch.Tensor:
+        """The bytes as they are in the file, as a tensor of any shape; made anew on each call."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from pyquant import circle, ops
-from pyquant.errors import ExportError
-from pyquant.exporter.grid import BLOCKS
-from pyquant.exporter.plan import DTYPES, FLOATS, Graph, Location, Op, Quant, Tensor
+from pyquant import circle
+from pyquant.exporter.constant import Constant
+from pyquant.exporter.plan import FLOATS, Graph, Location, Op, Quant, Tensor
 from pyquant.exporter.values import Const, Ref
 
 _NO_SITE = "it is a constant without a site; declare one (const(name, value)) in its wrapper"
@@ -27,7 +24,7 @@ class Builder:
     def __init__(self, reserved: Sequence[str]) -> None:
         self.tensors: list[Tensor] = []
         self.operators: list[Op] = []
-        self.constants: list[torch.Tensor] = []
+        self.constants: list[Constant] = []
         self._names: dict[str, int] = dict.fromkeys(reserved, 1)
         self._placed: dict[int, tuple[Const, int]] = {}  # id(Const) -> (the Const, kept alive; its tensor)
 
@@ -73,7 +70,7 @@ class Builder:
         if isinstance(value, Ref):
             return value
         if id(value) not in self._placed:
-            data, dtype = _payload(value)
+            data, dtype = value.constant()
             note = _NO_SITE if value.quant is None and value.block is None and value.floating else ""
             self.constants.append(data)
             tensor = Tensor(
@@ -108,19 +105,3 @@ def _check_row(op: str, count: int, options: Mapping[str, Any]) -> None:
     assert row.min_inputs <= count <= most, f"{op} takes {row.min_inputs} to {most} inputs, got {count}"
     known = [option.name for option in row.options]
     assert set(options) <= set(known), f"{op} has the options {known}, got {list(options)}"
-
-
-def _payload(const: Const) -> tuple[torch.Tensor, str]:
-    """The bytes of a constant in the file, and their plan type."""
-    if const.make_packed is not None:
-        return const.make_packed(), const.block or const.quant.dtype  # type: ignore[union-attr]
-    if const.quant is not None:
-        dtype, data = const.quant.dtype, const.ints().cpu().contiguous()
-        return (ops.pack_int4(data), dtype) if dtype in ("int4", "uint4") else (data, dtype)
-    if const.block is not None:
-        return ops.quantize_blocks(const.value().float(), BLOCKS[const.block]).cpu(), const.block
-    if const.dtype not in DTYPES:
-        raise ExportError(
-            f"constant '{const.name}' is {const.dtype} at {const.where}; Circle has {', '.join(DTYPES.values())}"
-        )
-    return const.value().detach().cpu().contiguous(), DTYPES[const.dtype]

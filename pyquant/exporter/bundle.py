@@ -24,6 +24,7 @@ from tqdm import tqdm
 from pyquant import __version__, circle, files
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
+from pyquant.exporter.absent import Absent
 from pyquant.exporter.pipeline import build
 from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import warn_low_precision
@@ -44,6 +45,7 @@ def export_bundle(
     target: Target = "circle",
     one_file: bool | None = None,
     step: Callable[[str], AbstractContextManager[None]] | None = None,
+    absent: Absent | None = None,
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
 
@@ -55,10 +57,10 @@ def export_bundle(
     its place, the manifest last: a failure leaves the folder as it was. Files of a former bundle that the new manifest
     does not name are removed. `one_file` (None: as the profile says, else no) puts all graphs into `model.circle`, each
     under a signature of its name, so that they share constants of equal bytes; TICO's runtime refuses such a file,
-    and onert runs its first graph. On a terminal a bar shows the progress. Large constants of the programs are mapped
-    from the files, so that those of one graph at a time are in memory. `step`, if given, is entered with the name of
-    each graph while that is exported and written (to measure it). Warns once with LowPrecisionWarning when the model
-    computes in bfloat16 or float16.
+    and onert runs its first graph. On a terminal a bar shows the progress. Constants of the programs are mapped from
+    the files. `absent` is as of export(). `step`, if given, is entered with the name of each graph while that is
+    exported and written (to measure it). Warns once with LowPrecisionWarning when the model computes in bfloat16 or
+    float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
@@ -68,7 +70,7 @@ def export_bundle(
         raise ProfileError("one_file=True: onert runs the first graph of a file only; leave it out for this target")
     folder = Path(out_dir)
     _require_folder(folder, [*([ONE_FILE] if together else map(_file, parts)), *beside])
-    make = partial(_exported, parts=parts, target=target)
+    make = partial(_exported, parts=parts, target=target, absent=absent)
     head = {**_provenance(q), "target": target, **entries}
     programs = _write(folder, head, list(parts), make, beside, step or _unmeasured, together)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
@@ -79,9 +81,11 @@ def _unmeasured(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _exported(name: str, parts: Mapping[str, tuple[nn.Module, Any]], target: Target) -> CircleProgram:
+def _exported(
+    name: str, parts: Mapping[str, tuple[nn.Module, Any]], target: Target, absent: Absent | None
+) -> CircleProgram:
     part, profile = parts[name]
-    program = build(part, profile, name=name, target=target)
+    program = build(part, profile, name=name, target=target, absent=absent)
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(

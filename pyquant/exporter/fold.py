@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.fx.node import Argument, map_arg
 
 from pyquant import ops
 from pyquant.errors import ExportError
+from pyquant.exporter.absent import Absent, require_values
 from pyquant.exporter.grid import (
     BLOCKS,
     DEQUANTIZE,
@@ -32,7 +32,7 @@ from pyquant.exporter.grid import (
 from pyquant.exporter.plan import Quant
 from pyquant.exporter.registry import CASTS, GETITEM, PADS, is_move, target_of
 from pyquant.exporter.tracing import Traced, location_of, readable, static_shape
-from pyquant.exporter.values import Const, Stored, blocks, dequantize_from, integers, packed
+from pyquant.exporter.values import Const, Elsewhere, Held, Stored, blocks, dequantize_from, integers, packed
 
 Folded = dict[Node, Any]  # node -> Const, or a list of them
 
@@ -43,23 +43,23 @@ _SITE_BLOCKS = re.compile(r"(?:(.*)\.)?sites\.(\w+)\.blocks")
 _IN_PLACE_ALIASES = {"aten.detach_.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
 
 
-def fold(traced: Traced) -> Folded:
-    """All constant nodes of a graph."""
+def fold(traced: Traced, absent: Absent | None = None) -> Folded:
+    """All constant nodes of a graph; `absent` reads parameters that are not in memory. Raises ExportError for one on
+    the meta device."""
     folded: Folded = {}
     for node in traced.nodes:
         if node.op == "placeholder" and node.name in traced.lifted:
             path, tensor = traced.lifted[node.name]
-            make = partial(_same, tensor)
-            folded[node] = Const(readable(path), tuple(tensor.shape), tensor.dtype, make, location_of(node))
+            name, shape, here = readable(path), tuple(tensor.shape), location_of(node)
+            require_values(name, tensor)
+            read = None if absent is None else absent.of(tensor)
+            source = Held(name, tensor) if read is None else Elsewhere(name, tensor, read)
+            folded[node] = Const(name, shape, tensor.dtype, source, here, origin=source.origin)
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
             constant = _fold_call(node, folded)
             if constant is not None:
                 folded[node] = constant
     return folded
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _fold_call(node: Node, folded: Folded) -> Any:
@@ -104,7 +104,9 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
 
     if isinstance(data, Const) and data.quant is not None and target in CASTS:
         if fake.dtype.is_floating_point:  # the file has the integers, for any float type that simulates them
-            return Const(data.name, shape, fake.dtype, real, here, data.quant, data.ints)
+            same = Const(data.name, shape, fake.dtype, real, here, data.quant, data.ints, data.make_packed)
+            same.origin = data.origin
+            return same
     elif isinstance(data, Const) and data.quant is not None:
         quant = _moved_quant(node, data, part)
         return Const(
@@ -116,8 +118,10 @@ def _call(node: Node, folded: Folded, part: int | None) -> Const:
             quant,
             lambda: _run(node, folded, part, {node.args[0]: data.ints()}),
         )
-    if isinstance(data, Const) and target in CASTS:
-        name = data.name  # a bfloat16 model's constants are named as the float32 model's
+    if isinstance(data, Const) and target in CASTS:  # a bfloat16 model's constants are named as the float32 model's
+        origin = data.origin if data.block is None else None
+        cast = origin and origin.then(fake.dtype, lambda rows, _: rows.to(fake.dtype))
+        return Const(data.name, shape, fake.dtype, real, here, origin=cast)
     return Const(name, shape, fake.dtype, real, here)
 
 
@@ -170,12 +174,23 @@ def _fold_fake_quantize(node: Node, folded: Folded) -> Const:
     const = Const(
         data.name, data.shape, data.dtype, lambda: dequantize_from(const.ints(), quant), location_of(node), quant
     )
+    four = quant.dtype in ("int4", "uint4")
     if data.stored is not None and data.stored.grid == (scale, zero_point, axis, group):
-        const.make_ints = data.stored.ints
+        const.make_ints, stored = data.stored.ints, data.stored.origin
+        const.origin = stored and stored.then(quant, lambda rows, _: ops.pack_int4(rows.cpu()) if four else rows)
         return const
-    const.make_ints = lambda: integers(data.value(), quant, folded[scale].value(), folded[zero_point].value())
-    if quant.dtype in ("int4", "uint4"):
-        const.make_packed = lambda: packed(data.value(), quant, folded[scale].value(), folded[zero_point].value())
+
+    def grid(rows: int | None = None) -> tuple[Tensor, Tensor]:
+        own = slice(rows if quant.axis == 0 else None)
+        scales, zero_points = folded[scale].value(), folded[zero_point].value()
+        return (scales[own], zero_points[own]) if quant.axis == 0 else (scales, zero_points)
+
+    const.make_ints = lambda: integers(data.value(), quant, *grid())
+    if four:
+        const.make_packed = lambda: packed(data.value(), quant, *grid())
+    if data.quant is None and data.block is None and data.origin is not None:
+        store = packed if four else integers
+        const.origin = data.origin.then(quant, lambda rows, n: store(rows, quant, *grid(n)))
     return const
 
 
@@ -189,7 +204,7 @@ def _fold_dequantize(node: Node, folded: Folded) -> Const:
 
     owner = _SITE_SCALE.fullmatch(folded[scale].name)
     name = data.name if owner is None else f"{owner[1]}.{owner[2]}" if owner[1] else owner[2]
-    return Const(name, data.shape, torch.float32, make, location_of(node), stored=Stored(data.value, grid))
+    return Const(name, data.shape, torch.float32, make, location_of(node), stored=Stored(data.value, grid, data.origin))
 
 
 def _fold_bias(node: Node, folded: Folded) -> Const:
@@ -215,6 +230,8 @@ def _fold_blocks(node: Node, folded: Folded) -> Const:
     value = lambda: ops.fake_quantize_blocks(data.value(), bits)  # noqa: E731
     const = Const(data.name, data.shape, data.dtype, value, location_of(node), block=block)
     const.make_packed = lambda: blocks(data.value(), bits)
+    if data.quant is None and data.block is None and data.origin is not None:
+        const.origin = data.origin.then(block, lambda rows, _: blocks(rows, bits))
     return const
 
 
@@ -227,7 +244,7 @@ def _fold_stored_blocks(node: Node, folded: Folded) -> Const:
     name = data.name if owner is None else f"{owner[1]}.{owner[2]}" if owner[1] else owner[2]
     shape = static_shape(node.meta["val"], node)
     value = lambda: ops.dequantize_blocks(data.value(), bits)  # noqa: E731
-    const = Const(name, shape, torch.float32, value, location_of(node), block=block)
+    const = Const(name, shape, torch.float32, value, location_of(node), block=block, origin=data.origin)
     const.make_packed = data.value
     return const
 

@@ -16,6 +16,7 @@ from torch import nn
 from pyquant import __version__, circle
 from pyquant.circle.files import Target
 from pyquant.errors import ExportError, PhaseError, ProfileError
+from pyquant.exporter.absent import Absent
 from pyquant.exporter.coverage import require_quantized
 from pyquant.exporter.dynamic import open_lengths
 from pyquant.exporter.legalize import legalize
@@ -33,23 +34,38 @@ _TRACING = threading.RLock()  # torch.export changes modules of torch while it r
 
 
 def export(
-    q: nn.Module, profile: Any = None, *, name: str | None = None, target: Target = "circle", allow_float: bool = False
+    q: nn.Module,
+    profile: Any = None,
+    *,
+    name: str | None = None,
+    target: Target = "circle",
+    allow_float: bool = False,
+    absent: Absent | None = None,
 ) -> CircleProgram:
     """One static graph of a converted model.
 
     `profile` goes to `q.as_export_module(profile)`. The graph may hold float tensors only when the policy left sites
     float, or with `allow_float`, which also exports a tree in its float phase. `q` and the profile stay unchanged.
     Warns with LowPrecisionWarning when the model computes in bfloat16 or float16. Concurrent calls run one after the
-    other. Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no
-    Circle form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
+    other. The program holds no integers: those of a weight are made when the program is saved, one tensor at a time,
+    from the model's values, which must be the same then; `absent` reads parameters that are not in memory.
+
+    Raises PhaseError before convert, ProfileError for a profile that does not fit, ExportError for what has no Circle
+    form, a float tensor in a fully quantized graph, or a rule of `target` that the graph breaks.
     """
-    program = build(q, profile, name=name, target=target, allow_float=allow_float)
+    program = build(q, profile, name=name, target=target, allow_float=allow_float, absent=absent)
     warn_low_precision([(program.graph, program.traced)])
     return program
 
 
 def build(
-    q: nn.Module, profile: Any = None, *, name: str | None = None, target: Target = "circle", allow_float: bool = False
+    q: nn.Module,
+    profile: Any = None,
+    *,
+    name: str | None = None,
+    target: Target = "circle",
+    allow_float: bool = False,
+    absent: Absent | None = None,
 ) -> CircleProgram:
     """As export(), without the LowPrecisionWarning: a bundle warns once for all of its graphs."""
     if target not in TARGETS:
@@ -60,9 +76,9 @@ def build(
     with _TRACING:
         adapter = _adapter(q, profile)
     try:
-        traced, graph = _lowered(q, adapter, name, target, allow_float)
+        traced, graph = _lowered(q, adapter, name, target, allow_float, absent)
     except ExportError:  # once more, for a message with source lines: recording them takes a quarter of an export
-        traced, graph = _lowered(q, adapter, name, target, allow_float, lines=True)
+        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, lines=True)
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
@@ -71,12 +87,19 @@ def build(
 
 
 def _lowered(
-    q: nn.Module, adapter: nn.Module, name: str | None, target: Target, allow_float: bool, *, lines: bool = False
+    q: nn.Module,
+    adapter: nn.Module,
+    name: str | None,
+    target: Target,
+    allow_float: bool,
+    absent: Absent | None,
+    *,
+    lines: bool = False,
 ) -> tuple[Traced, Graph]:
     """The traced adapter and its graph, checked; `lines` as of trace."""
     with _TRACING:
         traced = trace(adapter, name, lines=lines)
-    graph = legalize(run_passes(lower(traced, {"pyquant": __version__})), target)
+    graph = legalize(run_passes(lower(traced, {"pyquant": __version__}, absent)), target)
     graph = open_lengths(graph, _open_axes(adapter))
     if not (allow_float or _float_by_policy(q, traced)):
         require_quantized(graph)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Circle graph as small frozen values, and the plan text that the native writer reads.
 
-It mirrors csrc/circle/ir.h. Building a graph is tracing.py and lower/.
+It mirrors csrc/circle/ir.h. Building a graph is tracing.py and lower/, the bytes of its constants are constant.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from pyquant.exporter.constant import Constant
 
 #: torch type -> plan type. The 4-bit types have no torch counterpart; their constants are packed uint8.
 DTYPES: Mapping[torch.dtype, str] = {
@@ -131,13 +133,13 @@ class Graph:
     operators: tuple[Op, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    constants: tuple[torch.Tensor, ...] = ()
+    constants: tuple[Constant, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of all constants in the file."""
-        return sum(c.numel() * c.element_size() for c in self.constants)
+        return sum(constant.nbytes for constant in self.constants)
 
     def replace(self, **changes: Any) -> Graph:
         return replace(self, **changes)

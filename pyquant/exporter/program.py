@@ -10,19 +10,19 @@ import os
 import tempfile
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyquant import circle, ops
+from pyquant import circle
 from pyquant.circle.files import Target
+from pyquant.exporter.constant import Constant
 from pyquant.exporter.coverage import float_tensors
 from pyquant.exporter.plan import Graph, Tensor
 from pyquant.exporter.tracing import Traced
-
-_LARGE = 1 << 16  # bytes from which a constant is mapped from the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class CircleProgram:
 
     def check(self, target: Target = "circle") -> list[circle.Fault]:
         """Faults of the plan for a target (circle, luci, onert), without writing a file; empty when it fits."""
-        sizes = [constant.numel() * constant.element_size() for constant in self.graph.constants]
+        sizes = [constant.nbytes for constant in self.graph.constants]
         return circle.check_plan(self.graph.to_json(), sizes, target)
 
     def save(self, path: str | os.PathLike[str]) -> int:
@@ -72,21 +72,19 @@ class CircleProgram:
 
         Raises CircleError when the folder does not exist or the disk is full; a file that was there stays as it was.
         """
-        return ops.circle_write(self.graph.to_json(), self.graph.constants, path)
+        return circle.write(self.graph.to_json(), self.graph.constants, path)
 
     def mapped(self, path: str | os.PathLike[str]) -> CircleProgram:
-        """The same program with its large constants in the file `path` that `save` wrote (or one
-        of several graphs, of which one has its name), read when they are needed."""
+        """The same program with its constants in the file `path` that `save` wrote (or one of several graphs, of which
+        one has its name), read when they are needed: it depends on the model no longer."""
         graphs = circle.read(path).graphs
         own = next((graph for graph in graphs if graph.name == self.name), graphs[0])
         data = {tensor.name: tensor.data for tensor in own.tensors if tensor.is_constant}
         constants = list(self.graph.constants)
         for tensor in self.graph.tensors:
-            if tensor.constant is not None and constants[tensor.constant].nbytes >= _LARGE:
-                old = constants[tensor.constant]
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a mapped file is read-only, and nothing writes to it
-                    constants[tensor.constant] = torch.frombuffer(data[tensor.name], dtype=old.dtype).view(old.shape)
+            if tensor.constant is not None:
+                old = self.graph.constants[tensor.constant]
+                constants[tensor.constant] = replace(old, make=partial(_view, data[tensor.name], old), lead=None)
         return replace(self, graph=self.graph.replace(constants=tuple(constants)))
 
     def to_bytes(self) -> bytes:
@@ -101,3 +99,11 @@ class CircleProgram:
         count = len(self.inputs)
         before, after = ", ".join(ends[:count]), ", ".join(ends[count:])
         return f"{self.name}({before}) -> {after}, {len(self.graph.operators)} operators"
+
+
+def _view(data: memoryview | None, like: Constant) -> torch.Tensor:
+    if data is None or not like.numel:
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mapped file is read-only, and nothing writes to it
+        return torch.frombuffer(data, dtype=like.dtype).view(like.shape)

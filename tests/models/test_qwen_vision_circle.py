@@ -12,8 +12,8 @@ from qwen_vision_tiny import BATCHES, CASES, STATIC
 from test_qwen_vision_wrappers import EXPORTS, exported, ids, quantized
 
 from pyquant import circle
+from pyquant.circle import write as circle_write
 from pyquant.exporter.plan import Quant
-from pyquant.ops import circle_write
 from pyquant.verify.tolerance import deep_faults, layer_faults, op_faults
 from tests import litert
 from tests.judges import judged

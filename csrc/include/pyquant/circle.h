@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -42,10 +43,17 @@ struct Written {
   uint64_t bytes = 0;
   bool external = false;
 };
+/// Takes the next bytes of a constant.
+using Sink = std::function<Status(Bytes)>;
+/// Hands the bytes of a buffer that has a size and no data to `sink`, in order, in as many pieces as it
+/// likes.
+using Fill = std::function<Status(uint32_t buffer, const Sink& sink)>;
 /// Checks a bound plan or a read model against `target` and writes it, whole or not at all. Constants are
 /// streamed from where they are; the extra memory is that of the tables. The same input gives the same bytes.
+/// `fill` gives the bytes of buffers without data, once each, when their place in the file has come; checks
+/// of values see only those that have data.
 Result<Written> write_file(const Model& model, const std::string& path, Target target = Target::Circle,
-                           Layout layout = Layout::Auto);
+                           Layout layout = Layout::Auto, const Fill& fill = nullptr);
 
 /// A model of one graph, and the key of its signature in a file of several.
 struct NamedModel {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from pyquant import ops
 from pyquant.exporter.legalize.editor import Editor
 from pyquant.exporter.plan import Graph, Op
@@ -46,6 +48,7 @@ def _one_row(edit: Editor, op: Op) -> None:
 
 def _decoded(edit: Editor, op: Op) -> int:
     table = edit.tensors[op.inputs[0]]
-    packed = edit.value(op.inputs[0])
-    value = ops.dequantize_blocks(packed.reshape(*table.shape[:-1], -1), 8)
+    value = edit.value(op.inputs[0]).map(
+        lambda packed: ops.dequantize_blocks(packed.reshape(*table.shape[:-1], -1), 8), torch.float32, table.shape
+    )
     return edit.constant(value, f"{table.name}.f", op)

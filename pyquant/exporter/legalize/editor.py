@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pyquant.exporter.constant import Constant
 from pyquant.exporter.plan import DTYPES, Graph, Op, Tensor
 
 FUSED = {"fused_activation_function": "NONE"}
@@ -58,9 +59,9 @@ class Editor:
         self.tensors.append(new if shape is None else replace(new, shape=shape))
         return len(self.tensors) - 1
 
-    def constant(self, data: torch.Tensor, name: str, at: Op) -> int:
+    def constant(self, data: torch.Tensor | Constant, name: str, at: Op) -> int:
         """A new constant tensor."""
-        self.constants.append(data)
+        self.constants.append(data if isinstance(data, Constant) else Constant.of(data))
         dtype, shape = DTYPES[data.dtype], tuple(data.shape)
         self.tensors.append(Tensor(self._unique(name), dtype, shape, constant=len(self.constants) - 1, where=at.where))
         return len(self.tensors) - 1
@@ -80,7 +81,7 @@ class Editor:
     def is_constant(self, index: int) -> bool:
         return index >= 0 and self.tensors[index].constant is not None
 
-    def value(self, index: int) -> torch.Tensor:
+    def value(self, index: int) -> Constant:
         """The data of a constant tensor."""
         number = self.tensors[index].constant
         assert number is not None, f"{self.tensors[index].name} is no constant"

@@ -44,7 +44,7 @@ def _slice(edit: Editor, op: Op) -> None:
 def _maximum(edit: Editor, op: Op) -> None:
     """-min(-x, -y)."""
     negated = [
-        edit.constant(-edit.value(index), edit.tensors[index].name, op)
+        edit.constant(-edit.value(index).tensor(), edit.tensors[index].name, op)
         if edit.is_constant(index)
         else edit.emit("NEG", [index], {}, op, like=index)
         for index in op.inputs

@@ -49,5 +49,6 @@ def _runs(op: Op, dtype: str) -> bool:
 
 def _as(edit: Editor, index: int, dtype: str, op: Op) -> int:
     if edit.is_constant(index):
-        return edit.constant(edit.value(index).to(getattr(torch, dtype)), edit.tensors[index].name, op)
+        old, to = edit.value(index), getattr(torch, dtype)
+        return edit.constant(old.map(lambda data: data.to(to), to, old.shape), edit.tensors[index].name, op)
     return edit.cast(index, dtype, op)

@@ -46,7 +46,8 @@ def _simplify(edit: Editor, op: Op) -> None:
 def _computed(edit: Editor, index: int, op: Op) -> int:
     """A constant as the result of an operator: stored flat, then reshaped."""
     tensor = edit.tensors[index]
-    flat = edit.constant(edit.value(index).reshape(-1), tensor.name, op)
+    value = edit.value(index)
+    flat = edit.constant(value.map(lambda data: data.reshape(-1), value.dtype, (value.numel,)), tensor.name, op)
     return edit.reshape(flat, tensor.shape, op) if len(tensor.shape) > 1 else flat
 
 

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from pyquant.errors import ExportError
+from pyquant.exporter.absent import Absent
 from pyquant.exporter.builder import Builder
 from pyquant.exporter.context import Context
 from pyquant.exporter.fold import fold
@@ -39,10 +40,11 @@ from pyquant.exporter.values import Const, Ref
 FAMILIES = (activation, alias, arith, comparison, conv, gather, join, linear, move, norm, quant, reduce)
 
 
-def lower(traced: Traced, metadata: Mapping[str, str]) -> Graph:
-    """The Circle graph of a traced program, before passes. Raises ExportError for what has no Circle form."""
+def lower(traced: Traced, metadata: Mapping[str, str], absent: Absent | None = None) -> Graph:
+    """The Circle graph of a traced program, before passes; `absent` as of fold. Raises ExportError for what has no
+    Circle form."""
     nodes = traced.nodes
-    folded = fold(traced)
+    folded = fold(traced, absent)
     refuse_unknown(nodes, folded.keys())
     cx = Context(traced, folded, propagate(nodes, folded), Builder([*traced.inputs.values(), *traced.outputs]))
     inputs: list[Ref] = []

@@ -16,7 +16,7 @@ def ints(graph: Graph, index: int) -> list[int]:
     """The numbers of an int32 or int64 constant tensor."""
     constant = graph.tensors[index].constant
     assert constant is not None, f"{graph.tensors[index].name} is no constant"
-    return [int(number) for number in graph.constants[constant].reshape(-1).tolist()]
+    return [int(number) for number in graph.constants[constant].tensor().reshape(-1).tolist()]
 
 
 def rewire(graph: Graph, instead: Mapping[int, int]) -> Graph:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from pyquant.exporter.constant import Constant
 from pyquant.exporter.passes.rewire import ints
 from pyquant.exporter.plan import Graph, Op, Tensor
 
@@ -25,7 +26,7 @@ def merge_transposes(graph: Graph) -> Graph:
             if op.inputs[0] in source:
                 origin, first = source[op.inputs[0]]
                 order = [first[axis] for axis in order]
-                constants.append(torch.tensor(order, dtype=torch.int32, device="cpu"))
+                constants.append(Constant.of(torch.tensor(order, dtype=torch.int32, device="cpu")))
                 name = f"{tensors[op.outputs[0]].name}.perm"
                 tensors.append(Tensor(name, "int32", (len(order),), constant=len(constants) - 1, where=op.where))
                 op = replace(op, inputs=(origin, len(tensors) - 1))

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 import pyquant.circle
 from pyquant.errors import CircleError, OpArgumentError
-from pyquant.ops.circle_write import circle_write
 from tests.golden.build import PlanBuilder
 from tests.golden.make import constants_of_every_type, uint8_linear
 
@@ -82,12 +80,6 @@ def test_a_model_outlives_its_file_object(tmp_path: Path) -> None:
     data = pyquant.circle.read(tmp_path / "x.circle").tensors[1].data
     (tmp_path / "x.circle").unlink()
     assert bytes(data) == builder.constants[0].numpy().tobytes()
-
-
-def test_meta_kernel_writes_nothing(tmp_path: Path) -> None:
-    with FakeTensorMode():
-        assert torch.ops.pyquant.circle_write.default("{}", [torch.zeros(1)], str(tmp_path / "x")) == 0
-    assert os.listdir(tmp_path) == []
 
 
 def error_of(change: Callable[[PlanBuilder], Any], path: Path) -> str:
@@ -210,7 +202,7 @@ def test_faults_leave_the_old_file(tmp_path: Path) -> None:
 
 def test_constants_that_are_no_tensors(tmp_path: Path) -> None:
     with pytest.raises(OpArgumentError, match=r"constants\[0\] is ndarray; expected a torch.Tensor"):
-        circle_write("{}", [np.zeros(1)], tmp_path / "x.circle")  # type: ignore[list-item]
+        pyquant.circle.write("{}", [np.zeros(1)], tmp_path / "x.circle")  # type: ignore[list-item]
 
 
 def test_check_plan_finds_what_write_would_refuse() -> None:

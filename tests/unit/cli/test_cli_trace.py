@@ -17,6 +17,7 @@ from PIL import Image
 
 import pyquant
 from pyquant import models
+from pyquant.exporter.constant import Constant
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.trace import Comparison, SiteTrace, Trace
 
@@ -197,7 +198,7 @@ def test_a_file_with_a_wrong_constant_and_a_saved_model(run: Run, tmp_path: Path
     op = [op for op in prog.graph.operators if op.op == "FULLY_CONNECTED"][3]
     weight = prog.graph.tensors[op.inputs[1]]
     constants = list(prog.graph.constants)
-    constants[weight.constant] = torch.zeros_like(constants[weight.constant])
+    constants[weight.constant] = Constant.of(torch.zeros_like(constants[weight.constant].tensor()))
     dataclasses.replace(prog, graph=dataclasses.replace(prog.graph, constants=tuple(constants))).save(
         tmp_path / "bad.circle"
     )

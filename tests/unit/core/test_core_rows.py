@@ -99,6 +99,6 @@ def test_the_graph_reads_the_whole_table() -> None:
     assert constant.dtype == "int8"
     qparams = q.site("weight").qparams
     assert qparams is not None
-    stored = program.graph.constants[constant.constant or 0]
+    stored = program.graph.constants[constant.constant or 0].tensor()
     real = ops.dequantize(stored, qparams.scale, qparams.zero_point, None, 0)
     assert torch.equal(real, q.site("weight").constant(q.weight))

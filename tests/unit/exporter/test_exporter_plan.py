@@ -20,6 +20,7 @@ from torch import nn
 from pyquant import circle
 from pyquant.errors import CircleError, ProfileError
 from pyquant.exporter import CircleProgram, ExportProfile, TensorSpec, export, export_bundle
+from pyquant.exporter.constant import Constant
 from pyquant.exporter.passes import run_passes
 from pyquant.exporter.passes.dead import remove_dead
 from pyquant.exporter.plan import Graph as Plan
@@ -152,7 +153,7 @@ def plan_of(
     tensors, constants = [], []
     for index, shape in enumerate(shapes):
         if index in ints:
-            constants.append(torch.tensor(ints[index], dtype=torch.int32))
+            constants.append(Constant.of(torch.tensor(ints[index], dtype=torch.int32)))
             tensors.append(Tensor(f"t{index}", "int32", (len(ints[index]),), constant=len(constants) - 1))
         else:
             tensors.append(Tensor(f"t{index}", "float32", shape))

@@ -58,7 +58,7 @@ def test_weight_types_and_packing(kind: str, per: str) -> None:
     dtype = {"sym8": "int8"}.get(kind, kind)
     weight_tensor = tensor(program, "w")
     assert (weight_tensor.dtype, weight_tensor.shape) == (dtype, (5, 7))
-    data = program.graph.constants[weight_tensor.constant]
+    data = program.graph.constants[weight_tensor.constant].tensor()
     assert data.numel() == (18 if dtype.endswith("t4") else 35)
     if dtype.endswith("t4"):
         ints = ops.quantize(w, wq.scale, wq.zero_point, wq.axis, 0, wq.qmin, wq.qmax, torch.int16).reshape(-1)
@@ -160,8 +160,8 @@ def test_scalar_is_exact_on_its_own_grid() -> None:
     program, _ = quantized(graph)
     negative, positive = tensor(program, "scalar_-0.3"), tensor(program, "scalar_0.1")
     assert (negative.dtype, negative.quant.zero_point) == ("uint8", (1,))
-    assert program.graph.constants[negative.constant].item() == 0
-    assert (positive.quant.zero_point, program.graph.constants[positive.constant].item()) == ((0,), 1)
+    assert program.graph.constants[negative.constant].tensor().item() == 0
+    assert (positive.quant.zero_point, program.graph.constants[positive.constant].tensor().item()) == ((0,), 1)
     assert negative.quant.scale == (float(torch.tensor(0.3)),)
 
 

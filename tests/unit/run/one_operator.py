@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pyquant import circle
+from pyquant.circle import write as circle_write
 from pyquant.exporter.plan import Graph, Op, Quant, Tensor
-from pyquant.ops import circle_write
 
 RANGES = {
     "int4": (-8, 7),

@@ -22,7 +22,7 @@ from every_operator import ACTIVATIONS, CASES, Real
 from one_operator import unpack
 
 from pyquant import circle
-from pyquant.ops import circle_write
+from pyquant.circle import write as circle_write
 
 #: of float results: relative, and of numbers up to 4
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyquant.circle import write as circle_write
 from pyquant.exporter.plan import DTYPES, Graph, Op, Quant
 from pyquant.exporter.plan import Tensor as PlanTensor
-from pyquant.ops import circle_write
 from pyquant.verify.runtimes import onert
 
 QUANTIZED = {"uint8": (0, 255, 128), "int8": (-128, 127, 3)}

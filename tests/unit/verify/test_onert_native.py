@@ -19,8 +19,8 @@ from test_onert_table import CONVERSIONS, FC
 
 from pyquant import circle, ops
 from pyquant.circle import operators
+from pyquant.circle import write as circle_write
 from pyquant.exporter.plan import Graph, Op, Tensor
-from pyquant.ops import circle_write
 from pyquant.verify.runtimes import native, onert
 from pyquant.verify.runtimes.onert_expected import blocks_of_int8
 from tests.onert_blocks import needs_blocks

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import pyquant
 from pyquant import circle
+from pyquant.circle import write as circle_write
 from pyquant.errors import InputError, VerifyError
 from pyquant.exporter import TensorSpec, export
 from pyquant.exporter.plan import Graph, Op, Quant
 from pyquant.exporter.plan import Tensor as PlanTensor
 from pyquant.exporter.precision import LowPrecisionWarning
 from pyquant.exporter.program import CircleProgram
-from pyquant.ops import circle_write
 from pyquant.verify.runtimes import onert, onert_cpu
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "exporter"))

@@ -20,9 +20,9 @@ from onert_ops import one_op
 from pyquant import circle, ops
 from pyquant._launch import program
 from pyquant.circle import operators
+from pyquant.circle import write as circle_write
 from pyquant.errors import CircleError, VerifyError
 from pyquant.exporter.plan import Graph, Op, Quant, Tensor
-from pyquant.ops import circle_write
 from pyquant.verify.runtimes import onert
 from tests.onert_blocks import needs_blocks
 

@@ -13,6 +13,7 @@ import torch
 import pyquant
 from pyquant import models
 from pyquant.errors import InputError
+from pyquant.exporter.constant import Constant
 from pyquant.models.gemma4 import VisionProfile
 from pyquant.verify import tensors
 
@@ -49,7 +50,7 @@ def test_a_wrong_constant_shows_where_it_begins(program: tuple[pyquant.CirclePro
     number, op = next((n, op) for n, op in enumerate(graph.operators) if op.op == "FULLY_CONNECTED" and n > 5)
     weight = graph.tensors[op.inputs[1]]
     constants = list(graph.constants)
-    constants[weight.constant] = torch.zeros_like(constants[weight.constant])
+    constants[weight.constant] = Constant.of(torch.zeros_like(constants[weight.constant].tensor()))
     bad = dataclasses.replace(prog, graph=dataclasses.replace(graph, constants=tuple(constants)))
     before, after = tensors(prog, [pixels]), tensors(bad, [pixels])
     first = next(b.name for a, b in zip(before.tensors, after.tensors, strict=True) if a.sqnr_db - b.sqnr_db > 10)
@@ -68,7 +69,7 @@ def test_a_file_in_the_place_of_the_program(
     op = next(op for n, op in enumerate(graph.operators) if op.op == "FULLY_CONNECTED" and n > 5)
     weight = graph.tensors[op.inputs[1]]
     constants = list(graph.constants)
-    constants[weight.constant] = torch.zeros_like(constants[weight.constant])
+    constants[weight.constant] = Constant.of(torch.zeros_like(constants[weight.constant].tensor()))
     bad = dataclasses.replace(prog, graph=dataclasses.replace(graph, constants=tuple(constants)))
     found = tensors(prog, [pixels], bad.to_bytes())
     assert [row.name for row in found.constants] == [weight.name]
