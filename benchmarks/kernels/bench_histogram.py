@@ -21,20 +21,29 @@ def histogram() -> State:
     )
 
 
-@rivals("pyquant", "histc", "clone", short=True)
-def bench_observe_histogram(elements: int) -> Rivals:
-    x = values(elements)
+def compared(x: torch.Tensor) -> Rivals:
     counts, range_, count = histogram()
+    wide = x.float()  # histc has no 16-bit floats
     calls: Rivals = {
         "pyquant": lambda: ops.observe_histogram_(counts, range_, count, x),
-        "histc": lambda: torch.histc(x, BINS),
+        "histc": lambda: torch.histc(wide, BINS),
         "clone": x.clone,
     }
     calls["pyquant"]()
-    expected = torch.histc(x, BINS, float(range_[0]), float(range_[1]))
-    assert counts.sum() == expected.sum() == elements
-    assert (counts - expected).abs().sum() <= 1e-4 * elements  # histc rounds at the edge of a bin
+    expected = torch.histc(wide, BINS, float(range_[0]), float(range_[1]))
+    assert counts.sum() == expected.sum() == x.numel()
+    assert (counts - expected).abs().sum() <= 1e-4 * x.numel()  # histc rounds at the edge of a bin
     return calls
+
+
+@rivals("pyquant", "histc", "clone", short=True)
+def bench_observe_histogram(elements: int) -> Rivals:
+    return compared(values(elements))
+
+
+@rivals("pyquant", "histc", "clone")
+def bench_observe_histogram_float16(elements: int) -> Rivals:
+    return compared(values(elements, torch.float16))
 
 
 @rivals("pyquant", "aminmax, histc", "clone")
@@ -69,18 +78,16 @@ def bench_histogram_mse_range(elements: int) -> Rivals:
     return calls
 
 
-@rivals("pyquant", "80 x fake_quantize of ATen")
-def bench_mse_range(elements: int) -> Rivals:
-    """A sixteenth of the size: a search reads its input 80 times."""
-    x = values(elements // 16).view(-1, 256)
+def searched(x: torch.Tensor) -> Rivals:
+    wide = x.float()
 
     def by_hand() -> torch.Tensor:
-        most = x.abs().amax(1)
+        most = wide.abs().amax(1)
         zero = torch.zeros(most.shape, dtype=torch.int32)
         best, least = most, torch.full_like(most, torch.inf)
         for candidate in range(80):
             scale = most * ((100 - candidate) / 100) / 7
-            error = (x - torch.fake_quantize_per_channel_affine(x, scale, zero, 0, -7, 7)).square_().sum(1)
+            error = (wide - torch.fake_quantize_per_channel_affine(wide, scale, zero, 0, -7, 7)).square_().sum(1)
             best, least = torch.where(error < least, scale * 7, best), torch.minimum(error, least)
         return best
 
@@ -91,3 +98,26 @@ def bench_mse_range(elements: int) -> Rivals:
     lo, hi = calls["pyquant"]()
     assert torch.isclose(torch.maximum(-lo, hi), by_hand(), rtol=1e-5).float().mean() > 0.99
     return calls
+
+
+# A sixteenth of the size: a search reads its input 80 times.
+
+
+@rivals("pyquant", "80 x fake_quantize of ATen")
+def bench_mse_range(elements: int) -> Rivals:
+    return searched(values(elements // 16).view(-1, 256))
+
+
+@rivals("pyquant", "80 x fake_quantize of ATen")
+def bench_mse_range_bfloat16(elements: int) -> Rivals:
+    return searched(values(elements // 16, torch.bfloat16).view(-1, 256))
+
+
+@rivals("pyquant", "80 x fake_quantize of ATen")
+def bench_mse_range_float16(elements: int) -> Rivals:
+    return searched(values(elements // 16, torch.float16).view(-1, 256))
+
+
+@rivals("pyquant", "80 x fake_quantize of ATen")
+def bench_mse_range_of_groups_of_32(elements: int) -> Rivals:
+    return searched(values(elements // 16).view(-1, 32))

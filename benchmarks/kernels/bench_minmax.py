@@ -54,20 +54,44 @@ def bench_observe_minmax_per_channel_last(elements: int) -> Rivals:
     return compared(values(elements).view(elements // 1024, 1024), 1)
 
 
-@rivals("pyquant", "aminmax on a view", "clone", short=True)
-def bench_minmax_per_group_of_32(elements: int) -> Rivals:
-    x = values(elements).view(elements // 1024, 1024)
-    view = x.view(-1, 32)
+def per_group(elements: int, group: int, dtype: torch.dtype) -> Rivals:
+    x = values(elements, dtype).view(elements // 1024, 1024)
+    view = x.view(-1, group)
     calls: Rivals = {
-        "pyquant": lambda: ops.minmax(x, 1, 32),
+        "pyquant": lambda: ops.minmax(x, 1, group),
         "aminmax on a view": lambda: torch.aminmax(view, dim=1),
         "clone": x.clone,
     }
     lo, hi = calls["pyquant"]()
     expected = calls["aminmax on a view"]()
-    assert torch.equal(lo.flatten(), expected.min)
-    assert torch.equal(hi.flatten(), expected.max)
+    assert torch.equal(lo.flatten(), expected.min.float())
+    assert torch.equal(hi.flatten(), expected.max.float())
     return calls
+
+
+@rivals("pyquant", "aminmax on a view", "clone")
+def bench_minmax_per_group_of_16(elements: int) -> Rivals:
+    return per_group(elements, 16, torch.float32)
+
+
+@rivals("pyquant", "aminmax on a view", "clone", short=True)
+def bench_minmax_per_group_of_32(elements: int) -> Rivals:
+    return per_group(elements, 32, torch.float32)
+
+
+@rivals("pyquant", "aminmax on a view", "clone")
+def bench_minmax_per_group_of_128(elements: int) -> Rivals:
+    return per_group(elements, 128, torch.float32)
+
+
+@rivals("pyquant", "aminmax on a view", "clone")
+def bench_minmax_per_group_of_32_bfloat16(elements: int) -> Rivals:
+    return per_group(elements, 32, torch.bfloat16)
+
+
+@rivals("pyquant", "aminmax on a view", "clone")
+def bench_minmax_per_group_of_32_float16(elements: int) -> Rivals:
+    return per_group(elements, 32, torch.float16)
 
 
 @rivals("pyquant", "aminmax and lerp", "clone")

@@ -37,3 +37,8 @@ def bench_tensor_stats(elements: int) -> Rivals:
 @rivals("pyquant", "aminmax and var_mean", "aminmax, sum, norm", "clone")
 def bench_tensor_stats_bfloat16(elements: int) -> Rivals:
     return compared(values(elements, torch.bfloat16))
+
+
+@rivals("pyquant", "aminmax and var_mean", "aminmax, sum, norm", "clone")
+def bench_tensor_stats_float16(elements: int) -> Rivals:
+    return compared(values(elements, torch.float16))

@@ -30,7 +30,8 @@ PYQUANT_INLINE float load(Float16 x) {
   // Exponent and mantissa, shifted into place, are a float32 that is 2^-112 too small; denormals included.
   const uint32_t magnitude = x.bits & 0x7fffu;
   const uint32_t finite = bits_of(from_bits(magnitude << 13) * 0x1p112f);
-  const uint32_t special = 0x7f800000u | (magnitude << 13);  // Inf and NaN
+  // Inf; NaN with its payload and the bit that makes it quiet, as F16C gives it.
+  const uint32_t special = 0x7f800000u | (magnitude << 13) | (magnitude > 0x7c00u ? 0x400000u : 0u);
   return from_bits((static_cast<uint32_t>(x.bits & 0x8000u) << 16) |
                    (magnitude >= 0x7c00u ? special : finite));
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // fake_quantize and its straight-through gradient.
 #include <algorithm>
+#include <type_traits>
 
+#include "kernels/half.h"
 #include "kernels/pointwise.h"
 
 namespace pyquant::kernels {
@@ -30,15 +32,15 @@ struct BackwardOp {
   using Params = RoundParams;
   PYQUANT_INLINE static Params params(ScaleZeroPoint q, Grid grid) { return Params::make(q, grid); }
 
-  template <class T>
-  PYQUANT_INLINE static void scalar(const Params& p, T& dx, T dy, T x) {
+  template <class T, class X>
+  PYQUANT_INLINE static void scalar(const Params& p, T& dx, T dy, X x) {
     dx = is_representable(load(x), p.q, p.grid) ? dy : T{};
   }
 
   // One step of room on both sides separates clamped values from those on the last integer. One
   // comparison: gcc does not vectorize a conjunction of two.
-  template <class T>
-  PYQUANT_INLINE static void vector(const Params& p, T& dx, T dy, T x) {
+  template <class T, class X>
+  PYQUANT_INLINE static void vector(const Params& p, T& dx, T dy, X x) {
     const int32_t steps = round_small(clamp_number(load(x) / p.q.scale, p.lo - 1.0f, p.hi + 1.0f));
     const int32_t lo = static_cast<int32_t>(p.lo), hi = static_cast<int32_t>(p.hi);
     const int32_t limited = std::min(std::max(steps, lo), hi);
@@ -58,13 +60,32 @@ struct BackwardOp {
 template <class T>
 void fake_quantize(const T* x, T* y, const ScaleMap& map, const float* scale, const int32_t* zero_point,
                    Grid grid, int64_t begin, int64_t end) {
-  dispatch<Pointwise<FakeQuantizeOp, T, T>>(&map, scale, zero_point, grid, begin, end, y, x);
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (has_fast_halves()) {
+      return for_blocks(x, begin, end, [&](const float* values, int64_t at, int64_t n) {
+        float rounded[kHalves];
+        dispatch<Pointwise<FakeQuantizeOp, float, float>>(&map, scale, zero_point, grid, at, at + n, rounded,
+                                                          values);
+        narrow(rounded, n, y + at);
+      });
+    }
+  }
+  dispatch<Pointwise<FakeQuantizeOp, T, T>>(&map, scale, zero_point, grid, begin, end, y + begin, x + begin);
 }
 
 template <class T>
 void fake_quantize_backward(const T* dy, const T* x, T* dx, const ScaleMap& map, const float* scale,
                             const int32_t* zero_point, Grid grid, int64_t begin, int64_t end) {
-  dispatch<Pointwise<BackwardOp, T, T, T>>(&map, scale, zero_point, grid, begin, end, dx, dy, x);
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (has_fast_halves()) {
+      return for_blocks(x, begin, end, [&](const float* values, int64_t at, int64_t n) {
+        dispatch<Pointwise<BackwardOp, T, T, float>>(&map, scale, zero_point, grid, at, at + n, dx + at,
+                                                     dy + at, values);
+      });
+    }
+  }
+  dispatch<Pointwise<BackwardOp, T, T, T>>(&map, scale, zero_point, grid, begin, end, dx + begin, dy + begin,
+                                           x + begin);
 }
 
 #define PYQUANT_INSTANTIATE(T)                                                                               \

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/convert.h"
+#include "kernels/half.h"
 #include "kernels/simd.h"
 #include "pyquant/kernels.h"
 
@@ -111,6 +113,14 @@ void add_counts(const int64_t* from, const Bins& from_bins, int64_t bins, int64_
 
 template <class T>
 void count_values(const T* x, int64_t n, const Bins& where, int64_t bins, uint32_t* counters, int tables) {
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (has_fast_halves()) {
+      static_assert(kHalves % 4 == 0, "a block begins at the first table");
+      return for_blocks(x, 0, n, [&](const float* values, int64_t, int64_t length) {
+        dispatch<Count<float>>(values, length, &where, bins, counters, tables);
+      });
+    }
+  }
   dispatch<Count<T>>(x, n, &where, bins, counters, tables);
 }
 

@@ -28,6 +28,7 @@ PYQUANT_INLINE float clamp_number(float v, float lo, float hi) {
   return v < hi ? v : hi;
 }
 
+/// y and in point to element `begin`.
 template <class Op, class Out, class... In>
 struct Pointwise {
   using Params = typename Op::Params;
@@ -50,15 +51,15 @@ struct Pointwise {
     const int64_t width = map->dims[2];
     const int64_t row = begin / width;
     int64_t k = begin % width, j = row % map->dims[1], i = row / map->dims[1];
-    while (begin < end) {
-      const int64_t length = std::min(end - begin, width - k);
+    for (int64_t at = 0, n = end - begin; at < n;) {
+      const int64_t length = std::min(n - at, width - k);
       const int64_t s = i * map->strides[0] + j * map->strides[1];
       if (map->strides[2] == 0) {
-        run<kVector>(length, Op::params({scale[s], zero_point[s]}, grid), y + begin, (in + begin)...);
+        run<kVector>(length, Op::params({scale[s], zero_point[s]}, grid), y + at, (in + at)...);
       } else {
-        columns<kVector>(length, scale + s + k, zero_point + s + k, grid, y + begin, (in + begin)...);
+        columns<kVector>(length, scale + s + k, zero_point + s + k, grid, y + at, (in + at)...);
       }
-      begin += length;
+      at += length;
       k = 0;
       if (++j == map->dims[1]) j = 0, ++i;
     }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // quantize to integers, dequantize back.
+#include <type_traits>
+
+#include "kernels/half.h"
 #include "kernels/pointwise.h"
 
 namespace pyquant::kernels {
@@ -40,13 +43,21 @@ struct DequantizeOp {
 template <class T, class Q>
 void quantize(const T* x, Q* q, const ScaleMap& map, const float* scale, const int32_t* zero_point, Grid grid,
               int64_t begin, int64_t end) {
-  dispatch<Pointwise<QuantizeOp, Q, T>>(&map, scale, zero_point, grid, begin, end, q, x);
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (has_fast_halves()) {
+      return for_blocks(x, begin, end, [&](const float* values, int64_t at, int64_t n) {
+        dispatch<Pointwise<QuantizeOp, Q, float>>(&map, scale, zero_point, grid, at, at + n, q + at, values);
+      });
+    }
+  }
+  dispatch<Pointwise<QuantizeOp, Q, T>>(&map, scale, zero_point, grid, begin, end, q + begin, x + begin);
 }
 
 template <class Q>
 void dequantize(const Q* q, float* x, const ScaleMap& map, const float* scale, const int32_t* zero_point,
                 int64_t begin, int64_t end) {
-  dispatch<Pointwise<DequantizeOp, float, Q>>(&map, scale, zero_point, Grid{}, begin, end, x, q);
+  dispatch<Pointwise<DequantizeOp, float, Q>>(&map, scale, zero_point, Grid{}, begin, end, x + begin,
+                                              q + begin);
 }
 
 #define PYQUANT_INSTANTIATE_QUANTIZE(T, Q)                                                                 \

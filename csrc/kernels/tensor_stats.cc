@@ -8,8 +8,10 @@
 // leave float32) is summed in double instead.
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/convert.h"
+#include "kernels/half.h"
 #include "kernels/simd.h"
 #include "pyquant/kernels.h"
 
@@ -179,6 +181,15 @@ template <class T>
 Stats chunk_stats(const T* x, int64_t n) {
   Stats parts[kStatsChunk / kBlock];
   int64_t blocks = 0;
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (has_fast_halves()) {
+      static_assert(kHalves == kBlock);
+      for_blocks(x, 0, n, [&](const float* values, int64_t, int64_t length) {
+        parts[blocks++] = block_stats(values, length);
+      });
+      return merge_pairs(parts, blocks);
+    }
+  }
   for (int64_t at = 0; at < n; at += kBlock) parts[blocks++] = block_stats(x + at, std::min(kBlock, n - at));
   return merge_pairs(parts, blocks);
 }

@@ -57,8 +57,35 @@ void check_whole(const ScaleMap& map, const std::vector<T>& x) {
   check_box(map, {{0, 0, 0}, {map.dims[0], map.dims[1], map.dims[2]}}, x);
 }
 
+// Rows of groups: as many as are reduced together and some more, all lengths to past the longest short one.
+template <class T>
+void check_groups() {
+  for (int64_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 100, 127, 128, 253, 256, 257}) {
+    for (int64_t rows : {1, 3, 4, 5, 11}) {
+      const check::Context here("group ", n, " rows ", rows);
+      const auto seed = static_cast<uint32_t>(n * 16 + rows);
+      const ScaleMap map = ScaleMap::per_group(1, rows, n, 1);
+      std::vector<T> x = data::ordinary<T>(n * rows, 1.0f, seed);
+      check_whole(map, x);
+      check_whole(map, data::mixed<T>(n * rows, 1.0f, seed));
+      check_box(map, {{0, rows / 3, 0}, {1, rows, n}}, x);
+      check_box(map, {{0, 0, n / 2}, {1, rows, n}}, x);
+      x[n * rows - 1] = data::from_float<T>(std::nanf(""));  // one value of the last row
+      check_whole(map, x);
+      x[0] = data::from_float<T>(-kInf);
+      check_whole(map, x);
+      std::fill(x.begin(), x.end(), data::from_float<T>(-0.0f));
+      check_whole(map, x);
+      check_whole(ScaleMap::per_tensor(n * rows), x);
+      for (T& v : x) v = data::from_float<T>(-3.0f);
+      check_whole({{1, rows, n}, {0, 0, 0}}, x);  // rows that share a scale
+    }
+  }
+}
+
 template <class T>
 void check_type() {
+  check_groups<T>();
   for (int64_t n = 0; n <= 2 * data::kLongest; ++n) {
     const check::Context here("length ", n);
     check_whole(ScaleMap::per_tensor(n), data::mixed<T>(n, 1.0f, static_cast<uint32_t>(n)));
@@ -66,8 +93,11 @@ void check_type() {
     if (n > 0)
       check_whole(ScaleMap::per_channel(3, n, 1), data::mixed<T>(3 * n, 1.0f, static_cast<uint32_t>(n)));
   }
-  for (int64_t n : {4095, 4096, 4097, 10000})
+  for (int64_t n : {2047, 2048, 2049, 4095, 4096, 4097, 10000}) {
     check_whole(ScaleMap::per_tensor(n), data::mixed<T>(n, 1.0f, 4));
+    check_whole(ScaleMap::per_channel(2, 3, n), data::mixed<T>(6 * n, 1.0f, 5));
+    check_whole(ScaleMap::per_channel(3, n, 1), data::mixed<T>(3 * n, 1.0f, 6));
+  }
   for (const ScaleMap& map : {ScaleMap::per_channel(3, 4, 70), ScaleMap::per_group(5, 3, 32, 1),
                               ScaleMap::per_group(2, 3, 4, 19)}) {
     const std::vector<T> x = data::mixed<T>(map.numel(), 1.0f, 11);

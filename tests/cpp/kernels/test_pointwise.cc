@@ -83,9 +83,12 @@ void check_lengths() {
 
 template <class T>
 void check_granularities() {
-  const ScaleMap maps[] = {ScaleMap::per_channel(3, 4, 5),  ScaleMap::per_channel(1, 7, 33),
-                           ScaleMap::per_channel(2, 3, 64), ScaleMap::per_group(6, 4, 32, 1),
-                           ScaleMap::per_group(2, 3, 4, 5), ScaleMap::per_group(1, 2, 2, 40)};
+  // The last four are longer than a block of 16-bit floats that are converted together.
+  const ScaleMap maps[] = {ScaleMap::per_channel(3, 4, 5),    ScaleMap::per_channel(1, 7, 33),
+                           ScaleMap::per_channel(2, 3, 64),   ScaleMap::per_group(6, 4, 32, 1),
+                           ScaleMap::per_group(2, 3, 4, 5),   ScaleMap::per_group(1, 2, 2, 40),
+                           ScaleMap::per_tensor(4999),        ScaleMap::per_channel(1, 3, 2049),
+                           ScaleMap::per_group(50, 2, 48, 1), ScaleMap::per_channel(3, 2100, 1)};
   for (Isa isa : data::isas()) {
     const data::Using use(isa);
     for (const ScaleMap& map : maps) {
