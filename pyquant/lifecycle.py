@@ -23,6 +23,8 @@ from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
+from pyquant.stream import Stream, watching
+from pyquant.tree_state import TreeState
 from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract
 from pyquant.wrap.computed import computed_weights
 from pyquant.wrap.finite import non_finite
@@ -38,7 +40,12 @@ class CalibrationWarning(UserWarning):
 
 
 def prepare(
-    fp: nn.Module, policy: Policy, *, checkpoint: str | Path | None = None, requantize: bool = False
+    fp: nn.Module,
+    policy: Policy,
+    *,
+    checkpoint: str | Path | None = None,
+    requantize: bool = False,
+    stream: Stream | None = None,
 ) -> QModule:
     """A new tree of wrappers that shares the weights of `fp`, in the CALIBRATE phase and eval mode.
 
@@ -53,6 +60,8 @@ def prepare(
         the policy leaves float stays float.
     requantize: quantize anew, as the policy says, those weights of `checkpoint` whose grid no file can hold (scales per
         group, columns in act-order) instead of raising.
+    stream: for a model that is larger than memory (`pyquant.interop.load(folder, stream=stream)`): few of its weights
+        are in memory at a time, here and in every later step; the results are the same bits.
 
     Raises PolicyError for a rule
     that matches nothing and for weights that are computed on each call (wrap/computed.py); UnknownModuleError for a
@@ -73,30 +82,32 @@ def prepare(
     if reason := foreign.stored_quantized(fp):
         raise ModelError(reason)
     _warn_of_hooks(fp)
-    q = _with_grids(fp, policy, checkpoint, requantize)
+    q = _with_grids(fp, policy, checkpoint, requantize, stream)
     policy.check_used(list(q.all_sites()))
     _scan(q)
     _check_finite(q, "prepare")
     return q.eval()
 
 
-def _with_grids(fp: nn.Module, policy: Policy, checkpoint: str | Path | None, requantize: bool) -> QModule:
+def _with_grids(
+    fp: nn.Module, policy: Policy, checkpoint: str | Path | None, requantize: bool, stream: Stream | None
+) -> QModule:
     """The tree, its grids decided where the checkpoint has some."""
     if checkpoint is None:
-        return build(fp, policy)
+        return build(fp, policy, stream=stream)
     from pyquant.interop import decide, gemma_qat, reader  # they import transformers
 
     if (read := reader.reader_of(checkpoint)) is not None:
-        q = build(fp, policy)
+        q = build(fp, policy, stream=stream)
         decide.decide(q, read, requantize=requantize)
         return q
     folder = gemma_qat.GemmaFolder.read(checkpoint)
-    q = build(fp, policy, folder.absent(fp))
+    q = build(fp, policy, folder.absent(fp), stream)
     folder.decide_caches(q)
     return q
 
 
-def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset()) -> QModule:
+def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset(), stream: Stream | None = None) -> QModule:
     """The tree of prepare and of loading, before any value was looked at. `absent`: see WrapContext.
 
     Raises PolicyError for weights that are computed on each call, CompatibilityError for a release of transformers that
@@ -112,7 +123,7 @@ def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset()) -
     models.load(map(type, fp.modules()))
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
-        return wrap.wrap(fp, WrapContext("", policy, absent=absent))
+        return wrap.wrap(fp, WrapContext("", policy, TreeState(stream=stream), absent=absent))
 
 
 def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None) -> None:
@@ -129,7 +140,7 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     Ctrl-C between two of them, once one batch was seen: the statistics are not those of the data that was given.
     """
     tree = _tree(q, "calibrate")
-    with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad():
+    with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad(), watching(tree.state.stream, tree):
         _calibrate(tree, batches, progress)
 
 
@@ -246,6 +257,8 @@ def _scan(q: QModule) -> None:
     for module in q.all_qmodules():
         for name, value in module.constants().items():
             module.site(name).scan(value)
+            if q.state.stream is not None:
+                q.state.stream.touch(value)
 
 
 def _check_finite(q: QModule, verb: str) -> None:

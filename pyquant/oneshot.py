@@ -21,6 +21,7 @@ from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.recipe import Recipe, Step
 from pyquant.steps import Steps, takes
+from pyquant.stream import Stream
 from pyquant.wrap import Phase, QModule
 
 __all__ = ["calibrate_by", "quantize", "run"]
@@ -38,6 +39,7 @@ def quantize(
     unused: Sequence[str] = (),
     checkpoint: str | Path | None = None,
     requantize: bool = False,
+    stream: Stream | None = None,
     progress: bool | None = None,
     resume: str | Path | None = None,
     log: Log | None = None,
@@ -52,6 +54,7 @@ def quantize(
     unused: globs over paths of sites that no graph will use, as of convert.
     checkpoint, requantize: the folder of a checkpoint that another tool quantized, as of prepare. Its integers stay;
         steps that would change them are left out, which is said.
+    stream: for a model that is larger than memory, as of prepare.
     progress: None shows bars on a terminal, True always, False never.
     resume: a folder where steps that decide weights put each finished block, and from which a run that was ended goes
         on, with the same bits. It is made where it does not exist.
@@ -66,7 +69,7 @@ def quantize(
     """
     chosen = Recipe.of(recipe)
     _check_resume(chosen, resume)
-    q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize)
+    q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize, stream=stream)
     return run(q, batches, chosen, unused=unused, progress=progress, resume=resume, log=log)
 
 

@@ -18,6 +18,7 @@ from pyquant.decision import Decision
 from pyquant.errors import CalibrationError, PhaseError
 from pyquant.recipe import Recipe
 from pyquant.role import Phase
+from pyquant.stream import Stream
 
 __all__ = ["Phased", "TreeState", "phase", "set_phase"]
 
@@ -28,10 +29,12 @@ class TreeState:
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
     way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`. log: what
     algorithms decided, in their order. recipe: what pyquant.quantize ran, and what it had to say meanwhile (notes).
-    collects: an algorithm takes statistics, see `collecting`.
+    collects: an algorithm takes statistics, see `collecting`. stream: where the weights of a tree lie that is larger
+    than memory; None for one that is in memory.
     """
 
-    def __init__(self, *, converted: bool = False) -> None:
+    def __init__(self, *, converted: bool = False, stream: Stream | None = None) -> None:
+        self.stream = stream
         self.converted = converted
         self.broken: str | None = None
         self.explicit = False

@@ -203,7 +203,12 @@ def _store(module: QModule, name: str, value: Tensor) -> None:
     if value.shape != old.shape:
         where = f"{module.path}.{name}" if module.path else name
         raise InputError(f"parameter {where!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
-    new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
+    stream = module.state.stream
+    if stream is not None and old.device.type == "cpu":
+        new = stream.keep(value, old.dtype)
+        stream.touch(old)
+    else:
+        new = value.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
     module.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
     if name in module.sites:
         module.site(name).forget()

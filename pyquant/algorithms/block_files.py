@@ -38,6 +38,8 @@ def fingerprint(q: QModule, batches: Iterable[Any], settings: Mapping[str, Any])
     model = hashlib.blake2b(digest_size=16)
     for name, tensor in [*q.named_parameters(), *q.named_buffers()]:
         model.update(name.encode() + tensor_digest(tensor))
+        if q.state.stream is not None:
+            q.state.stream.touch(tensor)
     for weight in weights(q):
         model.update(f"{weight.path} {weight.spec} {weight.how}".encode())
     data = hashlib.blake2b(digest_size=16)

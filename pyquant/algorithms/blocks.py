@@ -24,6 +24,7 @@ from pyquant.algorithms.statistics import Moments
 from pyquant.batch import is_batch
 from pyquant.decision import Decision
 from pyquant.errors import CalibrationError
+from pyquant.stream import watching
 from pyquant.weight import Weight, weights
 from pyquant.wrap import Phase, QModule, phase, structure
 
@@ -119,7 +120,7 @@ def run_blocks(
     marks = {"verb": verb, "propagate": propagate, "statistics": statistics, **(settings or {})}
     folder = None if resume is None else RunFolder.of(resume, fingerprint(q, data, marks))
     run = _Run(q, data, solve, propagate, statistics, choose or _is_open, folder)
-    with autocast.off(), torch.no_grad(), phase(q, Phase.FLOAT), q.state.collecting():
+    with autocast.off(), torch.no_grad(), phase(q, Phase.FLOAT), q.state.collecting(), watching(q.state.stream, q):
         return run.run(verb, None if progress is None else not progress)
 
 

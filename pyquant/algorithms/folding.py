@@ -119,6 +119,8 @@ class Folds:
                 f"{where!r} has NaN or infinite values, which folding would carry into other weights; repair the "
                 "checkpoint"
             )
+        if module.state.stream is not None:
+            module.state.stream.touch(value)
         if name in module.sites and (how := Weight(module, name).how):
             raise PhaseError(f"{where!r} is decided ({how}), and stays as it is; fold before weights are decided")
 

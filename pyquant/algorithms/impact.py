@@ -20,6 +20,7 @@ from pyquant import autocast
 from pyquant.batch import call, result_tensors
 from pyquant.errors import CalibrationError
 from pyquant.site import Clip, Site
+from pyquant.stream import watching
 from pyquant.wrap import Phase, QModule, phase
 
 __all__ = ["Grids", "Impact", "Impacts", "candidates"]
@@ -127,6 +128,7 @@ class Impacts:
         hide = None if progress is None else not progress
         with ExitStack() as stack:
             stack.enter_context(autocast.off())
+            stack.enter_context(watching(self._q.state.stream, self._q))
             stack.enter_context(phase(self._q, Phase.FLOAT))
             stack.enter_context(self._q.state.collecting())
             stack.enter_context(self._watching())

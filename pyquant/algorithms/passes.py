@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pyquant import autocast
 from pyquant.batch import call, describe, is_batch
 from pyquant.errors import CalibrationError
+from pyquant.stream import watching
 from pyquant.wrap import QModule
 
 __all__ = ["run_batches"]
@@ -30,7 +31,7 @@ def run_batches(q: QModule, batches: Iterable[Any], what: str, progress: bool | 
             f"{what} takes an iterable of batches, got {type(batches).__name__}; pass a list or a data loader"
         )
     number, hide = -1, None if progress is None else not progress
-    with autocast.off(), torch.no_grad():
+    with autocast.off(), torch.no_grad(), watching(q.state.stream, q):
         for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):
             if not is_batch(batch):
                 raise CalibrationError(

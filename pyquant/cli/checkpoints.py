@@ -15,6 +15,8 @@ from pyquant.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
+    from pyquant.stream import Stream
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -29,7 +31,7 @@ def model_class(name: str) -> type[nn.Module]:
     return interop.model_class(name)
 
 
-def load(name: str, dtype: str = "float32") -> nn.Module:
+def load(name: str, dtype: str = "float32", stream: Stream | None = None) -> nn.Module:
     """The float model, as pyquant.interop.load has it."""
     import transformers
 
@@ -39,4 +41,4 @@ def load(name: str, dtype: str = "float32") -> nn.Module:
         says: Any = transformers.utils.logging
         says.disable_progress_bar()
     model_class(name)
-    return interop.load(name, dtype)
+    return interop.load(name, dtype, stream=stream)

@@ -1,29 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process has, step by step; and giving back the pages of weights that are mapped from files.
+"""How much memory this process has, step by step.
 
-It owns what the operating system says and is told. Elsewhere than on Linux there are no figures, and nothing is given
-back.
+It owns what the operating system says. Elsewhere than on Linux there are no figures. Giving pages back is
+pyquant/pages.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_STATUS, _SMAPS, _MEMINFO = Path("/proc/self/status"), Path("/proc/self/smaps"), Path("/proc/meminfo")
-_DONTNEED = 4  # MADV_DONTNEED of <sys/mman.h>
-_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)", re.ASCII)
+_STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
 _PERIOD = 0.02  # seconds between two looks
 
 
@@ -107,55 +99,3 @@ def note(elements: int, dtype: str) -> str | None:
         f"the weights take {elements * 4 / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB of memory are free; "
         f"--dtype bfloat16 uses those of a bfloat16 checkpoint in place, a few at a time in memory"
     )
-
-
-def release(tensors: Iterable[Tensor]) -> int:
-    """Give the pages of these tensors back that can be read again from their files; returns their bytes.
-
-    Weights of a checkpoint are mapped from its files: what was read stays in memory until another process needs it, and
-    counts. A mapping with changed pages, in memory or swapped out, is left alone, so that no value is lost. What the
-    allocator keeps of memory that was freed goes back too.
-    """
-    if sys.platform != "linux":
-        return 0
-    starts = {t.untyped_storage().data_ptr() for t in tensors if t.device.type == "cpu"}
-    _trim()
-    given = 0
-    for start, end in _unchanged_files():
-        if any(start <= address < end for address in starts):
-            given += _forget(start, end - start)
-    return given
-
-
-def _unchanged_files() -> list[tuple[int, int]]:
-    """(start, end) of each mapping of a file of which no page was changed, be it in memory or swapped out."""
-    try:
-        lines = _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found: list[tuple[int, int]] = []
-    current: tuple[int, int] | None = None
-    for line in lines:
-        if mapping := _MAPPING.match(line):
-            current = (int(mapping[1], 16), int(mapping[2], 16)) if int(mapping[4]) else None
-        elif current is not None and line.startswith("Anonymous:"):
-            if int(line.split()[1]) == 0:
-                found.append(current)
-        elif line.startswith("Swap:") and int(line.split()[1]) and found[-1:] == [current]:
-            found.pop()
-    return found
-
-
-def _trim() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim.argtypes, trim.restype = (ctypes.c_size_t,), ctypes.c_int
-        trim(0)
-
-
-def _forget(start: int, size: int) -> int:
-    madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
-    if madvise is None:
-        return 0
-    madvise.argtypes, madvise.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
-    return size if madvise(start, size, _DONTNEED) == 0 else 0

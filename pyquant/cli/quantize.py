@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyquant.models.family import Requests
     from pyquant.models.request import BundleChoice, Sizes
     from pyquant.recipe import Recipe
+    from pyquant.stream import Stream
     from pyquant.wrap import QModule
 
 Note = Callable[[str], None]
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=count, metavar="N", help="calibrate on N samples, picked by --seed (default: all)")
     add("--seed", type=int, default=0, help="which samples --samples picks (%(default)s)")
     add("--resume", type=Path, metavar="DIR", help=_RESUME)
+    add("--stream", action="store_true", help=_STREAM)
+    add("--cache-gb", type=_gigabytes, metavar="N", help=_CACHE)
     add("--requantize", action="store_true", help=_REQUANTIZE)
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
     add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
@@ -72,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _ONE_FILE = "all graphs in one file, which share the weights (for runtimes that know signatures, as pyquant's own)"
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
 _RESUME = "steps that decide weights keep each finished block in DIR, and a run that was ended goes on from there"
+_STREAM = (
+    "for a model larger than memory: weights stay in their files, and few of them are in memory; the same result. "
+    "Edited weights, and those of another --dtype than the checkpoint's, take disk beside OUT meanwhile"
+)
+_CACHE = "with --stream: hidden states of calibration data that are kept at once, in GB (2)"
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _REQUANTIZE = (
     "quantize those weights of a checkpoint of another tool anew whose grid no file can hold (scales per group)"
@@ -110,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     with files.whole_folder(args.out) as new:
         graphs = memory.Timer()
         with timer.step("export"), _rows_first():
-            step = _released(graphs, fp)
+            step = _released(graphs, [fp, q])
             programs = pyquant.export_bundle(
                 q, new, job.choice.profiles, target=args.target, one_file=args.one_file or None, step=step
             )
@@ -194,13 +202,17 @@ def _quantized(
     from pyquant.cli import checkpoints, trained
     from pyquant.interop import weight_files
 
-    if text := memory.note(weight_files.elements(Path(args.model)), args.dtype):
+    stream = _stream(args)
+    if stream is None and (text := memory.note(weight_files.elements(Path(args.model)), args.dtype)):
         note(text)
     with timer.step("load"):
-        fp = checkpoints.load(args.model, args.dtype)
-    released = _released(timer, fp)
+        fp = checkpoints.load(args.model, args.dtype, stream)
+    released = _released(timer, trees := [fp])
     with released("prepare"), _rows_first():
-        q = pyquant.prepare(fp, recipe.policy, checkpoint=trained.folder_of(args.model, fp), requantize=args.requantize)
+        q = pyquant.prepare(
+            fp, recipe.policy, checkpoint=trained.folder_of(args.model, fp), requantize=args.requantize, stream=stream
+        )
+    trees.append(q)
     console.print(f"{job.cls.__name__}, {_summary(recipe)}: {sum(1 for _ in q.all_sites())} sites")
     if line := trained.summary(q):
         console.print(line)
@@ -233,14 +245,29 @@ def _placed(walk: _Walk) -> Iterator[None]:
         raise CalibrationError(f"{walk.data.where(walk.index)}: {error}") from error
 
 
-def _released(timer: memory.Timer, fp: nn.Module) -> Callable[[str], AbstractContextManager[None]]:
+def _stream(args: argparse.Namespace) -> Stream | None:
+    """What --stream and --cache-gb ask for."""
+    from pyquant.stream import Stream
+
+    if not args.stream:
+        if args.cache_gb is not None:
+            raise CalibrationError("--cache-gb is of --stream; give both, or leave it out")
+        return None
+    place = args.out.absolute().parent
+    place.mkdir(parents=True, exist_ok=True)
+    return Stream(place) if args.cache_gb is None else Stream(place, cache_gb=args.cache_gb)
+
+
+def _released(timer: memory.Timer, trees: Sequence[nn.Module]) -> Callable[[str], AbstractContextManager[None]]:
     """Steps of `timer` after which the pages of weights that were read from their files are given back."""
+
+    from pyquant import pages
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
         with timer.step(name):
             yield
-        memory.release(fp.parameters())
+        pages.release(value for tree in trees for value in tree.parameters())
 
     return step
 
@@ -308,6 +335,9 @@ def _listed(sites: list[tuple[str, str]]) -> list[str]:
     return _cut(lines)
 
 
+_NO_FACT = ("verb", "run", "out", "resume", "stream", "cache_gb")  # they change no bit of the result
+
+
 def _facts(args: argparse.Namespace, job: Job, q: QModule) -> dict[str, str]:
     """What the model card says besides the model: the command, without the place of its result, and the data."""
     from pyquant.cli import trained
@@ -316,7 +346,7 @@ def _facts(args: argparse.Namespace, job: Job, q: QModule) -> dict[str, str]:
     add_arguments(parser)
     words = ["pyquant", "quantize"]
     for name, value in vars(args).items():
-        if name in ("verb", "run", "out", "resume") or value in (None, []) or value == parser.get_default(name):
+        if name in _NO_FACT or value in (None, []) or value == parser.get_default(name):
             continue
         values = value if isinstance(value, list) else [] if value is True else [value]
         given = ["x".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in values]
@@ -337,6 +367,16 @@ def _settings(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "graphs": {**job.choice.settings, "target": args.target},
         "unused": list(args.unused),
     }
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GB above 0")
+    return value
 
 
 def _grid(text: str) -> tuple[int, int, int]:

@@ -8,17 +8,22 @@ grids are decide.py's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyquant import companions, files
+from pyquant import companions, files, pages
 from pyquant.errors import ModelError
 from pyquant.interop import weight_files
 from pyquant.interop.reader import Reader, reader_of, require_read
+from pyquant.interop.tensor_folder import TensorFolder
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from pyquant.stream import Stream
 
 __all__ = ["load", "model_class"]
 
@@ -40,9 +45,10 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+_CALLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by safetensors
 
 
-def load(folder: str | Path, dtype: str | torch.dtype = "float32") -> nn.Module:
+def load(folder: str | Path, dtype: str | torch.dtype = "float32", *, stream: Stream | None = None) -> nn.Module:
     """The float model of a checkpoint folder (or hub name), in eval mode, with the eager attention that wrappers
     simulate.
 
@@ -51,8 +57,11 @@ def load(folder: str | Path, dtype: str | torch.dtype = "float32") -> nn.Module:
     "float16"); none of these packages is needed. `pyquant.prepare(model, policy, checkpoint=folder)` then gives the
     tree the integers themselves. Tensors are read one by one.
 
-    Raises ModelError for what cannot be loaded or lacks weights, and for a quantized format that is not read (AWQ,
-    bitsandbytes, fp8, ...); UnknownModuleError for a class without a wrapper.
+    stream: for a model that is larger than memory: its weights stay in the .safetensors files, or are written to files
+    of the stream where `dtype` is another than theirs; give it to prepare too.
+
+    Raises ModelError for what cannot be loaded or lacks weights, for weights that cannot be streamed, and for a
+    quantized format that is not read (AWQ, bitsandbytes, fp8, ...); UnknownModuleError for a class without a wrapper.
     """
     import torch
 
@@ -72,16 +81,20 @@ def load(folder: str | Path, dtype: str | torch.dtype = "float32") -> nn.Module:
         _check_head(name, reader)
     options = {"dtype": getattr(torch, form), "attn_implementation": "eager", "output_loading_info": True}
     try:
-        if reader is None:
+        values = _given(name, reader, stream, getattr(torch, form))
+        if values is None:
             model, said = cls.from_pretrained(name, **options)
         else:
-            model, said = cls.from_pretrained(None, config=_plain(name), state_dict=_values(reader), **options)
+            model, said = cls.from_pretrained(None, config=_plain(name), state_dict=values, **options)
             model.name_or_path = model.config.name_or_path = name
             _generation_config(model, name)
     except ModelError:
         raise
     except Exception as error:  # whatever transformers makes of such files
         raise ModelError(_unreadable(name, error)) from error
+    if stream is not None:
+        stream.keep_all_(model)
+        stream.release()
     missing = zero_absent_(model, sorted(said.get("missing_keys", ())))
     weight_files.check_ties(name, model, missing)
     if missing:
@@ -135,26 +148,54 @@ def _plain(name: str) -> Any:
 class _Value:
     """A weight that the loader of transformers takes for a slice of a file: read with `value[...]`."""
 
-    def __init__(self, reader: Reader, path: str) -> None:
-        self._reader, self._path = reader, path
+    def __init__(self, read: Callable[[], Tensor], stream: Stream | None, dtype: torch.dtype) -> None:
+        self._read, self._stream, self._dtype = read, stream, dtype
 
     def __getitem__(self, _: Any) -> Tensor:
-        return self._reader.weight(self._path).value()
+        value = self._read()
+        if self._stream is None or not value.is_floating_point():
+            return value
+        if value.dtype == self._dtype and pages.is_mapped(value):
+            return value
+        kept = self._stream.keep(value, self._dtype)
+        self._stream.touch(value)
+        return kept
 
 
-class _Plain:
-    """A tensor of the folder in the same way."""
-
-    def __init__(self, reader: Reader, name: str) -> None:
-        self._reader, self._name = reader, name
-
-    def __getitem__(self, _: Any) -> Tensor:
-        return self._reader.folder[self._name]
+def _given(name: str, reader: Reader | None, stream: Stream | None, dtype: torch.dtype) -> dict[str, Any] | None:
+    """What the loader gets instead of the files; None where it reads them by itself."""
+    if reader is not None:
+        return _values(reader, stream, dtype)
+    return None if stream is None else _streamed(name, stream, dtype)
 
 
-def _values(reader: Reader) -> dict[str, Any]:
-    plain = {name: _Plain(reader, name) for name in reader.folder if name not in reader.owned}
-    return plain | {f"{path}.weight": _Value(reader, path) for path in reader.weights}
+def _values(reader: Reader, stream: Stream | None, dtype: torch.dtype) -> dict[str, Any]:
+    plain = [name for name in reader.folder if name not in reader.owned]
+    return {name: _Value(partial(reader.folder.__getitem__, name), stream, dtype) for name in plain} | {
+        f"{path}.weight": _Value(_weight(reader, path), stream, dtype) for path in reader.weights
+    }
+
+
+def _weight(reader: Reader, path: str) -> Callable[[], Tensor]:
+    return lambda: reader.weight(path).value()
+
+
+def _streamed(name: str, stream: Stream, dtype: torch.dtype) -> dict[str, Any] | None:
+    """The tensors of a float checkpoint in `dtype`; None where they have it: then the loader maps them by itself.
+
+    Raises ModelError for weights that are no .safetensors of a folder here.
+    """
+    place = companions.local_folder(name)
+    if place is None or not weight_files.elements(place):
+        raise ModelError(
+            f"the weights of {name!r} cannot be streamed: they are no .safetensors files of a folder here; load the "
+            "model whole once and write it with model.save_pretrained(DIR), then stream DIR"
+        )
+    folder = TensorFolder(place)
+    stored = str(dtype).removeprefix("torch.")
+    if {folder.dtype(key) for key in folder} <= {_CALLED[stored]}:
+        return None
+    return {key: _Value(partial(folder.__getitem__, key), stream, dtype) for key in folder}
 
 
 def _generation_config(model: Any, name: str) -> None:

@@ -31,6 +31,8 @@ def non_finite(tree: QModule) -> list[str]:
         if name in seen and seen[name].is_of(value):
             continue
         bad = _count(value)
+        if tree.state.stream is not None:
+            tree.state.stream.touch(value)
         if bad:
             found.append(f"{name!r}: {bad} of {value.numel()} values are NaN or infinite")
         else:

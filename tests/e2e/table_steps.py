@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pyquant
+from pyquant import pages
 from pyquant.cli import memory
 from pyquant.exporter.profile import TensorSpec
 
@@ -78,7 +79,7 @@ def steps(folder: Path) -> dict[str, float]:
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        memory.release([weight])  # and what the allocator keeps
+        pages.release([weight])  # and what the allocator keeps
         with Anonymous() as watch:
             yield
         found[name] = (watch.peak - watch.before) / TABLE
