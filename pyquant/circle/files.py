@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from pyquant import files
 from pyquant.circle._native import native
@@ -87,13 +87,18 @@ def write(plan: str, constants: Sequence[torch.Tensor | Constant], path: PathLik
     uint8): a tensor, which is not copied when it is contiguous and on the CPU, or an object that makes one when its
     place in the file has come (exporter/constant.py), so that one at a time is in memory. What an object raises ends
     the writing. Raises CircleError, whose text starts with the code of the fault; a file that was at `path` is then
-    unchanged.
+    unchanged. Tensors alone go through the operator `ops.circle_write`.
     """
     import torch
+
+    from pyquant.ops.circle_write import circle_write
 
     for i, constant in enumerate(constants):
         if not isinstance(constant, torch.Tensor) and not hasattr(constant, "tensor"):
             raise OpArgumentError(f"write: constants[{i}] is {type(constant).__name__}; expected a torch.Tensor")
+
+    if all(isinstance(constant, torch.Tensor) for constant in constants):
+        return circle_write(plan, cast("Sequence[torch.Tensor]", constants), path)
 
     def data(k: int) -> Any:
         given = constants[k]

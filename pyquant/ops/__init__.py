@@ -10,6 +10,7 @@ from __future__ import annotations
 from pyquant.ops import backends as backends
 from pyquant.ops.blocks import LENGTH as BLOCK_LENGTH
 from pyquant.ops.blocks import block_bytes, dequantize_blocks, fake_quantize_blocks, quantize_blocks
+from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.ops.gptq import gptq_solve
 from pyquant.ops.gram import gram_accumulate_
@@ -29,6 +30,7 @@ __all__ = [
     "Grid",
     "block_bytes",
     "choose_qparams",
+    "circle_write",
     "dequantize",
     "dequantize_blocks",
     "fake_quantize",

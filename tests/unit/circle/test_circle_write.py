@@ -17,11 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import pyquant.circle
 from pyquant.errors import CircleError, OpArgumentError
+from pyquant.exporter.constant import Constant
+from pyquant.ops import circle_write
 from tests.golden.build import PlanBuilder
 from tests.golden.make import constants_of_every_type, uint8_linear
+
+
+def test_meta_kernel_writes_nothing(tmp_path: Path) -> None:
+    with FakeTensorMode():
+        assert torch.ops.pyquant.circle_write.default("{}", [torch.zeros(1)], str(tmp_path / "x")) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_operator_and_constants_that_are_made_late_give_the_same_bytes(tmp_path: Path) -> None:
+    builder = constants_of_every_type()
+    circle_write(builder.text(), builder.constants, tmp_path / "operator.circle")
+    late = [Constant(c.dtype, tuple(c.shape), lambda c=c: c) for c in builder.constants]  # type: ignore[misc]
+    pyquant.circle.write(builder.text(), late, tmp_path / "late.circle")
+    assert (tmp_path / "late.circle").read_bytes() == (tmp_path / "operator.circle").read_bytes()
 
 
 def test_constants_arrive_as_they_are(tmp_path: Path) -> None:
@@ -203,6 +220,8 @@ def test_faults_leave_the_old_file(tmp_path: Path) -> None:
 def test_constants_that_are_no_tensors(tmp_path: Path) -> None:
     with pytest.raises(OpArgumentError, match=r"constants\[0\] is ndarray; expected a torch.Tensor"):
         pyquant.circle.write("{}", [np.zeros(1)], tmp_path / "x.circle")  # type: ignore[list-item]
+    with pytest.raises(OpArgumentError, match=r"constants\[0\] is ndarray"):
+        circle_write("{}", [np.zeros(1)], tmp_path / "x.circle")  # type: ignore[list-item]
 
 
 def test_check_plan_finds_what_write_would_refuse() -> None:
