@@ -78,3 +78,12 @@ class OpArgumentError(PyquantError, ValueError):
 
 class UsageError(PyquantError, ValueError):
     """A command line whose options contradict each other, or name something that does not exist."""
+
+
+class RankError(PyquantError, RuntimeError):
+    """A process of a group that failed, ended or disagrees: `rank` is its number. Every process of the group raises it,
+    with the same message."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"rank {rank}: {text}")
+        self.rank = rank

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import autocast, models, wrap
+from pyquant import autocast, models, tree_statistics, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
+from pyquant.distributed import Group
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
@@ -126,11 +127,14 @@ def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset(), s
         return wrap.wrap(fp, WrapContext("", policy, TreeState(stream=stream), absent=absent))
 
 
-def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None) -> None:
+def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None, group: Group | None = None) -> None:
     """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
 
     A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
     a bar on a terminal, True always, False never. An autocast block around it has no effect.
+
+    group: processes that all call this, each with the same tree and its own batches (docs/distributed.md). Afterwards
+    each tree has the statistics of all the batches, bit for bit as if it had seen them alone.
 
     Raises CalibrationError for no batches, a batch of another type or one that the model fails on, and NaN or Inf at a
     site (path and batch number); PhaseError when `q` is not in the CALIBRATE phase, where the float model was edited
@@ -138,10 +142,29 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     already. A batch that sites have seen in part (the model failed on it, Ctrl-C) or with NaN
     breaks the calibration of the whole tree: convert refuses it from then on. So does an error of `batches` itself, or
     Ctrl-C between two of them, once one batch was seen: the statistics are not those of the data that was given.
+    RankError for an error of any process of the group, for one that has no batches or another tree;
+    CalibrationError for an observer that depends on the order of batches (ema), which a group has not.
     """
     tree = _tree(q, "calibrate")
     with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad(), watching(tree.state.stream, tree):
-        _calibrate(tree, batches, progress)
+        if group is None or group.size == 1:
+            _calibrate(tree, batches, progress)
+            return
+        with group.guard():
+            _calibrate_ranks(tree, batches, progress, group)
+
+
+def _calibrate_ranks(q: QModule, batches: Iterable[Any], progress: bool | None, group: Group) -> None:
+    q.require(Phase.CALIBRATE, "calibrate")
+    tree_statistics.require_mergeable(q)
+    group.same("calibrate: the tree", tree_statistics.checksum(q))
+    earlier = tree_statistics.set_aside(q)
+    try:
+        _calibrate(q, batches, progress if group.first else False)
+        tree_statistics.merge_ranks(q, group, earlier)
+    except BaseException as error:
+        q.state.broken = q.state.broken or str(error).partition("\n")[0]
+        raise
 
 
 def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import lifecycle
+from pyquant import lifecycle, tree_statistics
+from pyquant.distributed import Group, guarded
 from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.recipe import Recipe, Step
@@ -43,6 +44,7 @@ def quantize(
     progress: bool | None = None,
     resume: str | Path | None = None,
     log: Log | None = None,
+    group: Group | None = None,
 ) -> QModule:
     """The converted tree of `fp` by a recipe: prepare, the steps of the recipe, calibrate, convert.
 
@@ -60,17 +62,20 @@ def quantize(
         on, with the same bits. It is made where it does not exist.
     log: called with each line of what a reader should know, such as a step that this model does not allow; by default
         these go to the logger `pyquant.oneshot` as warnings.
+    group: processes that all call this, each with the same model and recipe and its own batches, a list or data loader
+        of known length (docs/distributed.md). All get the same tree, of all the batches; `resume` is a folder for each.
 
     `q.state.recipe` is the recipe, `q.state.log` what each step decided (pyquant.decision.Decision) and `q.state.notes`
     the lines of `log`; `save_quantized` writes all three. `fp` is not changed.
 
     Raises what prepare, calibrate, convert and the algorithms raise; PolicyError for a recipe that does not exist,
-    InputError for `resume` where no step uses it.
+    InputError for `resume` where no step uses it; RankError for an error of any process of the group.
     """
-    chosen = Recipe.of(recipe)
-    _check_resume(chosen, resume)
-    q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize, stream=stream)
-    return run(q, batches, chosen, unused=unused, progress=progress, resume=resume, log=log)
+    with guarded(group):
+        chosen = Recipe.of(recipe)
+        _check_resume(chosen, resume)
+        q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize, stream=stream)
+        return run(q, batches, chosen, unused=unused, progress=progress, resume=resume, log=log, group=group)
 
 
 def run(
@@ -83,6 +88,7 @@ def run(
     resume: str | Path | None = None,
     log: Log | None = None,
     step: StepContext | None = None,
+    group: Group | None = None,
 ) -> QModule:
     """The steps of `recipe`, calibrate and convert on `q`, a tree that prepare just made with the recipe's policy.
 
@@ -90,9 +96,12 @@ def run(
     those of `quantize`. PolicyError for a tree with another policy.
     """
     enter = step or _nothing
-    calibrate_by(q, batches, recipe, progress=progress, resume=resume, log=log, step=enter)
-    with enter("convert"):
-        lifecycle.convert(q, unused=unused)
+    with guarded(group):
+        calibrate_by(q, batches, recipe, progress=progress, resume=resume, log=log, step=enter, group=group)
+        with enter("convert"):
+            lifecycle.convert(q, unused=unused)
+        if group is not None:
+            group.same("the converted tree", tree_statistics.checksum(q))
     return q
 
 
@@ -106,6 +115,7 @@ def calibrate_by(
     resume: str | Path | None = None,
     log: Log | None = None,
     step: StepContext | None = None,
+    group: Group | None = None,
 ) -> None:
     """`run` without convert. only: the stages whose steps are run; ("fold",) gives a float tree in which the weights
     that a decided tree has are not decided yet."""
@@ -120,7 +130,11 @@ def calibrate_by(
     _check_resume(recipe, resume)
     data = _again(batches, recipe, log or _warn)
     folder = None if resume is None else Path(resume)
-    steps = Steps(q, progress, log or _warn)
+    if group is not None and group.size > 1:
+        progress, log = (progress, log) if group.first else (False, log or _silent)
+        folder = None if folder is None else folder / f"rank-{group.rank}-of-{group.size}"
+        group.same("the model or recipe", f"{recipe.to_dict()} {tree_statistics.checksum(q)}")
+    steps = Steps(q, progress, log or _warn, group)
     came = _decided_before(q)
     q.state.recipe = recipe
     chosen = [each for each in whole(recipe) if each.stage in only]
@@ -178,6 +192,10 @@ def _check_resume(recipe: Recipe, resume: str | Path | None) -> None:
 
 def _warn(line: str) -> None:
     logger.warning("%s", line)
+
+
+def _silent(line: str) -> None:
+    """Rank 0 says it."""
 
 
 def _nothing(name: str) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyquant import algorithms, lifecycle
+from pyquant.distributed import Group
 from pyquant.errors import InputError, PolicyError
 from pyquant.recipe import Step
 from pyquant.wrap import QModule, structure
@@ -40,11 +41,13 @@ def takes(step: Step, parameter: str) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs single steps on one tree. progress: for the functions that take it; log: of what was left out."""
+    """Runs single steps on one tree. progress: for the functions that take it; log: of what was left out. group: of
+    processes with other parts of the data."""
 
     q: QModule
     progress: bool | None
     log: Log
+    group: Group | None = None
 
     def run(self, step: Step, batches: Iterable[Any], *, possible: bool = False, resume: Path | None = None) -> None:
         """Call the function of `step` with its parameters and its part of the data.
@@ -54,16 +57,38 @@ class Steps:
         """
         parameters = dict(step.parameters)
         samples, possible = parameters.pop("samples", None), parameters.pop("where_possible", False) or possible
-        given = {"progress": self.progress, "resume": resume}
+        given = {"progress": self.progress, "resume": resume, "group": self.group}
         parameters |= {name: value for name, value in given.items() if takes(step, name)}
         if takes(step, "batches"):
-            parameters["batches"] = batches if samples is None else _Part(batches, samples)
+            parameters["batches"] = self._part(step, batches, samples)
         if not possible or step.stage in ("calibrate", "adapt"):
             _FUNCTIONS[step.algorithm](self.q, **parameters)
         elif step.algorithm == "rotate":
             self._rotate(**parameters)
         else:
             self._try(step.algorithm, parameters)
+
+    def _part(self, step: Step, batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
+        """The data of a step; of a group, this rank's share of `samples` spread evenly over all."""
+        if samples is None:
+            return batches
+        if self.group is None or self.group.size == 1:
+            return _Part(batches, samples)
+        if not isinstance(batches, Sized) or not hasattr(batches, "__getitem__"):
+            raise InputError(
+                f"{step.algorithm} takes {samples} of the samples of all ranks, but the batches are no list; give each "
+                "rank a list"
+            )
+        counts = self.group.counts(step.algorithm, len(batches))
+        before, whole = sum(counts[: self.group.rank]), sum(counts)
+        count = min(samples, whole)
+        wanted = [number - before for number in (index * whole // count for index in range(count))]
+        if own := [batches[index] for index in wanted if 0 <= index < len(batches)]:
+            return own
+        raise InputError(
+            f"{step.algorithm} takes {count} of the {whole} samples of all ranks, and none of this one's "
+            f"{len(batches)}; start fewer processes, or let it take more samples"
+        )
 
     def say(self, line: str) -> None:
         """Record a line with the tree, and give it to the log."""

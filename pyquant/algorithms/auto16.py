@@ -15,7 +15,8 @@ import torch
 
 from pyquant import ops
 from pyquant.algorithms.impact import Grids, Impact, Impacts, candidates
-from pyquant.algorithms.log import Decision, record
+from pyquant.algorithms.log import Decision, agree, record
+from pyquant.distributed import Group, guarded
 from pyquant.errors import InputError, PhaseError
 from pyquant.qparams import QParams
 from pyquant.role import Role
@@ -52,6 +53,7 @@ def auto16(
     ranges: bool = False,
     seed: int = 0,
     progress: bool | None = None,
+    group: Group | None = None,
 ) -> Widened:
     """Give 16 bits to the activations that lose most at 8, the dearest for its size first, and a range to the others.
 
@@ -69,6 +71,7 @@ def auto16(
         elements, and the expectation is less true of values that are clipped: .03 became .072, with 7 % of the elements
         at 16 bits, where the observed ranges had .083 with as many.
     seed: of the tokens that are drawn.
+    group: processes with other parts of the data, as of calibrate; rank r draws by seed + r.
 
     Sites of one tensor (the output of a layer, the input of the next) are changed together, and keep one grid. What the
     policy leaves float or gives 16 bits, decided grids, and sites whose range does not follow from their values (masks,
@@ -87,7 +90,8 @@ def auto16(
     q.state.require_intact("auto16")
     began = time.perf_counter()
     impacts = Impacts(q, [site for site in q.all_sites() if _counts(site)])
-    impacts.measure(batches, seed=seed, progress=progress)
+    with guarded(group):
+        impacts.measure(batches, seed=seed, progress=progress, group=group)
     seconds = time.perf_counter() - began
     choices = [_Choice.of(impact, impacts.rows, ranges) for impact in impacts.found]
     wide = _choose(choices, loss, share)
@@ -103,6 +107,7 @@ def auto16(
     )
     text += f"; {len(symmetric)} weights became symmetric" if symmetric else ""
     q.state.notes.append(text)
+    agree(q, group, "auto16")
     return result
 
 

@@ -65,8 +65,11 @@ class Call:
         return Call(self.hidden, [_arguments(*each, _own_dicts(copies)) for each in self.arguments], self.added)
 
 
-def record(q: QModule, batches: Iterable[Any], towers: Sequence[Blocks]) -> tuple[dict[str, list[Call]], list[str]]:
-    """Run `q` on every batch -> the calls of each tower by its path, and the paths in the order in which towers run.
+def record(
+    q: QModule, batches: Iterable[Any], towers: Sequence[Blocks]
+) -> tuple[dict[str, list[Call]], dict[str, int]]:
+    """Run `q` on every batch -> the calls of each tower by its path, and the place of each among them, in the order in
+    which they run; -1 for one that did not.
 
     A batch calls a tower several times where it runs rows one by one, and not at all without data for it. Equal tensors
     are kept once. The phase of `q`, and whether it takes statistics meanwhile, is the caller's. Raises InputError for a
@@ -81,7 +84,7 @@ def record(q: QModule, batches: Iterable[Any], towers: Sequence[Blocks]) -> tupl
             call_model(q, _without_cache(q, batch, number))
         for place, path in enumerate(recorder.order):
             places[path] = max(places[path], place)
-    return found, sorted(places, key=lambda path: places[path])
+    return found, dict(sorted(places.items(), key=lambda item: item[1]))
 
 
 class _Recorder:

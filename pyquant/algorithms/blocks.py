@@ -23,6 +23,7 @@ from pyquant.algorithms.block_inputs import Call, record
 from pyquant.algorithms.statistics import Moments
 from pyquant.batch import is_batch
 from pyquant.decision import Decision
+from pyquant.distributed import Group, guarded
 from pyquant.errors import CalibrationError
 from pyquant.stream import watching
 from pyquant.weight import Weight, weights
@@ -91,6 +92,7 @@ def run_blocks(
     resume: Path | None = None,
     progress: bool | None = None,
     verb: str = "blocks",
+    group: Group | None = None,
 ) -> list[Decision]:
     """Give `solve` the weights of each block after the other, in the order in which they run, then those in no block.
 
@@ -101,13 +103,33 @@ def run_blocks(
     statistics: "gram" (Moment.gram of what a block gets), "cross" (that and Moment.cross; with quantized propagation),
     or None. choose: which weights; the default takes linear weights that are open. settings: whatever else decides the
     result, as JSON values. resume: a folder with a file for each decided block, from which a run that ended early goes
-    on and gives the same bits. progress: as of calibrate; `verb` names the bar.
+    on and gives the same bits. progress: as of calibrate; `verb` names the bar. group: processes that all call this
+    with other batches; each goes on with its own block inputs, second moments are those of all (Moments.merge).
 
     Rows of padding are no part of it. Memory: the hidden states of all batches (twice for quantized propagation), the
     masks and tables of each kind once, one block's moments. Raises PhaseError outside of the CALIBRATE phase and for an
     edited float model (QModule.require_unedited), CalibrationError for no batches, InputError for batches with a KV
     cache, CheckpointError for a folder of another run.
     """
+    with guarded(group):
+        return _run_blocks(
+            q, batches, solve, propagate, statistics, choose or _is_open, settings, resume, progress, verb, group
+        )
+
+
+def _run_blocks(
+    q: QModule,
+    batches: Iterable[Any],
+    solve: Solve,
+    propagate: Propagate,
+    statistics: Statistics | None,
+    choose: Callable[[Weight], bool],
+    settings: Mapping[str, Any] | None,
+    resume: Path | None,
+    progress: bool | None,
+    verb: str,
+    group: Group | None,
+) -> list[Decision]:
     q.require(Phase.CALIBRATE, verb)
     data = list(batches) if isinstance(batches, Iterable) else [batches]
     if not data or not all(map(is_batch, data)):
@@ -119,9 +141,10 @@ def run_blocks(
     q.require_unedited(verb)
     marks = {"verb": verb, "propagate": propagate, "statistics": statistics, **(settings or {})}
     folder = None if resume is None else RunFolder.of(resume, fingerprint(q, data, marks))
-    run = _Run(q, data, solve, propagate, statistics, choose or _is_open, folder)
+    run = _Run(q, data, solve, propagate, statistics, choose, folder, group)
+    hide = None if progress is None else not progress
     with autocast.off(), torch.no_grad(), phase(q, Phase.FLOAT), q.state.collecting(), watching(q.state.stream, q):
-        return run.run(verb, None if progress is None else not progress)
+        return run.run(verb, hide if group is None or group.first else True)
 
 
 def _is_open(weight: Weight) -> bool:
@@ -140,7 +163,9 @@ class _Run:
         statistics: Statistics | None,
         choose: Callable[[Weight], bool],
         folder: RunFolder | None,
+        group: Group | None,
     ) -> None:
+        self.group = None if group is None or group.size == 1 else group
         self.q, self.data, self.solve, self.folder = q, data, solve, folder
         self.quantized, self.statistics = propagate == "quantized", statistics
         self.towers = {tower.path: tower for tower in structure.blocks(q)}
@@ -158,8 +183,10 @@ class _Run:
             moments = Moments(self.q, self.outside)
             watch = moments.watching() if self._sees(self.outside) and not self.quantized else nullcontext()
             with watch:
-                floats, order = record(self.q, self.data, list(self.towers.values()))
-            for place, path in enumerate(order):
+                floats, places = record(self.q, self.data, list(self.towers.values()))
+            if self._sees(self.outside) and not self.quantized:
+                moments.merge(self.group)
+            for place, path in enumerate(self._order(places)):
                 calls = floats[path]
                 if self.quantized and place == 0:
                     calls = [call.twin() for call in calls]
@@ -169,10 +196,21 @@ class _Run:
             if self.quantized and self._sees(self.outside):
                 with moments.watching():
                     record(self.q, self.data, ())
+                moments.merge(self.group)
             self._decide(Block("", None, self.outside, moments))
             self._decide(Block("", None, tuple(self.left), Moments(self.q, self.left)))
             bar.update()
         return self.log
+
+    def _order(self, places: dict[str, int]) -> list[str]:
+        """The towers in the order in which they run; on a rank, one may have no data."""
+        if self.group is not None:
+            every = self.group.gather("the order of towers", places)
+            places = {path: max(each[path] for each in every) for path in places}
+        return sorted(places, key=lambda path: places[path])
+
+    def _any(self, number: int, ran: Sequence[object]) -> bool:
+        return bool(ran) if self.group is None else any(self.group.gather(f"block {number} reached", bool(ran)))
 
     def _sees(self, chosen: Sequence[Weight]) -> bool:
         return self.statistics is not None and bool(chosen)
@@ -182,7 +220,7 @@ class _Run:
         last = max((n for n, block in enumerate(tower.modules) if self.chosen[block]), default=-1)
         for number, block in enumerate(tower.modules[: last + 1]):
             ran = [(f, c) for f, c in zip(floats, calls, strict=True) if number < len(f.arguments)]
-            if ran:
+            if self._any(number, ran):
                 self._block(number, block, [f for f, _ in ran], [c for _, c in ran])
             else:
                 self.left += self.chosen[block]
@@ -204,6 +242,8 @@ class _Run:
             if sees:
                 with moments.watching(rows):
                     call.run(number, block)
+        if sees:
+            moments.merge(self.group)
         samples = Samples(block, number, calls, floats) if self.quantized else None
         self._decide(Block(block.path, block, chosen, moments, samples))
         if self.quantized:
@@ -211,15 +251,19 @@ class _Run:
                 call.go_on(number, call.run(number, block))
 
     def _is_saved(self) -> bool:
-        return self.folder is not None and self.folder.has(self.number)
+        if self.folder is None:
+            return False
+        has = self.folder.has(self.number)
+        return has if self.group is None else all(self.group.gather(f"block file {self.number}", has))
 
     def _decide(self, block: Block) -> None:
         """Let the solver decide the block's weights, or the file of an earlier run."""
+        saved = self.folder if block.weights and self._is_saved() else None
         number, self.number = self.number, self.number + 1
         if not block.weights:
             return
         known = {weight.path: weight for weight in block.weights}
-        log = None if self.folder is None else self.folder.load(number, block.path, known)
+        log = None if saved is None else saved.load(number, block.path, known)
         if log is None:
             log = list(self.solve(block))
             if self.folder is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyquant.algorithms.passes import run_batches
+from pyquant.distributed import Group, guarded
 from pyquant.weight import Weight
 from pyquant.wrap import Phase, QModule, phase, structure
 
@@ -54,6 +55,18 @@ class ChannelStats:
         self.square += x.square().sum(0)
         self.rows += len(x)
 
+    def to(self, device: torch.device | str) -> ChannelStats:
+        """The same on another device."""
+        low, high, size, square = (t.to(device) for t in (self.low, self.high, self.size, self.square))
+        return ChannelStats(low, high, size, square, self.rows)
+
+    def merged(self, other: ChannelStats) -> ChannelStats:
+        """Those of the rows of both."""
+        return ChannelStats(
+            torch.minimum(self.low, other.low), torch.maximum(self.high, other.high), self.size + other.size,
+            self.square + other.square, self.rows + other.rows,
+        )  # fmt: skip
+
 
 class Channels:
     """The statistics of the inputs of some linears of a tree, once data was collected."""
@@ -69,15 +82,31 @@ class Channels:
         return self._found.get(self._leader[linear], {})
 
     @torch.no_grad()
-    def collect(self, batches: Iterable[Any], verb: str, progress: bool | None = None) -> None:
-        """Run the tree on every batch in float, see run_batches."""
-        with ExitStack() as stack:
+    def collect(
+        self, batches: Iterable[Any], verb: str, progress: bool | None = None, group: Group | None = None
+    ) -> None:
+        """Run the tree on every batch in float, see run_batches. With a group the statistics are those of the batches
+        of all ranks: ends exactly, sums added up in the order of ranks."""
+        with guarded(group), ExitStack() as stack:
             for leader in dict.fromkeys(self._leader.values()):
                 found = self._found.setdefault(leader, {})
                 stack.callback(Weight(leader, "weight").watch(_Accumulate(found)).remove)
             stack.enter_context(phase(self._tree, Phase.FLOAT))
             stack.enter_context(self._tree.state.collecting())
-            run_batches(self._tree, batches, verb, progress)
+            run_batches(self._tree, batches, verb, progress if group is None or group.first else False)
+            if group is not None and group.size > 1:
+                self._merge(group)
+
+    def _merge(self, group: Group) -> None:
+        for leader, found in self._found.items():
+            sent = {index: stats.to("cpu") for index, stats in found.items()}
+            device = leader.get_parameter("weight").device
+            for index, stats in group.fold(f"channels of {leader.path}", sent, _merged).items():
+                found[index] = stats.to(device)
+
+
+def _merged(some: dict[int, ChannelStats], more: dict[int, ChannelStats]) -> dict[int, ChannelStats]:
+    return some | {index: some[index].merged(each) if index in some else each for index, each in more.items()}
 
 
 class _Accumulate:

@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyquant.algorithms.blocks import Block, Propagate, Statistics, run_blocks
-from pyquant.algorithms.log import record
+from pyquant.algorithms.log import agree, record
 from pyquant.algorithms.passes import run_batches
 from pyquant.algorithms.statistics import Moment, Moments
 from pyquant.decision import Decision
+from pyquant.distributed import Group, guarded
 from pyquant.errors import CalibrationError
 from pyquant.qparams import QParams
 from pyquant.weight import Weight
@@ -51,7 +52,7 @@ class Way:
 
     memory: bytes that second moments may take; where those of all weights take more, the model runs block by block.
     propagate: what a block gets then, see run_blocks; "quantized" always runs block by block. statistics: as of
-    run_blocks. resume: a folder for a run that may be ended and go on. progress: as of calibrate.
+    run_blocks. resume: a folder for a run that may be ended and go on. progress, group: as of calibrate.
     """
 
     memory: int = 1 << 28
@@ -59,6 +60,7 @@ class Way:
     statistics: Statistics = "gram"
     resume: Path | None = None
     progress: bool | None = None
+    group: Group | None = None
 
 
 def decide(
@@ -71,7 +73,8 @@ def decide(
     """
     whole = sum(Moments.bytes_of([weight]) for weight in _leaders(q, weights))
     if way.propagate == "float" and way.resume is None and whole <= way.memory:
-        decisions = _in_one_pass(q, batches, weights, choose, way.progress, what)
+        with guarded(way.group):
+            decisions = _in_one_pass(q, batches, weights, choose, way, what)
     else:
         paths = {weight.path for weight in weights}
 
@@ -86,17 +89,21 @@ def decide(
         decisions = run_blocks(
             q, batches, solve, propagate=way.propagate, statistics=way.statistics, resume=way.resume,
             choose=lambda weight: weight.path in paths, settings=settings, progress=way.progress, verb=what,
+            group=way.group,
         )  # fmt: skip
+    agree(q, way.group, what)
     record(q, decisions)
     return decisions
 
 
 def _in_one_pass(
-    q: QModule, batches: Iterable[Any], weights: Sequence[Weight], choose: Choose, progress: bool | None, what: str
+    q: QModule, batches: Iterable[Any], weights: Sequence[Weight], choose: Choose, way: Way, what: str
 ) -> list[Decision]:
     moments = Moments(q, weights)
+    progress = way.progress if way.group is None or way.group.first else False
     with phase(q, Phase.FLOAT), moments.watching():
         run_batches(q, batches, what, progress)
+    moments.merge(way.group)
     decisions = []
     for weight in tqdm(weights, desc=what, unit="weight", disable=None if progress is None else not progress):
         choice = _timed(choose, weight, moments.of(weight))

@@ -22,6 +22,7 @@ from pyquant.algorithms.range_search import Ranges, decision, grids_of
 from pyquant.algorithms.statistics import Moment
 from pyquant.algorithms.targets import chosen_weights
 from pyquant.decision import Decision
+from pyquant.distributed import Group
 from pyquant.errors import CalibrationError, InputError
 from pyquant.qparams import QParams
 from pyquant.spec import PerGroup, QuantSpec
@@ -47,6 +48,7 @@ def gptq(
     memory: int = 1 << 28,
     resume: Path | None = None,
     progress: bool | None = None,
+    group: Group | None = None,
 ) -> list[Decision]:
     """Decide the weights of linears by GPTQ (Frantar et al. 2022, arXiv 2210.17323), experts too.
 
@@ -65,7 +67,8 @@ def gptq(
 
     memory: bytes that second moments may take; of a model that needs more, blocks are decided one after the other.
     resume: a folder with a file for each decided block, from which a run that was ended goes on and gives the same
-    bits.
+    bits. group: processes with other parts of the data, as of calibrate; second moments are those of all the data, up
+    to the rounding of their sum (Moments.merge), and all ranks decide the same.
 
     Returns a Decision for each weight: the loss is the squared error of the layer's output by H, relative to that
     output's square. An expert that no data reached gets the nearest integers on its least-square range, and is named.
@@ -79,7 +82,7 @@ def gptq(
         raise InputError(f"gptq: alpha is from 0 to 1, and 0 unless propagate='quantized'; got {alpha=}, {propagate=}")
     solver = Solver(ranges, damping, order, alpha)
     chosen = chosen_weights(q, match, max_bits)
-    way = Way(memory, propagate, "cross" if alpha else "gram", resume, progress)
+    way = Way(memory, propagate, "cross" if alpha else "gram", resume, progress, group)
     settings = {"ranges": ranges, "damping": damping, "order": order, "alpha": alpha}
     return decide(q, batches, chosen, solver, way, HOW, paths=[weight.path for weight in chosen], **settings)
 

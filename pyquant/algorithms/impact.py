@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyquant import autocast
 from pyquant.batch import call, result_tensors
+from pyquant.distributed import Group
 from pyquant.errors import CalibrationError
 from pyquant.site import Clip, Site
 from pyquant.stream import watching
@@ -74,6 +75,12 @@ class Impact:
             found.append(torch.where(beyond > 0, beyond, inside) @ weight / 2)
         return torch.cat(found)
 
+    def add(self, other: Impact) -> None:
+        """Take the statistics of the same tensor on other data in."""
+        self.weight, self.count = self.weight + other.weight, self.count + other.count
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.elements, self.fixed = self.elements + other.elements, self.fixed or other.fixed
+
     @property
     def constant(self) -> bool:
         """Whether it is a small constant of the model, such as the gain of a norm."""
@@ -119,13 +126,17 @@ class Impacts:
                 twin.fixed |= impact.fixed
         return [impact for alike in whole.values() for impact in alike]
 
-    def measure(self, batches: Iterable[Any], *, seed: int = 0, progress: bool | None = None) -> None:
-        """Run the tree forwards and backwards on each batch, in the FLOAT phase; no parameter gets a gradient.
+    def measure(
+        self, batches: Iterable[Any], *, seed: int = 0, progress: bool | None = None, group: Group | None = None
+    ) -> None:
+        """Run the tree forwards and backwards on each batch, in the FLOAT phase; no parameter gets a gradient. With a
+        group the impacts are those of the batches of all ranks.
 
         Raises CalibrationError for no batches and for outputs without floating tensors.
         """
-        generator = torch.Generator().manual_seed(seed)
-        hide = None if progress is None else not progress
+        rank = 0 if group is None else group.rank
+        generator = torch.Generator().manual_seed(seed + rank)
+        hide = True if rank else None if progress is None else not progress
         with ExitStack() as stack:
             stack.enter_context(autocast.off())
             stack.enter_context(watching(self._q.state.stream, self._q))
@@ -142,6 +153,17 @@ class Impacts:
                 self.rows, self.runs = self.rows + rows, self.runs + 1
         if not self.runs:
             raise CalibrationError("auto16 got no batches: the iterable is empty (or a generator that was used up)")
+        if group is not None and group.size > 1:
+            self._merge(group)
+
+    def _merge(self, group: Group) -> None:
+        sent = [([site.path for site in impact.sites], replace(impact, sites=[])) for impact in _once(self._of)]
+        merged, self.rows, self.runs = group.fold("impacts", (sent, self.rows, self.runs), _added)
+        known = {site.path: site for site in self._sites}
+        self._of = {}
+        for paths, impact in merged:
+            impact.sites = [known[path] for path in paths]
+            self._of |= dict.fromkeys(impact.sites, impact)
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -183,6 +205,27 @@ class _Probe(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         ctx.impact.see(x.detach(), gradient.detach())
         return gradient, torch.zeros((), dtype=torch.float32, device="cpu"), None
+
+
+_Sent = tuple[list[tuple[list[str], Impact]], int, int]
+
+
+def _once(of: Mapping[Site, Impact]) -> list[Impact]:
+    return list(dict.fromkeys(of.values()))
+
+
+def _added(some: _Sent, more: _Sent) -> _Sent:
+    """Impacts with the paths of their sites, rows and runs of two ranks as one; tensors that share a site are one."""
+    found = list(some[0])
+    for paths, impact in more[0]:
+        twin = next((each for each in found if not set(each[0]).isdisjoint(paths)), None)
+        if twin is None:
+            found.append((paths, impact))
+            continue
+        twin[1].add(impact)
+        taken = {path for each, _ in found for path in each}
+        twin[0].extend(path for path in paths if path not in taken)
+    return found, some[1] + more[1], some[2] + more[2]
 
 
 def _score(output: object, batch: object, generator: torch.Generator) -> tuple[Tensor, int]:

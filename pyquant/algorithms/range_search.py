@@ -20,6 +20,7 @@ from pyquant.algorithms.decide import Choice, Way, decide
 from pyquant.algorithms.statistics import Moment
 from pyquant.algorithms.targets import chosen_weights
 from pyquant.decision import Decision
+from pyquant.distributed import Group
 from pyquant.qparams import QParams
 from pyquant.spec import PerTensor, QuantSpec
 from pyquant.weight import Weight
@@ -40,6 +41,7 @@ def range_search(
     memory: int = 1 << 28,
     resume: Path | None = None,
     progress: bool | None = None,
+    group: Group | None = None,
 ) -> list[Decision]:
     """Decide weights by the nearest integers on the grid whose output error is least: sum_c E[x_c^2] (w_c - w'_c)^2.
 
@@ -47,7 +49,7 @@ def range_search(
     `mse` observer takes all columns alike. Arguments and errors as of `gptq`.
     """
     chosen = chosen_weights(q, match, max_bits)
-    way = Way(memory, resume=resume, progress=progress)
+    way = Way(memory, resume=resume, progress=progress, group=group)
     return decide(q, batches, chosen, nearest, way, HOW, paths=[weight.path for weight in chosen])
 
 

@@ -21,9 +21,10 @@ from pyquant.algorithms.blocks import Block, Samples, run_blocks
 from pyquant.algorithms.decide import Choose
 from pyquant.algorithms.gptq import Solver
 from pyquant.algorithms.learned import Learned
-from pyquant.algorithms.log import Decision, record
+from pyquant.algorithms.log import Decision, agree, record
 from pyquant.algorithms.range_search import nearest
 from pyquant.algorithms.targets import chosen_weights
+from pyquant.distributed import Group
 from pyquant.errors import InputError
 from pyquant.wrap import QModule
 
@@ -48,6 +49,7 @@ def tune(
     seed: int = 0,
     resume: str | Path | None = None,
     progress: bool | None = None,
+    group: Group | None = None,
 ) -> list[Decision]:
     """Decide the weights of linears block by block, so that each block returns what it does in the float model:
     W' = s * (clamp(round(W / s + V) + z, qmin, qmax) - z), with offsets V in [-.5, .5] and the factor of s's range in
@@ -62,6 +64,8 @@ def tune(
     whose rows run one by one is several). lr: of the first step, falling to 0 linearly; 1 / steps by default. start:
     "nearest" integers on the range of least error, or those of "gptq". seed: of the order of samples; the same seed
     gives the same bits. resume: a folder with a file for each finished block, from which an interrupted run goes on.
+    group: processes with other parts of the data, as of calibrate. Their samples are numbered rank after rank, and
+    gradients are added in the order in which samples were drawn, as one process adds them.
 
     Weights in no block, and those that no data reached, are left at their start. Returns a Decision for each weight,
     whose loss is the block's. Raises what gptq raises; InputError for numbers that make no sense; CheckpointError for a
@@ -73,7 +77,7 @@ def tune(
         raise InputError(f"tune takes steps >= 1, batch >= 1 and lr in (0, 1], got {steps = }, {batch = }, {lr = }")
     paths = {weight.path for weight in chosen_weights(q, match, max_bits)}
     rate = 1 / steps if lr is None else lr
-    solver = _Tuner(steps, batch, rate, Solver("search", 0.01, True, 0.0) if start == "gptq" else nearest, seed)
+    solver = _Tuner(steps, batch, rate, Solver("search", 0.01, True, 0.0) if start == "gptq" else nearest, seed, group)
     settings = {"steps": steps, "batch": batch, "lr": rate, "start": start, "seed": seed, "weights": sorted(paths)}
     with q.state.exclusive(HOW):
         log = run_blocks(
@@ -86,7 +90,9 @@ def tune(
             resume=None if resume is None else Path(resume),
             progress=progress,
             verb=HOW,
+            group=group,
         )
+        agree(q, group, HOW)
     record(q, log)
     return log
 
@@ -94,7 +100,8 @@ def tune(
 class _Tuner:
     """The solver of one run."""
 
-    def __init__(self, steps: int, batch: int, lr: float, start: Choose, seed: int) -> None:
+    def __init__(self, steps: int, batch: int, lr: float, start: Choose, seed: int, group: Group | None = None) -> None:
+        self.group = None if group is None or group.size == 1 else group
         self.steps, self.batch, self.lr, self.start, self.seed = steps, batch, lr, start, seed
 
     def __call__(self, block: Block) -> list[Decision]:
@@ -122,14 +129,16 @@ class _Tuner:
     def _learn(self, samples: Samples, learned: Sequence[Learned]) -> tuple[float, float]:
         """Tune them in place -> the loss at the start and of what is kept."""
         order = torch.Generator().manual_seed(self.seed)
-        count = len(samples)
+        counts = [len(samples)] if self.group is None else self.group.gather("samples of a block", len(samples))
+        count, before = sum(counts), 0 if self.group is None else sum(counts[: self.group.rank])
+        own = range(before, before + len(samples))
         checked = sorted({round(i * (count - 1) / max(1, CHECKED - 1)) for i in range(CHECKED)})
         checks = {round(i * self.steps / (CHECKS - 1)) for i in range(CHECKS)}
         first = best = math.inf
         queue: list[int] = []
         for step in range(self.steps + 1):
             if step in checks:
-                loss = self._checked(samples, learned, checked)
+                loss = self._checked(samples, learned, checked, own)
                 first = loss if step == 0 else first
                 if loss < best:
                     best = loss
@@ -141,16 +150,48 @@ class _Tuner:
                 queue += torch.randperm(count, generator=order, dtype=torch.int64, device="cpu").tolist()
             chosen, queue = queue[: self.batch], queue[self.batch :]
             with torch.enable_grad():
-                leaves = {each.name: each.leaf() for each in learned}
-                for sample in chosen:
-                    torch.autograd.backward(_loss(samples.output(sample, leaves), samples.target(sample)))
+                self._backward(samples, {each.name: each.leaf() for each in learned}, chosen, own)
             for each in learned:
                 each.step(self.lr * (1 - step / self.steps))
         return first, best
 
-    def _checked(self, samples: Samples, learned: Sequence[Learned], numbers: Sequence[int]) -> float:
+    def _backward(self, samples: Samples, leaves: dict[str, Tensor], chosen: Sequence[int], own: range) -> None:
+        """Add the gradients of the losses of the samples of these numbers, of which `own` are here, to the leaves."""
+        for sample in chosen:
+            if sample in own:
+                at = sample - own.start
+                loss = _loss(samples.output(at, leaves), samples.target(at))
+            if self.group is None:
+                torch.autograd.backward(loss)
+                continue
+            tensors = list(leaves.values())
+            found = torch.autograd.grad(loss, tensors, allow_unused=True) if sample in own else None
+            sent: _Gradients | None = (
+                None if found is None else [None if each is None else each.cpu() for each in found]
+            )
+            for leaf, each in zip(tensors, self.group.fold("gradients", sent, _either) or (), strict=True):
+                if each is not None:
+                    each = each.to(leaf.device)
+                    leaf.grad = each if leaf.grad is None else leaf.grad + each
+
+    def _checked(self, samples: Samples, learned: Sequence[Learned], numbers: Sequence[int], own: range) -> float:
         weights = {each.name: each.value() for each in learned}
-        return sum(float(_loss(samples.output(n, weights), samples.target(n))) for n in numbers) / len(numbers)
+        losses = {
+            n: float(_loss(samples.output(n - own.start, weights), samples.target(n - own.start)))
+            for n in numbers
+            if n in own
+        }
+        if self.group is not None:
+            losses = self.group.fold("losses of a block", losses, lambda some, more: some | more)
+        return sum(losses[n] for n in numbers) / len(numbers)
+
+
+_Gradients = list[Tensor | None]
+
+
+def _either(one: _Gradients | None, other: _Gradients | None) -> _Gradients | None:
+    """Of the gradients of one sample, those of the rank that has it."""
+    return other if one is None else one
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from pyquant import observe, ops
 from pyquant.algorithms.channels import Channels, ChannelStats
 from pyquant.algorithms.folding import Folds, require_foldable
+from pyquant.algorithms.log import agree
+from pyquant.distributed import Group
 from pyquant.errors import CalibrationError, InputError
 from pyquant.spec import BlockSpec
 from pyquant.weight import Weight
@@ -51,6 +53,7 @@ def smooth(
     alpha: float | Literal["search"] = 0.5,
     kinds: Collection[Kind] = ("feeds", "pairs"),
     progress: bool | None = None,
+    group: Group | None = None,
 ) -> list[Smoothed]:
     """Scale channels so that activations, or weights, lose less when they are rounded. Outputs stay as they are, in
     float, but for rounding; no operator is added.
@@ -64,6 +67,7 @@ def smooth(
         linears' outputs, with weights and inputs rounded as the policy wants them.
     kinds: "feeds": a norm and the linears that read it; "pairs": up_proj -> down_proj, and v_proj -> o_proj, where the
         heads of queries that share a head of values share its scales.
+    group: processes with other parts of the data, as of calibrate; the statistics are those of all.
 
     A norm without a gain is left as it is. A token table and a head that are one tensor become two in this tree.
     Weights that are edited in the float model later do not reach the tree.
@@ -81,7 +85,7 @@ def smooth(
             f"and all its readers, or linears that scale against each other (kinds={list(kinds)}); leave the step out"
         )
     channels = Channels(q, [linear for link in links for linear in link.linears])
-    channels.collect(batches, "smooth", progress)
+    channels.collect(batches, "smooth", progress, group)
     folds = Folds(q)
     done = []
     for link in links:
@@ -92,6 +96,7 @@ def smooth(
             link.fold(folds, scale)
         done.append(Smoothed(link.before.path, tuple(linear.path for linear in link.linears), how, loss))
     folds.apply()
+    agree(q, group, "smooth")
     return done
 
 

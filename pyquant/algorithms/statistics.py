@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyquant import ops
+from pyquant.distributed import Group
 from pyquant.weight import See, Weight
 from pyquant.wrap import QModule, structure
 
@@ -39,6 +40,10 @@ class Moment:
     def diagonal(self) -> Tensor:
         """(in,): the sum of squares of each column's inputs."""
         return self.gram.diagonal()
+
+    def to(self, device: torch.device | str) -> Moment:
+        """The same on another device."""
+        return Moment(self.gram.to(device), self.rows, None if self.cross is None else self.cross.to(device))
 
 
 class Moments:
@@ -94,6 +99,21 @@ class Moments:
                 stack.callback(weight.watch(see_of(module)).remove)
             yield
 
+    def merge(self, group: Group | None) -> None:
+        """Those of the rows of all ranks, for each rank of the group.
+
+        The float32 sums of the ranks are added up in their order: beside the sum of one process over all rows, as many
+        more roundings as there are ranks, each of at most 2^-24 of the sum of magnitudes. Raises RankError.
+        """
+        if group is None or group.size == 1:
+            return
+        for leader in dict.fromkeys(self._leader.values()):
+            for index in range(int(getattr(leader, "experts", 1))):
+                own = self._found.get((leader, index))
+                total = group.fold(f"second moments of {leader.path}", None if own is None else own.to("cpu"), _sum)
+                if total is not None:
+                    self._found[leader, index] = total.to(leader.get_parameter("weight").device)
+
     @staticmethod
     def bytes_of(weights: Sequence[Weight]) -> int:
         """The memory that the moments of these weights take at most."""
@@ -117,6 +137,13 @@ class _Accumulate:
         if moment.cross is not None:
             assert self._beside is not None, "some rows have no float rows beside them"
             moment.cross.addmm_(next(self._beside).float().T, x.float())
+
+
+def _sum(one: Moment | None, other: Moment | None) -> Moment | None:
+    if one is None or other is None:
+        return one or other
+    cross = None if one.cross is None or other.cross is None else one.cross + other.cross
+    return Moment(one.gram + other.gram, one.rows + other.rows, cross)
 
 
 def _zeros(rows: Tensor) -> Tensor:

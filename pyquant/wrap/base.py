@@ -90,7 +90,8 @@ class QModule(Phased):
     the weight) whose scales make the bias' scale, and third, if there is one, the site of the output.
     `INFINITE`: buffers in which an infinity has a meaning (a bound that is none). `ACCEPTED`: parameters of HF's
     forward that this forward takes by `**kwargs` because they change nothing here; hf_contract.py checks every
-    other one that it does not name.
+    other one that it does not name. `COUNTS`: int64 tensors in which calibration counts; those of several processes
+    are added up.
 
     A subclass calls `super().__init__(fp, ctx)` and then assigns the parameters, buffers and plain values of `fp` that
     it needs, the same objects. It never keeps `fp` itself. `fp` is None for a piece that has no module of its own.
@@ -106,6 +107,7 @@ class QModule(Phased):
     OUTPUT: ClassVar[type[Any] | None] = None  # what forward makes, unless HF's forward makes another class
     INFINITE: ClassVar[tuple[str, ...]] = ()
     ACCEPTED: ClassVar[tuple[str, ...]] = ()
+    COUNTS: ClassVar[tuple[str, ...]] = ()
     # What algorithms must know, by dotted names of descendants (`*`: every entry of a list); names of optional modules
     # that are absent count for nothing. structure.py resolves them.
     SHARED: ClassVar[tuple[tuple[str, ...], ...]] = ()  # linears that multiply the same input

@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "autocast": {"tree_state"},  # for its type only
     "pages": set(),
     "stream": {"errors", "ops", "pages"},
+    "distributed": {"errors"},
+    "tree_statistics": {"errors", "distributed", "observe", "site", "wrap"},
     "tree_state": {"errors", "role", "decision", "recipe", "stream"},
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
@@ -38,11 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     "weight": VALUES | {"ops", "site", "block_site", "wrap"},
     "algorithms": VALUES
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "tensor_file", "autocast", "decision"}
-    | {"stream"},
+    | {"stream", "distributed", "tree_statistics"},
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops", "pages", "stream"},
-    "lifecycle": VALUES | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"},
-    "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle"},
-    "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream"},
+    "lifecycle": VALUES
+    | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"}
+    | {"distributed", "tree_statistics"},
+    "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle", "distributed"},
+    "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"},
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
@@ -71,7 +75,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "files", "calibration", "decoder", "verify", "wrap"},
     "_launch": set(),
 }
-ANY = {"cli", "__init__"}  # the command line knows all; the front door knows names and loads rooms on first use
+# the command line knows all, __main__ is its door; the front door knows names and loads rooms on first use
+ANY = {"cli", "__init__", "__main__"}
 NATIVE = {"_C", "_circle"}  # the binaries: each has one door, ops/_native.py and circle/_native.py
 
 # rooms that must not need a heavy package
@@ -88,6 +93,8 @@ WITHOUT = {
         "circle",
         "cli",
         "_launch",
+        "distributed",
+        "__main__",
     },
     "transformers": {
         "ops",

@@ -19,7 +19,7 @@ from pyquant.models.llama import example
 from pyquant.recipe import STAGES
 from pyquant.weight import weights
 
-RUN = {"q", "batches", "progress", "resume"}  # what a run gives, and no recipe says
+RUN = {"q", "batches", "progress", "resume", "group"}  # what a run gives, and no recipe says
 TYPES = {"boolean": bool, "integer": int, "number": float, "string": str}
 
 

@@ -65,6 +65,7 @@ class QuantGemma4TextExperts(QModule):
         "act_out": Role.ACTIVATION,
     }
     CHILDREN = ("act_fn",)
+    COUNTS = ("rows_seen",)
 
     act_fn: QModule
 
