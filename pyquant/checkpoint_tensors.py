@@ -8,7 +8,8 @@ checkpoint.py, the form of the index checkpoint_index.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyquant.errors import CheckpointError, SpecError
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.spec import PerAxis, PerGroup, PerTensor
+from pyquant.stream import Stream
 from pyquant.tensor_file import Entry
 from pyquant.wrap import QModule
 
@@ -55,7 +57,20 @@ def store(q: QModule, tensors: dict[str, Entry]) -> dict[str, Any]:
         else:
             site, tensors[name] = integers
             entries[name] = {"kind": "integer", "site": site.path, **entry}
+        if (stream := q.state.stream) is not None:
+            stream.touch(value)
+            tensors[name] = _touching(tensors[name], value, stream)
     return entries
+
+
+def _touching(entry: Entry, value: Tensor, stream: Stream) -> Entry:
+    """`entry`, made of `value`, which is touched when it is written."""
+
+    def pieces() -> Iterable[Tensor]:
+        stream.touch(value)
+        return entry.pieces()
+
+    return replace(entry, pieces=pieces)
 
 
 def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Entry] | None:

@@ -94,12 +94,12 @@ class Stream:
                     tensors[name] = moved[id(value)]  # type: ignore[assignment]
 
     def touch(self, *tensors: Tensor) -> None:
-        """These were read: once they are more than may stay, their pages go back to their files."""
-        for value in tensors:
-            if value.device.type == "cpu":
-                self._used[value.data_ptr()] = value
-        if sum(map(_bytes, self._used.values())) > self.resident_gb * _GB:
+        """These are about to be read, or just were: where they and those before are more than may stay, the pages of
+        those before go back to their files."""
+        new = {value.data_ptr(): value for value in tensors if value.device.type == "cpu"}
+        if self._used and sum(map(_bytes, (self._used | new).values())) > self.resident_gb * _GB:
             self.release()
+        self._used.update(new)
 
     def release(self, tensors: Iterable[Tensor] = ()) -> None:
         """The pages of all that was touched, and of `tensors`, go back now. Those of tensors that are in no file, or

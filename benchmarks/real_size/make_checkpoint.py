@@ -86,14 +86,19 @@ def main() -> None:
     print(f"{args.out}: {count / 1e9:.3f} G parameters")
 
 
-def write(out: Path, cfg: Any) -> int:
-    """Write config.json, generation_config.json and the shards with their index; returns the number of parameters."""
-    from transformers import Gemma4ForConditionalGeneration, GenerationConfig
+def write(out: Path, cfg: Any, name: str = "Gemma4ForConditionalGeneration") -> int:
+    """Write config.json, generation_config.json and the shards with their index; returns the number of parameters.
+
+    name: of the class of transformers whose configuration `cfg` is.
+    """
+    import transformers
+    from transformers import GenerationConfig
 
     with torch.device("meta"):
-        model = Gemma4ForConditionalGeneration(cfg)
+        model = getattr(transformers, name)(cfg)
     tensors = model.state_dict()
-    del tensors["lm_head.weight"]  # tied to the table
+    if cfg.get_text_config().tie_word_embeddings:
+        del tensors["lm_head.weight"]  # that of the table
     out.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors)
     where: dict[str, str] = {}
@@ -105,7 +110,7 @@ def write(out: Path, cfg: Any) -> int:
     total = sum(value.numel() for value in tensors.values())
     index = {"metadata": {"total_size": total * SIZE}, "weight_map": where}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    cfg.architectures, cfg.dtype = ["Gemma4ForConditionalGeneration"], "bfloat16"
+    cfg.architectures, cfg.dtype = [name], "bfloat16"
     cfg.save_pretrained(out)
     GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2).save_pretrained(out)
     return total
@@ -148,10 +153,12 @@ def _values(leaf: str, value: Tensor, count: int, generator: torch.Generator) ->
         return torch.full((count,), -8.0 if leaf.endswith("min") else 8.0)
     if leaf == "layer_scalar":
         return torch.rand(count, generator=generator) * 0.5 + 0.5
+    if leaf == "bias":
+        return torch.empty(count).uniform_(-0.02, 0.02, generator=generator)
     if value.dim() < 2:  # gains of norms
         return torch.rand(count, generator=generator) + 0.5
     noise = torch.empty(count).uniform_(-1, 1, generator=generator)
-    return noise.mul_(1.7 * value.shape[-1] ** -0.5 if "table" not in leaf else 0.02)
+    return noise.mul_(1.7 * value[0].numel() ** -0.5 if "table" not in leaf else 0.02)
 
 
 def write_data(folder: Path, cfg: Any, samples: int, tokens: int) -> None:

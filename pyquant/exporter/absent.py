@@ -22,9 +22,11 @@ class Absent:
     """The absent parameters of a tree, for export(..., absent=...).
 
     A graph of them is traced as of any others: they are tensors on the CPU whose every element is one number.
+    touch: called with each other tensor of the model before its values are read (pyquant/stream.py).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, touch: Callable[[Tensor], None] | None = None) -> None:
+        self.touch = touch
         self._reads: dict[int, tuple[Tensor, Read]] = {}  # by the address of the one number, which is kept
 
     def parameter(self, dtype: torch.dtype, shape: tuple[int, ...], read: Read) -> nn.Parameter:

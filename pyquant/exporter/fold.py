@@ -53,7 +53,8 @@ def fold(traced: Traced, absent: Absent | None = None) -> Folded:
             name, shape, here = readable(path), tuple(tensor.shape), location_of(node)
             require_values(name, tensor)
             read = None if absent is None else absent.of(tensor)
-            source = Held(name, tensor) if read is None else Elsewhere(name, tensor, read)
+            touch = None if absent is None else absent.touch
+            source = Held(name, tensor, touch) if read is None else Elsewhere(name, tensor, read)
             folded[node] = Const(name, shape, tensor.dtype, source, here, origin=source.origin)
         elif node.op == "call_function" and all(source in folded for source in node.all_input_nodes):
             constant = _fold_call(node, folded)

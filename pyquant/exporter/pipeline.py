@@ -73,6 +73,9 @@ def build(
     if not isinstance(q, nn.Module):
         raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
     _require_converted(q, allow_float)
+    stream = getattr(getattr(q, "state", None), "stream", None)
+    if absent is None and stream is not None:
+        absent = Absent(stream.touch)
     with _TRACING:
         adapter = _adapter(q, profile)
     try:

@@ -47,8 +47,8 @@ class Origin:
 class Held:
     """A tensor of the model, read when a file is written. Raises ExportError when it was edited since."""
 
-    def __init__(self, name: str, tensor: Tensor) -> None:
-        self._name, self._tensor = name, tensor
+    def __init__(self, name: str, tensor: Tensor, touch: Callable[[Tensor], None] | None = None) -> None:
+        self._name, self._tensor, self._touch = name, tensor, touch
         self._version = None if tensor.is_inference() else tensor._version  # an inference tensor counts no edits
 
     def __call__(self) -> Tensor:
@@ -57,6 +57,8 @@ class Held:
                 f"'{self._name}' was edited in place after the graph was exported, and its constants are made when "
                 "they are written; save the program before the model changes, or export it again"
             )
+        if self._touch is not None:
+            self._touch(self._tensor)
         return self._tensor
 
     @property

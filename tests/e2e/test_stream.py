@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pyquant
+from benchmarks.real_size import streamed
 from pyquant import models, pages
 from pyquant import stream as room
 from pyquant.cli.main import main
@@ -22,6 +25,7 @@ from pyquant.models.gemma4 import whole_example
 from pyquant.qparams import QParams
 from pyquant.stream import Stream
 
+ROOT = Path(__file__).parents[2]
 FAMILIES = ("llama", "qwen3_vl", "gemma4")
 
 
@@ -141,3 +145,29 @@ def test_kept_values_and_their_layout(tmp_path: Path) -> None:
     assert torch.equal(stream.keep(small), small)
     assert stream.keep(small).data_ptr() != small.data_ptr()
     assert pickle.loads(pickle.dumps(stream)) == stream
+
+
+# --- real sizes ---
+
+
+@pytest.mark.parametrize(("size", "count"), [("2b", 2.13), ("4b", 4.44), ("8b", 8.77)])
+def test_the_configurations_are_those_of_qwen3_vl(size: str, count: float) -> None:
+    """Reference: the sizes that the checkpoints' index files give."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(streamed.config(size))
+    model.tie_weights()
+    assert round(sum(value.numel() for value in model.parameters()) / 1e9, 2) == count
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 1.25), ("float32", 1.6)])
+def test_memory_stays_below_the_weights(tmp_path: Path, dtype: str, limit: float) -> None:
+    """0.7 G parameters: 1.33 GiB in bfloat16, 2.66 in float32; what torch and transformers take is 0.4 of it."""
+    size = ["--size", "700m", "--vocabulary", "32768", "--dtype", dtype, "--limit-gib", str(limit)]
+    program = [sys.executable, "-m", "benchmarks.real_size.streamed", str(tmp_path / "out"), *size]
+    ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "6 files checked" in ran.stdout

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "model_card": VALUES | {"block_site", "wrap"},
     "checkpoint_index": VALUES | {"decision", "wrap", "files", "companions"},
     "tensor_file": {"ops"},
-    "checkpoint_tensors": VALUES | {"ops", "tensor_file", "site", "block_site", "wrap", "checkpoint_index"},
+    "checkpoint_tensors": VALUES | {"stream", "ops", "tensor_file", "site", "block_site", "wrap", "checkpoint_index"},
     "checkpoint": VALUES
     | {"models", "tensor_file", "policy", "site", "block_site", "wrap", "lifecycle", "files"}
     | {"recipe", "decision", "checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
