@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyquant.errors import InputError
+from pyquant.wrap import products
 from pyquant.wrap.bands import bands_of, joined
 from pyquant.wrap.base import Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype, as_float32
@@ -120,7 +121,7 @@ class AttentionCore(QModule):
         rows = heads // kv_heads * queries  # a KV head serves the queries of all heads of its group
 
         grouped_query = _reshape(query, (batch, kv_heads, rows, query.shape[-1]))
-        logits = self.q("logits", torch.matmul(grouped_query, key.transpose(-1, -2)))
+        logits = self.q("logits", products.matmul(grouped_query, key.transpose(-1, -2), statistics=self.observes))
         if self.scaling != 1.0:
             logits = self.q("scaled_logits", logits * self.scaling)
         if mask is None:
@@ -129,7 +130,7 @@ class AttentionCore(QModule):
             logits = self._add_mask(logits, mask.values, (batch, heads, queries, keys))
         probs = self.q("probs", as_dtype(torch.softmax(as_float32(logits), dim=-1), query.dtype))
         grouped_probs = _reshape(probs, (batch, kv_heads, rows, keys))
-        out = self.q("attn_out", torch.matmul(grouped_probs, value))
+        out = self.q("attn_out", products.matmul(grouped_probs, value, statistics=self.observes))
         return (
             _reshape(out, (batch, heads, queries, value.shape[-1])),
             _reshape(probs, (batch, heads, queries, keys)),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyquant.site import Site, TapHandle
+from pyquant.wrap import products
 from pyquant.wrap.base import Clip, QModule, Role, WrapContext
 from pyquant.wrap.registry import register
 
@@ -38,7 +38,8 @@ class QuantLinear(QModule):
 
     def forward(self, x: Tensor, *, clip_in: Clip | None = None, clip_out: Clip | None = None) -> Tensor:
         x = self.q("act_in", x, clip=clip_in)
-        x = F.linear(x, self.const("weight", self.weight), self.qbias("bias", self.bias))
+        weight, bias = self.const("weight", self.weight), self.qbias("bias", self.bias)
+        x = products.linear(x, weight, bias, statistics=self.observes)
         return self.q("act_out", x, clip=clip_out)
 
     def watch_rows(self, see: Callable[[int, Tensor], None]) -> TapHandle:

@@ -19,6 +19,7 @@ from pyquant.errors import ModelError
 from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.spec import INT8, INT16, QuantSpec
+from pyquant.wrap import products
 from pyquant.wrap.base import Clip, Phase, QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
 from pyquant.wrap.embedding import require_rows
@@ -151,7 +152,8 @@ class StoredLinear(StoredModule):
         """The model clips, rounds, multiplies, rounds and clips. Quantized, the last two are one: a bound of the output
         becomes the nearest value of its grid."""
         x = self._rounded("act_in", self.q("act_in", x, clip=clip_in), self.input_scale)
-        x = F.linear(x, as_dtype(self._weight(), x.dtype), self.qbias("bias", self.bias))
+        weight, bias = as_dtype(self._weight(), x.dtype), self.qbias("bias", self.bias)
+        x = products.linear(x, weight, bias, statistics=self.observes)
         return self.q("act_out", self._rounded("act_out", x, self.output_scale), clip=clip_out)
 
     def _rounded(self, name: str, x: Tensor, scale: Tensor) -> Tensor:
