@@ -103,14 +103,14 @@ def save_quantized(
     former = checkpoint_index.files_of(Path(path))
     try:
         with files.folder(Path(path), last=INDEX) as new:
-            tensor_file.save(new / WEIGHTS, tensors, {"format": "pt"})
+            checksum = tensor_file.save(new / WEIGHTS, tensors, {"format": "pt"})
             if hasattr(q.config, "to_json_string"):
                 (new / CONFIG).write_text(_config_text(q.config), encoding="utf-8")
             _save_companions(q, new, place, {"tokenizer": tokenizer, "processor": processor})
             if q.state.log:
                 (new / LOG_FILE).write_text(decision.to_csv(q.state.log), encoding="utf-8")
-            checked = [file for file in sorted(new.iterdir()) if file.name in CHECKED]
-            index["sha256"] = {file.name: files.sha256(file) for file in checked}
+            beside = [file for file in sorted(new.iterdir()) if file.name in CHECKED - {WEIGHTS}]
+            index["sha256"] = {WEIGHTS: checksum, **{file.name: files.sha256(file) for file in beside}}
             size = (new / WEIGHTS).stat().st_size
             card = model_card(q, base=index["base"], facts=facts or {}, versions=index["made_by"], size=size)
             (new / README).write_text(card, encoding="utf-8")
@@ -130,7 +130,11 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
     Raises CheckpointError for a folder that is incomplete, corrupt, newer than this pyquant, or of another model.
     """
     folder = Path(path)
-    index = checkpoint_index.read(folder)
+    with checkpoint_index.verified(folder) as index:
+        return _load(folder, index, fp)
+
+
+def _load(folder: Path, index: Mapping[str, Any], fp: nn.Module | None) -> QModule:
     try:
         policy = Policy.from_dict(index["policy"])
     except (SpecError, PolicyError, KeyError, TypeError, ValueError) as error:
@@ -139,7 +143,7 @@ def load_quantized(path: str | Path, fp: nn.Module | None = None) -> QModule:
         fp = _build(folder, index)
     elif registry.qualified(type(fp)) != index["root"]:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
+            f"checkpoint {str(folder)!r} is of a {index['root']}, got a {registry.qualified(type(fp))}; pass a model "
             f"of the class that was quantized"
         )
     try:

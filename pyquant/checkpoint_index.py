@@ -11,6 +11,8 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,8 +52,37 @@ _VOLATILE = _ORIGIN | _TYPES | _MORE_TYPES | _RETURNS | {"experts_implementation
 T = TypeVar("T")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The index of `folder`, of the right form, and with checksums that fit. Raises CheckpointError otherwise."""
+@contextmanager
+def verified(folder: Path) -> Iterator[dict[str, Any]]:
+    """The index of `folder`, for a block that reads its files. Raises CheckpointError for an index of another form, and
+    for a file whose checksum is not the one in it: that of the weights is computed while the block runs, and what the
+    block made of damaged weights, an error too, gives way to the CheckpointError that says so."""
+    index = _read(folder)
+    weights = weights_of(index)
+    for name, expected in index["sha256"].items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"checkpoint {str(folder)!r} lacks the file {name!r}; copy the whole folder")
+        if why := files.absent(folder / name):
+            raise CheckpointError(f"{str(folder / name)!r} {why}")
+        if name != weights:
+            _require_checksum(folder, name, files.sha256(folder / name), expected)
+    with ThreadPoolExecutor(1, "pyquant-load") as thread:
+        checksum = thread.submit(files.sha256, folder / weights)
+        try:
+            yield index
+        finally:
+            _require_checksum(folder, weights, checksum.result(), index["sha256"][weights])
+
+
+def _require_checksum(folder: Path, name: str, seen: str, expected: str) -> None:
+    if seen != expected:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} is corrupt: the checksum of {name!r} is not the one in {INDEX}; copy or "
+            f"save it again"
+        )
+
+
+def _read(folder: Path) -> dict[str, Any]:
     if why := files.absent(folder / INDEX):
         raise CheckpointError(f"{str(folder / INDEX)!r} {why}")
     try:
@@ -71,16 +102,6 @@ def read(folder: Path) -> dict[str, Any]:
             f"it was made by {index.get('made_by')}: use that version or save it again"
         )
     _Form(folder).check(index)
-    for name, expected in index["sha256"].items():
-        if not (folder / name).is_file():
-            raise CheckpointError(f"checkpoint {str(folder)!r} lacks the file {name!r}; copy the whole folder")
-        if why := files.absent(folder / name):
-            raise CheckpointError(f"{str(folder / name)!r} {why}")
-        if files.sha256(folder / name) != expected:
-            raise CheckpointError(
-                f"checkpoint {str(folder)!r} is corrupt: the checksum of {name!r} is not the one in {INDEX}; copy or "
-                f"save it again"
-            )
     return index
 
 

@@ -96,7 +96,7 @@ def _is_exact(value: Tensor, grid: ops.Grid) -> bool:
     if _is_fine(value.dtype, grid):
         return True
     once = ops.quantize_pieces(value, grid, packed=False)
-    for (rows, scale, zero_point), flat in zip(grid.rows(value.shape), once, strict=True):
+    for (rows, scale, zero_point), flat in zip(grid.rows(value.shape, min(ops.STEP, ops.PIECE)), once, strict=True):
         integers = flat.reshape(ops.rows_of(value, rows).shape)
         back = _values(integers, scale, zero_point, grid, value.dtype)
         again = ops.quantize(back, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)
@@ -303,7 +303,7 @@ def _dequantized(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: QP
     form, four = _grid_of(grid), grid.spec.dtype.bits == 4
     count = torch.Size(shape).numel()
     stored = reader.get(name, torch.uint8, ((count + 1) // 2,)) if four else reader.get(name, form.dtype, shape)
-    value, end = torch.empty(shape, dtype=dtype, device="cpu"), 0
+    value, end = torch.empty(shape, dtype=dtype, device="meta"), 0
     for rows, scale, zero_point in form.rows(shape):
         part = ops.rows_of(value, rows)
         if four:
@@ -312,7 +312,11 @@ def _dequantized(name: str, shape: tuple[int, ...], dtype: torch.dtype, grid: QP
             integers = ops.unpack_int4(packed, part.numel(), grid.spec.dtype.signed).reshape(part.shape)
         else:
             integers = ops.rows_of(stored, rows)
-        part.copy_(_values(integers, scale, zero_point, form, dtype))
+        values = _values(integers, scale, zero_point, form, dtype)
+        if rows == ops.ALL:
+            return values
+        value = torch.empty(shape, dtype=dtype, device="cpu") if value.is_meta else value
+        ops.rows_of(value, rows).copy_(values)
     return value
 
 

@@ -7,10 +7,14 @@ writes. Files that appear whole or not at all are files.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,8 @@ _NAMES = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+_BEHIND = 16 << 20  # bytes that may wait to be written
+_SMALL = 1 << 16  # bytes below which tensors are written together
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
@@ -63,21 +69,81 @@ def whole(value: Tensor) -> Entry:
     return Entry(value.dtype, shape, lambda: (ops.rows_of(value, rows) for rows in ops.row_slices(shape)))
 
 
-def save(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
-    """Write the file. Raises OSError when it cannot be written, ValueError for a type that the format does not have."""
+def save(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
+    """Write the file, and return its SHA-256 in hexadecimal: pieces are hashed and written by two threads while the
+    next ones are made. Raises OSError when it cannot be written, ValueError for a type that the format does not have.
+    """
     for name, entry in entries.items():
         if entry.dtype not in _NAMES:
             raise ValueError(f"tensor {name!r} is {entry.dtype}, which a .safetensors file cannot hold")
     order = sorted(entries, key=lambda name: (-_ORDER[entries[name].dtype], name))
-    with path.open("wb") as file:
-        file.write(_header(entries, order, metadata))
+    with path.open("wb", buffering=0) as file, _Writer(file) as out:
+        out.put(memoryview(_header(entries, order, metadata)))
         for name in order:
-            start = file.tell()
+            start = out.size
             for piece in entries[name].pieces():
                 flat = piece.detach().cpu().contiguous().reshape(-1)
                 assert flat.dtype == entries[name].dtype, f"{name}: a piece is {flat.dtype}"
-                file.write(flat.view(torch.uint8).numpy().data)
-            assert file.tell() - start == entries[name].bytes, f"{name}: the pieces are not the tensor"
+                out.put(flat.view(torch.uint8).numpy().data)
+            assert out.size - start == entries[name].bytes, f"{name}: the pieces are not the tensor"
+    return out.digest.hexdigest()
+
+
+class _Writer:
+    """Writes and hashes buffers in order, a few of them behind the caller, who does not change them any more."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+        self._threads = [ThreadPoolExecutor(1, "pyquant-save") for _ in range(2)]
+        self._small = bytearray()  # of tensors that are not worth a task of their own
+        self._tasks: deque[tuple[int, list[Future[None]]]] = deque()
+        self._behind = 0
+
+    def put(self, data: memoryview) -> None:
+        """Take the next bytes. Raises OSError for those of an earlier call that could not be written."""
+        self.size += data.nbytes
+        if data.nbytes < _SMALL:
+            self._small += data
+            if len(self._small) < 16 * _SMALL:
+                return
+        self._flush()
+        if data.nbytes >= _SMALL:
+            self._start(data)
+
+    def _flush(self) -> None:
+        if self._small:
+            self._start(memoryview(self._small))
+            self._small = bytearray()
+
+    def _start(self, data: memoryview) -> None:
+        works = zip(self._threads, (self._write, self.digest.update), strict=True)
+        self._tasks.append((data.nbytes, [thread.submit(work, data) for thread, work in works]))
+        self._behind += data.nbytes
+        while self._behind > _BEHIND:
+            self._wait()
+
+    def _wait(self) -> None:
+        size, futures = self._tasks.popleft()
+        self._behind -= size
+        for future in futures:
+            future.result()
+
+    def _write(self, data: memoryview) -> None:
+        while data.nbytes:
+            data = data[self._file.write(data) :]
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                while self._tasks:
+                    self._wait()
+        finally:
+            for thread in self._threads:
+                thread.shutdown(cancel_futures=True)
 
 
 def _header(entries: Mapping[str, Entry], order: Iterable[str], metadata: Mapping[str, str]) -> bytes:

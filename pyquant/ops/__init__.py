@@ -17,15 +17,17 @@ from pyquant.ops.gram import gram_accumulate_
 from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
 from pyquant.ops.int4 import pack_int4, unpack_int4
 from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
-from pyquant.ops.pieces import PIECE, STORAGE, Grid, joined, quantize_pieces, row_slices, rows_of
+from pyquant.ops.pieces import ALL, PIECE, STEP, STORAGE, Grid, joined, quantize_pieces, row_slices, rows_of
 from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bias
 from pyquant.ops.quantize import dequantize, quantize
 from pyquant.ops.range_search import mse_range, weighted_mse_range
 from pyquant.ops.tensor_stats import tensor_stats
 
 __all__ = [
+    "ALL",
     "BLOCK_LENGTH",
     "PIECE",
+    "STEP",
     "STORAGE",
     "Grid",
     "block_bytes",

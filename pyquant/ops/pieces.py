@@ -19,21 +19,22 @@ from pyquant.ops.int4 import pack_int4
 from pyquant.ops.quantize import quantize
 
 PIECE = 1 << 24  # elements of a piece
+STEP = 1 << 20  # elements of a piece that is quantized and goes on to a file, for which its memory is used again
 ALL = slice(None)
 #: integer format -> the torch type of one of its integers (4 bit: one an element, until it is packed)
 STORAGE = {"int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16}
 
 
-def row_slices(shape: Sequence[int], multiple: int = 1) -> Iterator[slice]:
-    """The first dimension in slices of about PIECE elements, each a multiple of `multiple` rows but the last.
+def row_slices(shape: Sequence[int], multiple: int = 1, piece: int | None = None) -> Iterator[slice]:
+    """The first dimension in slices of about `piece` (PIECE) elements, each a multiple of `multiple` rows but the last.
 
     ALL alone for a tensor that is small, which may have no dimension; see `rows_of`.
     """
-    numel = torch.Size(shape).numel()
-    if numel <= PIECE:
+    numel, piece = torch.Size(shape).numel(), piece or PIECE
+    if numel <= piece:
         yield ALL
         return
-    step = max(1, PIECE * shape[0] // numel // multiple) * multiple
+    step = max(1, piece * shape[0] // numel // multiple) * multiple
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
@@ -55,10 +56,11 @@ class Grid:
     qmax: int
     dtype: torch.dtype
 
-    def rows(self, shape: Sequence[int]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, their scale, their zero_point) of a tensor of `shape`; an even number of rows in all but the last."""
+    def rows(self, shape: Sequence[int], piece: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, their scale, their zero_point) of a tensor of `shape`; an even number of rows in all but the last.
+        `piece` is as of row_slices."""
         first = self.axis is not None and self.axis % len(shape) == 0
-        for rows in row_slices(shape, 2 * self.group if first and self.group else 2):
+        for rows in row_slices(shape, 2 * self.group if first and self.group else 2, piece):
             if rows == ALL or not (first or self.group):
                 yield rows, self.scale, self.zero_point
                 continue
@@ -69,7 +71,7 @@ class Grid:
 
 def quantize_pieces(x: Tensor, grid: Grid, *, packed: bool) -> Iterator[Tensor]:
     """The integers of `x` in order, flat, some rows at a time: as `quantize` gives them, or as `pack_int4` does."""
-    for rows, scale, zero_point in grid.rows(x.shape):
+    for rows, scale, zero_point in grid.rows(x.shape, min(STEP, PIECE)):
         values = rows_of(x, rows).detach()
         values = values if values.dtype in FLOATS else values.float()
         piece = quantize(values, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)

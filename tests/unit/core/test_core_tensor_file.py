@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,38 @@ def test_a_type_that_the_format_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tensor 'x' is torch.complex128, which a .safetensors file cannot hold"):
         tensor_file.save(tmp_path / "x", {"x": tensor_file.whole(torch.ones(2, dtype=torch.complex128))}, {})
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("small", [0, 5, 3000])
+@pytest.mark.parametrize("large", [0, 1, 7])
+def test_the_checksum_is_that_of_the_file(tmp_path: Path, small: int, large: int) -> None:
+    """Small tensors are written together, large ones behind the caller; the order and the checksum are the file's."""
+    gen = torch.Generator().manual_seed(small + large)
+    tensors = {f"{i % 10}small{i}": torch.randn(7, generator=gen) for i in range(small)}
+    tensors |= {f"{i}large": torch.randn(3, 300_001, generator=gen) for i in range(large)}
+    checksum = tensor_file.save(tmp_path / "ours", {name: tensor_file.whole(t) for name, t in tensors.items()}, {})
+    save_file(tensors, tmp_path / "theirs")
+    data = (tmp_path / "ours").read_bytes()
+    assert data == (tmp_path / "theirs").read_bytes()
+    assert checksum == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_full_disk_is_an_error(count: int) -> None:
+    entries = {f"x{i}": tensor_file.whole(torch.zeros(1 << 18)) for i in range(count)}
+    before = threading.active_count()
+    with pytest.raises(OSError, match="No space left on device"):
+        tensor_file.save(Path("/dev/full"), entries, {})
+    assert threading.active_count() == before
+
+
+def test_an_error_of_a_piece_ends_the_writing(tmp_path: Path) -> None:
+    def pieces_() -> Iterator[Tensor]:
+        yield torch.zeros(1 << 18)
+        raise RuntimeError("no more")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="no more"):
+        tensor_file.save(tmp_path / "x", {"x": tensor_file.Entry(torch.float32, (1 << 19,), pieces_)}, {})
+    assert threading.active_count() == before
