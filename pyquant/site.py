@@ -69,6 +69,8 @@ class Site(Phased):
     and `zero_point` (int32) are buffers: they move with `.to`, and keep their types whatever the model's dtype is.
     """
 
+    UNTRACED = ("path", "observer", "decided", "final", "apart", "last_seen", "_ends", "_cache", "_scanned")
+
     scale: Tensor | None
     zero_point: Tensor | None
 
@@ -124,6 +126,8 @@ class Site(Phased):
         return self._tapped(x, out, clip, observed) if self._taps else out
 
     def _pass(self, x: Tensor, clip: Clip | None, observed: Tensor | None) -> Tensor:
+        if clip is not None and self.state.calls is not None:
+            self.state.calls.clipped(self, clip)
         if self._phase is Phase.QUANTIZED and self.scale is not None:
             return self._saturate(x, clip)
         x = _clamp(x, clip)
@@ -351,6 +355,11 @@ class Site(Phased):
         if self.scale is not None and self.zero_point is not None and self.scale.dim() == 0:
             spec, step, zero_point = self._spec(), float(self.scale), int(self.zero_point)
             self._ends = ((spec.qmin - zero_point) * step, (spec.qmax - zero_point) * step)
+
+    def clamp_of(self, clip: Clip | None) -> Clip | None:
+        """The bounds of `clip` that are a clamp in this phase: all, but for those that saturation reaches first."""
+        on_grid = self._phase is Phase.QUANTIZED and self.scale is not None
+        return self._beyond(clip) if on_grid else clip
 
     def _beyond(self, clip: Clip | None) -> Clip | None:
         """The bounds of `clip` that lie inside the grid by more than a step, so that saturation does not reach them."""

@@ -8,9 +8,9 @@ value is site.py, the steps from one to the next are lifecycle.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -20,17 +20,29 @@ from pyquant.recipe import Recipe
 from pyquant.role import Phase
 from pyquant.stream import Stream
 
-__all__ = ["Phased", "TreeState", "phase", "set_phase"]
+__all__ = ["BlockCalls", "Phased", "TreeState", "phase", "set_phase"]
+
+
+class BlockCalls(Protocol):
+    """Who records a graph sees the calls of its blocks, and may record equal ones once (QModule.run_block)."""
+
+    def run(self, block: Any, run: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+        """What `run(block, *given)` returns."""
+        ...
+
+    def clipped(self, site: Any, clip: tuple[float | None, float | None]) -> None:
+        """A site gets a value with bounds: which of them is a clamp depends on the site's grid."""
+        ...
 
 
 class TreeState:
     """What all sites and wrappers of one tree share. A copy or a pickle of it is not locked.
 
     converted: the sites have their grids, for good. broken: why the statistics cannot be used (a batch that failed half
-    way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`. log: what
-    algorithms decided, in their order. recipe: what pyquant.quantize ran, and what it had to say meanwhile (notes).
-    collects: an algorithm takes statistics, see `collecting`. stream: where the weights of a tree lie that is larger
-    than memory; None for one that is in memory.
+    way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`; calls: who
+    sees the calls of its blocks. log: what algorithms decided, in their order. recipe: what pyquant.quantize ran, and
+    what it had to say meanwhile (notes). collects: an algorithm takes statistics, see `collecting`. stream: where the
+    weights of a tree lie that is larger than memory; None for one that is in memory.
     """
 
     def __init__(self, *, converted: bool = False, stream: Stream | None = None) -> None:
@@ -38,6 +50,7 @@ class TreeState:
         self.converted = converted
         self.broken: str | None = None
         self.explicit = False
+        self.calls: BlockCalls | None = None
         self.collects = False
         self.warned_of_autocast = False
         self.log: list[Decision] = []
@@ -89,17 +102,19 @@ class TreeState:
             )
 
     @contextmanager
-    def exporting(self) -> Iterator[None]:
+    def exporting(self, calls: BlockCalls | None = None) -> Iterator[None]:
         """A graph is recorded while the block runs: the forward of an export adapter enters it.
 
         Constants are computed by the graph (a fake quantization is a node, nothing comes from a cache), and a mask that
         is given is added, whatever its values. The same numbers as the adapter gives outside of torch.export.
+        `calls` sees the calls of blocks, also in adapters within this one.
         """
-        before, self.explicit = self.explicit, True
+        before = self.explicit, self.calls
+        self.explicit, self.calls = True, self.calls if calls is None else calls
         try:
             yield
         finally:
-            self.explicit = before
+            self.explicit, self.calls = before
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -115,7 +130,7 @@ class TreeState:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in vars(self).items() if k not in ("_lock", "_owner")}
-        return kept | {"explicit": False, "collects": False}
+        return kept | {"explicit": False, "calls": None, "collects": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -123,12 +138,22 @@ class TreeState:
 
 
 class Phased(nn.Module):
-    """A module of a tree: a site or a wrapper. A new one calibrates, or is quantized in a converted tree."""
+    """A module of a tree: a site or a wrapper. A new one calibrates, or is quantized in a converted tree.
+
+    UNTRACED: plain attributes on which the operations of forward do not depend while a graph is recorded; likeness.py
+    compares all others.
+    """
+
+    UNTRACED: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, state: TreeState) -> None:
         super().__init__()
         self._state = state
         self._phase = state.current(Phase.CALIBRATE)
+
+    def traced_state(self) -> Any:
+        """What else the operations of forward depend on, as plain data: of attributes in UNTRACED, what counts."""
+        return ()
 
     @property
     def state(self) -> TreeState:

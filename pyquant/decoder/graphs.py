@@ -162,7 +162,7 @@ def text_graph(
 
     def graph(*tensors: Tensor, **_: nn.Module) -> tuple[Tensor, ...]:
         given = dict(zip(names, tensors, strict=True))
-        past = Past({a.layer_idx: (a.q("key", given[key]), a.q("value", given[value])) for a, key, value in past_names})
+        past = Past({a.layer_idx: module.run_block(a, _on_grid, given[k], given[v]) for a, k, v in past_names})
         shared = dict.fromkeys(outside, (given["shared_key"], given["shared_value"])) if outside else {}
         out = call(
             module,
@@ -182,6 +182,10 @@ def text_graph(
     outputs = (output, *(f"{new}{ends[id(a)]}" for a in owners for new in ("new_key", "new_value")))
     parts = {"module": module if part is None else part}
     return GraphAdapter(module, graph, inputs=inputs, outputs=outputs, name=profile.name, parts=parts)
+
+
+def _on_grid(attention: DecoderAttention, key: Tensor, value: Tensor) -> KeyValue:
+    return attention.on_cache_grid(key, value)
 
 
 def _inputs(

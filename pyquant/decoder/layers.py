@@ -16,7 +16,7 @@ from torch import Tensor
 from pyquant.decoder.graphs import StackInputs, TextProfile, text_graph
 from pyquant.decoder.kind import LayerKind
 from pyquant.decoder.masks import text_mask
-from pyquant.decoder.past import KeyValue
+from pyquant.decoder.past import KeyValue, Past
 from pyquant.errors import InputError
 from pyquant.exporter.profile import TensorSpec
 from pyquant.wrap import hf
@@ -38,6 +38,7 @@ class DecoderAttention(QModule):
     CHILDREN: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "q_norm", "k_norm")
     SITES = {"act_in": Role.ACTIVATION, "key": Role.ACTIVATION, "value": Role.ACTIVATION}
+    UNTRACED: ClassVar[tuple[str, ...]] = ("layer_idx",)  # a place in the cache
     SHARED = (("q_proj", "k_proj", "v_proj"),)
     PAIRS: ClassVar[tuple[tuple[str, str], ...]] = (("v_proj", "o_proj"),)
     ROTARY: ClassVar[type[Any]]  # HF's rotary embedding of the family, built from the config
@@ -129,6 +130,10 @@ class DecoderAttention(QModule):
         key = self.k_rotary(self.normed(self.k_norm, self.heads(self.k_proj(x))), tables).transpose(1, 2)
         key = self.q("key", key)
         return key, self.q("value", self.heads(self.v_proj(x)).transpose(1, 2))
+
+    def on_cache_grid(self, key: Tensor, value: Tensor) -> KeyValue:
+        """Cached keys and values through the very sites of the new ones, which changes nothing in them."""
+        return self.q("key", key), self.q("value", value)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, S, heads * head_dim) -> (B, S, heads, head_dim)."""
@@ -229,6 +234,37 @@ class DecoderLayer(QModule):
             attentions=[self.self_attn],
             extras=self.extra_inputs(profile),
         )
+
+
+def call_layer(
+    layer: DecoderLayer,
+    hidden: Tensor,
+    tables: RotaryTables,
+    mask: AdditiveMask,
+    cached: KeyValue | tuple[()] | None,
+    other: KeyValue | tuple[()] | None,
+    per_head: bool,
+    arguments: Mapping[str, Any],
+) -> tuple[Tensor, KeyValue | None, KeyValue | None]:
+    """A layer that is given all that it reads: hidden states, what it adds to the cache, all its keys and values.
+
+    cached: its keys and values of the past, () for none, None for a graph without a cache. other: keys and values of
+    the layer whose it reads, () for a layer with its own, None for a model in which no layer reads another's.
+    """
+    attention = layer.self_attn
+    own, source = attention.layer_idx, attention.kind.shares
+    past = None if cached is None else Past({own: cached} if cached else {})
+    shared = None if other is None else {source: other} if other and source is not None else {}
+    out: Tensor = layer(
+        hidden,
+        position_embeddings=tables,
+        attention_mask=mask,
+        cache=past,
+        shared=shared,
+        per_head=per_head,
+        **arguments,
+    )
+    return out, None if past is None else past.new.get(own), None if shared is None else shared.get(own)
 
 
 def _layer(module: DecoderLayer, given: StackInputs) -> Tensor:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from pyquant.decoder.graphs import StackInputs, TextProfile, float_type, require_text_profile, text_graph
 from pyquant.decoder.inputs import positions_of, refuse_unsupported, tokens_of
 from pyquant.decoder.kind import LayerKind, variants
-from pyquant.decoder.layers import DecoderAttention, DecoderLayer
+from pyquant.decoder.layers import DecoderAttention, DecoderLayer, call_layer
 from pyquant.decoder.masks import padded_keys, text_mask
 from pyquant.decoder.past import Past
 from pyquant.decoder.rows import row_by_row
@@ -273,6 +273,8 @@ class DecoderModel(QModel):
     def step(self, i: int, hidden: Tensor, given: StackInputs) -> Tensor:
         """Layer i and what follows it."""
         tables, mask = given.of(self.kinds[i])
+        if self.state.explicit:
+            return self._recorded(i, hidden, tables, mask, given)
         out: Tensor = self.layer(i)(
             hidden,
             position_embeddings=tables,
@@ -282,6 +284,24 @@ class DecoderModel(QModel):
             per_head=given.per_head,
             **self.layer_arguments(i, given),
         )
+        return out
+
+    def _recorded(self, i: int, hidden: Tensor, tables: RotaryTables, mask: AdditiveMask, given: StackInputs) -> Tensor:
+        """Layer i in a graph: what it reads of the cache and of others is given to it, and what it adds comes back."""
+        layer, past, shared = self.layer(i), given.past, given.shared
+        assert past is None or isinstance(past, Past), f"a graph has no {type(past).__name__}"
+        kind, index = layer.self_attn.kind, layer.self_attn.layer_idx
+        cached = None if past is None else past.given.get(index, ())
+        other = None if shared is None else () if kind.shares is None else shared[kind.shares]
+        more = self.layer_arguments(i, given)
+        out: Tensor
+        out, new, whole = self.run_block(
+            layer, call_layer, hidden, tables, mask, cached, other, given.per_head, dict(more)
+        )
+        if past is not None and new is not None:
+            past.new[index] = new
+        if shared is not None and whole is not None:
+            shared[index] = whole
         return out
 
     def layer_arguments(self, i: int, given: StackInputs) -> Mapping[str, Any]:
@@ -341,6 +361,8 @@ class _LayerOf:
 
 class _OneLayer(nn.Module):
     """What the graph of one layer uses of the text model, each under its path there."""
+
+    BLOCKS = "layers"
 
     def __init__(self, model: DecoderModel, layer: int) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from pyquant.exporter.pipeline import build
 from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
+from pyquant.exporter.tracing import Templates
 
 MANIFEST = "manifest.json"
 ONE_FILE = "model.circle"
@@ -70,7 +71,8 @@ def export_bundle(
         raise ProfileError("one_file=True: onert runs the first graph of a file only; leave it out for this target")
     folder = Path(out_dir)
     _require_folder(folder, [*([ONE_FILE] if together else map(_file, parts)), *beside])
-    make = partial(_exported, parts=parts, target=target, absent=absent)
+    known = Templates(shared=True)
+    make = partial(_exported, parts=parts, target=target, absent=absent, templates=known)
     head = {**_provenance(q), "target": target, **entries}
     programs = _write(folder, head, list(parts), make, beside, step or _unmeasured, together)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
@@ -82,10 +84,14 @@ def _unmeasured(name: str) -> AbstractContextManager[None]:
 
 
 def _exported(
-    name: str, parts: Mapping[str, tuple[nn.Module, Any]], target: Target, absent: Absent | None
+    name: str,
+    parts: Mapping[str, tuple[nn.Module, Any]],
+    target: Target,
+    absent: Absent | None,
+    templates: Templates,
 ) -> CircleProgram:
     part, profile = parts[name]
-    program = build(part, profile, name=name, target=target, absent=absent)
+    program = build(part, profile, name=name, target=target, absent=absent, templates=templates)
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(

@@ -27,7 +27,7 @@ from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
-from pyquant.exporter.tracing import Traced, trace
+from pyquant.exporter.tracing import Templates, Traced, trace
 
 TARGETS = get_args(Target)
 _TRACING = threading.RLock()  # torch.export changes modules of torch while it runs: one thread at a time
@@ -66,8 +66,14 @@ def build(
     target: Target = "circle",
     allow_float: bool = False,
     absent: Absent | None = None,
+    templates: Templates | None = None,
+    in_full: bool = False,
 ) -> CircleProgram:
-    """As export(), without the LowPrecisionWarning: a bundle warns once for all of its graphs."""
+    """As export(), without the LowPrecisionWarning: a bundle warns once for all of its graphs.
+
+    `templates`: blocks that other graphs of `q` recorded, which this one takes from there. `in_full`: torch.export
+    records each block of the graph; the file is the same, and takes longer.
+    """
     if target not in TARGETS:
         raise ExportError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
     if not isinstance(q, nn.Module):
@@ -79,9 +85,10 @@ def build(
     with _TRACING:
         adapter = _adapter(q, profile)
     try:
-        traced, graph = _lowered(q, adapter, name, target, allow_float, absent)
+        known = None if in_full else Templates() if templates is None else templates
+        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, known)
     except ExportError:  # once more, for a message with source lines: recording them takes a quarter of an export
-        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, lines=True)
+        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, None, lines=True)
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
@@ -96,12 +103,13 @@ def _lowered(
     target: Target,
     allow_float: bool,
     absent: Absent | None,
+    templates: Templates | None,
     *,
     lines: bool = False,
 ) -> tuple[Traced, Graph]:
-    """The traced adapter and its graph, checked; `lines` as of trace."""
+    """The traced adapter and its graph, checked; `templates` and `lines` as of trace."""
     with _TRACING:
-        traced = trace(adapter, name, lines=lines)
+        traced = trace(adapter, name, lines=lines, templates=templates)
     graph = legalize(run_passes(lower(traced, {"pyquant": __version__}, absent)), target)
     graph = open_lengths(graph, _open_axes(adapter))
     if not (allow_float or _float_by_policy(q, traced)):

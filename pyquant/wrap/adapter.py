@@ -7,14 +7,20 @@ makes the adapter to say.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from pyquant.errors import ProfileError
+from pyquant.likeness import likeness
 from pyquant.role import Phase
+from pyquant.tree_state import BlockCalls
 
 if TYPE_CHECKING:
     from pyquant.wrap.base import QModule
@@ -28,6 +34,22 @@ class GraphInterface(Protocol):
 
     @property
     def outputs(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class GraphBlock:
+    """A block of a graph (QModule.BLOCKS) whose tensors belong to nothing else in it.
+
+    names: its names in the adapter, several where that reaches it on several ways.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+
+    @cached_property
+    def likeness(self) -> Any:
+        """Equal for blocks that perform the same operations."""
+        return likeness(self.module)
 
 
 class GraphAdapter(nn.Module):
@@ -64,13 +86,58 @@ class GraphAdapter(nn.Module):
         for key, table in (tables or {}).items():
             self.register_buffer(key, None if table is None else table.detach().clone())
         self._tree = module.state
+        self._calls: BlockCalls | None = None
+        self._seen: list[tuple[str, nn.Module]] | None = None  # all modules that exist for the view `seen_by` makes
         self._named = (*parts, *(tables or {}))
         self.input_specs, self.output_names, self.name = dict(inputs), tuple(outputs), name
         self.training = False
 
     def forward(self, *inputs: Tensor) -> Any:
-        with self._tree.exporting():
+        with self._tree.exporting(self._calls):
             return self.call(*inputs, **{key: getattr(self, key) for key in self._named})
+
+    def blocks(self) -> list[GraphBlock]:
+        """The blocks of the graph, in tree order; without those of which a tensor belongs to something else too."""
+        owner_of: dict[str, nn.Module] = {}
+        for name, module in self.named_modules(remove_duplicate=False):
+            if (listed := getattr(module, "BLOCKS", None)) is not None:
+                start = f"{name}.{listed}." if name else f"{listed}."
+                owner_of |= {start + key: child for key, child in module.get_submodule(listed).named_children()}
+        depths = sorted({name.count(".") + 1 for name in owner_of})
+        owners: dict[int, set[int]] = {}
+        tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
+        for name, tensor in tensors:
+            parts = name.split(".")
+            own = next((o for n in depths if (o := owner_of.get(".".join(parts[:n]))) is not None), None)
+            owners.setdefault(id(tensor), set()).add(id(own))
+        tied = set[int]().union(*(several for several in owners.values() if len(several) > 1))
+        names: dict[int, list[str]] = {}
+        for name, module in owner_of.items():
+            names.setdefault(id(module), []).append(name)
+        modules = {id(module): module for module in owner_of.values()}
+        return [GraphBlock(modules[key], tuple(found)) for key, found in names.items() if key not in tied]
+
+    def seen_by(self, calls: BlockCalls, hidden: Sequence[GraphBlock]) -> GraphAdapter:
+        """This graph, to be recorded by `calls`, for which the tensors of the blocks in `hidden` do not exist."""
+        view = copy.copy(self)
+        left_out = tuple(f"{name}." for block in hidden for name in block.names)
+        every = self.named_modules(remove_duplicate=False)
+        view._seen = [(n, view if m is self else m) for n, m in every if not f"{n}.".startswith(left_out)]
+        view._calls = calls
+        return view
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of any module; without hidden blocks, see `seen_by`."""
+        if self._seen is None:
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        met = set() if memo is None else memo
+        for name, module in self._seen:
+            if not (remove_duplicate and module in met):
+                met.add(module)
+                yield f"{prefix}.{name}" if prefix and name else prefix or name, module
 
     def train(self, mode: bool = True) -> GraphAdapter:
         """An adapter is for inference; leaves the wrapped modules' own flags alone."""

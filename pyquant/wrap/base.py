@@ -106,6 +106,7 @@ class QModule(Phased):
     BIASES: ClassVar[Mapping[str, tuple[str, str] | tuple[str, str, str]]] = {}
     OUTPUT: ClassVar[type[Any] | None] = None  # what forward makes, unless HF's forward makes another class
     INFINITE: ClassVar[tuple[str, ...]] = ()
+    UNTRACED: ClassVar[tuple[str, ...]] = ("path", "_context", "snapshot", "checked", "_bias_cache")
     ACCEPTED: ClassVar[tuple[str, ...]] = ()
     COUNTS: ClassVar[tuple[str, ...]] = ()
     # What algorithms must know, by dotted names of descendants (`*`: every entry of a list); names of optional modules
@@ -305,6 +306,15 @@ class QModule(Phased):
         """Whether what passes is for statistics, so that padding must not be seen: in the CALIBRATE phase, and while an
         algorithm collects (TreeState.collecting)."""
         return self.phase is Phase.CALIBRATE or self.state.collects
+
+    def run_block(self, block: nn.Module, run: Callable[..., Any], *given: Any) -> Any:
+        """`run(block, *given)`, for one of BLOCKS or a part of one: of equal blocks a graph may record the first alone.
+
+        run: a function without a closure. given: tensors and plain data, in tuples, dicts and named tuples; of tensors
+        the block reads no others but its own. What comes back is made of tensors and None in the same way.
+        """
+        calls = self.state.calls
+        return run(block, *given) if calls is None else calls.run(block, run, given)
 
     def require(self, phase: Phase, verb: str) -> None:
         """Raise PhaseError unless this module and all below it are in `phase`; `verb` is what the caller is about to

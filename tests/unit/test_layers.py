@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors"},
     "observe": VALUES | {"ops"},
     "autocast": {"tree_state"},  # for its type only
+    "likeness": set(),
     "pages": set(),
     "stream": {"errors", "ops", "pages"},
     "distributed": {"errors"},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "tree_state": {"errors", "role", "decision", "recipe", "stream"},
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
     "block_site": VALUES | {"ops", "site"},
-    "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast"},
+    "wrap": VALUES | {"ops", "site", "block_site", "policy", "tree_state", "autocast", "likeness"},
     "weight": VALUES | {"ops", "site", "block_site", "wrap"},
     "algorithms": VALUES
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "tensor_file", "autocast", "decision"}
@@ -60,9 +61,9 @@ ALLOWED: dict[str, set[str]] = {
     | {"recipe", "decision", "checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
-    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast"},
+    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast", "likeness"},
     "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile", "tensor_file"},
-    "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast"},
+    "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast", "likeness"},
     "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
     "undecided": {"errors", "site", "weight", "wrap"},

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyquant.likeness import frozen
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.wrap.base import Clip, Phase, QModule, WrapContext
 from pyquant.wrap.registry import register
@@ -26,6 +28,7 @@ class QuantGemma4ClippableLinear(QModule):
     """
 
     CHILDREN = ("linear",)
+    UNTRACED = ("clip_in", "clip_out")
     BOUNDS = ("input_min", "input_max", "output_min", "output_max")
     INFINITE = BOUNDS
 
@@ -53,6 +56,11 @@ class QuantGemma4ClippableLinear(QModule):
         low_in, high_in, low_out, high_out = (_bound(self._buffers.get(name)) for name in self.BOUNDS)
         self.clip_in: Clip = (low_in, high_in)
         self.clip_out: Clip = (low_out, high_out)
+
+    def traced_state(self) -> Any:
+        """The bounds that are clamps in this phase; saturation is the others."""
+        ends = (("act_in", self.clip_in), ("act_out", self.clip_out))
+        return tuple(frozen(self.linear.site(name).clamp_of(clip)) for name, clip in ends)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         ends = (self.linear.site(name) for name in ("act_in", "act_out"))

@@ -28,6 +28,7 @@ from pyquant.wrap.base import QModule, Role, WrapContext
 from pyquant.wrap.dtype import as_dtype
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.registry import register
+from pyquant.wrap.rotary import RotaryTables
 
 
 class PositionTable(QModule):
@@ -98,7 +99,7 @@ class QuantQwen3VLVisionModel(QModel):
         hidden = self.q("pos_add", hidden + self.q("pos_embed", positions, observed=self.pos_embed.weight))
         features = []
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden, tables.segments, position_embeddings=tables.rotary, per_head=tables.per_head)
+            hidden = self.run_block(block, _block, hidden, tables.segments, tables.rotary, tables.per_head)
             if number in self.deepstack_visual_indexes:
                 tap = self.deepstack_visual_indexes.index(number)
                 features.append(self.deepstack_merger_list[tap](hidden))
@@ -150,6 +151,11 @@ class QuantQwen3VLVisionModel(QModel):
             outputs=("image_embeds", *(f"deepstack_{index}" for index in range(count))),
             name=profile.name,
         )
+
+
+def _block(block: nn.Module, hidden: Tensor, segments: Segments, rotary: RotaryTables, per_head: bool) -> Tensor:
+    out: Tensor = block(hidden, segments, position_embeddings=rotary, per_head=per_head)
+    return out
 
 
 def _call(module: QuantQwen3VLVisionModel, pixel_values: Tensor, tables: VisionTables) -> tuple[Tensor, ...]:

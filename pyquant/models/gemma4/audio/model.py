@@ -23,6 +23,7 @@ from pyquant.models.gemma4.audio.subsample import QuantGemma4AudioSubSampleConvP
 from pyquant.models.gemma4.hf import hf_class
 from pyquant.wrap import hf
 from pyquant.wrap.adapter import GraphAdapter
+from pyquant.wrap.attention import AdditiveMask
 from pyquant.wrap.base import QModule, WrapContext
 from pyquant.wrap.dtype import as_float32
 from pyquant.wrap.hf_model import QModel
@@ -89,7 +90,7 @@ class QuantGemma4AudioModel(QModel):
             known = as_float32(valid)
         block_mask = self.block_mask(known)
         for layer in self.layers[: self.config.num_hidden_layers]:  # positions are constants in them
-            hidden = layer(hidden, block_mask)
+            hidden = self.run_block(layer, _layer, hidden, block_mask)
         return self.output_proj(hidden), valid
 
     def _check(self, features: Tensor, mask: Tensor | None) -> None:
@@ -120,3 +121,8 @@ class QuantGemma4AudioModel(QModel):
             name=f"gemma4_{profile.name}",
             parts={"module": self},
         )
+
+
+def _layer(layer: nn.Module, hidden: Tensor, block_mask: AdditiveMask) -> Tensor:
+    out: Tensor = layer(hidden, block_mask)
+    return out

@@ -43,6 +43,7 @@ class QuantGemma4TextAttention(DecoderAttention):
 
     CHILDREN: ClassVar[tuple[str, ...]] = (*DecoderAttention.CHILDREN, "v_norm")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj", "k_norm", "v_norm")
+    UNTRACED: ClassVar[tuple[str, ...]] = ("shared_key", "stores")  # of HF's mapping, which a graph does not have
     ROTARY = hf_class("Gemma4TextRotaryEmbedding")
     PAIRS: ClassVar[tuple[tuple[str, str], ...]] = ()  # values are normalized
 

@@ -78,7 +78,7 @@ class QuantGemma4VisionEncoder(QModule):
 
     def _through(self, hidden: Tensor, tables: RotaryTables, mask: AdditiveMask | None) -> Tensor:
         for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden = layer(hidden, tables, mask)
+            hidden = self.run_block(layer, _layer, hidden, tables, mask)
         return hidden
 
     def static_tables(self, profile: VisionProfile) -> tuple[RotaryTables, AdditiveMask | None]:
@@ -100,6 +100,11 @@ class QuantGemma4VisionEncoder(QModule):
             output="last_hidden_state",
             name="gemma4_vision_encoder",
         )
+
+
+def _layer(layer: nn.Module, hidden: Tensor, tables: RotaryTables, mask: AdditiveMask | None) -> Tensor:
+    out: Tensor = layer(hidden, tables, mask)
+    return out
 
 
 def _encoder_arguments(tables: StaticTables) -> dict[str, Any]:
