@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import autocast, models, tree_statistics, wrap
+from pyquant import autocast, models, offloaded, tree_statistics, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.distributed import Group
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
@@ -62,7 +62,8 @@ def prepare(
     requantize: quantize anew, as the policy says, those weights of `checkpoint` whose grid no file can hold (scales per
         group, columns in act-order) instead of raising.
     stream: for a model that is larger than memory (`pyquant.interop.load(folder, stream=stream)`): few of its weights
-        are in memory at a time, here and in every later step; the results are the same bits.
+        are in memory at a time, here and in every later step; the results are the same bits. A model that accelerate
+        offloads (`device_map` with "disk") gets one where none is given.
 
     Raises PolicyError for a rule
     that matches nothing and for weights that are computed on each call (wrap/computed.py); UnknownModuleError for a
@@ -82,6 +83,9 @@ def prepare(
         raise UnknownModuleError(advice)
     if reason := foreign.stored_quantized(fp):
         raise ModelError(reason)
+    if offloaded.is_offloaded(fp):
+        stream = stream or Stream()
+        fp = offloaded.present(fp, stream)
     _warn_of_hooks(fp)
     q = _with_grids(fp, policy, checkpoint, requantize, stream)
     policy.check_used(list(q.all_sites()))
@@ -181,8 +185,7 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
     if absent := [name for name, weight in q.named_parameters() if weight.is_meta]:
         raise CalibrationError(
             f"{len(absent)} weights of the model have no data (device meta), the first is {absent[0]!r}: it was never "
-            "loaded, or its weights are kept elsewhere (device_map with offloading); load all of it, and start again "
-            "from pyquant.prepare"
+            "loaded; load all of it, and start again from pyquant.prepare"
         )
     q.require_unedited("calibrate")
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]

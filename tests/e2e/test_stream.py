@@ -163,7 +163,7 @@ def test_the_configurations_are_those_of_qwen3_vl(size: str, count: float) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 1.25), ("float32", 1.6)])
+@pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 1.25), ("float32", 1.8)])
 def test_memory_stays_below_the_weights(tmp_path: Path, dtype: str, limit: float) -> None:
     """0.7 G parameters: 1.33 GiB in bfloat16, 2.66 in float32; what torch and transformers take is 0.4 of it."""
     size = ["--size", "700m", "--vocabulary", "32768", "--dtype", dtype, "--limit-gib", str(limit)]

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "autocast": {"tree_state"},  # for its type only
     "likeness": set(),
     "pages": set(),
+    "offloaded": {"pages", "stream"},
     "stream": {"errors", "ops", "pages"},
     "distributed": {"errors"},
     "tree_statistics": {"errors", "distributed", "observe", "site", "wrap"},
@@ -45,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops", "pages", "stream"},
     "lifecycle": VALUES
     | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"}
-    | {"distributed", "tree_statistics"},
+    | {"distributed", "tree_statistics", "offloaded"},
     "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle", "distributed"},
     "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"},
     "files": set(),
