@@ -25,6 +25,8 @@ from pyquant.exporter.templates import MARK, Block, Call
 
 _NUMBERED = re.compile(r"_\d+$")
 _LIFTED = (InputKind.PARAMETER, InputKind.BUFFER)
+_ROOT = "L__self__"  # before the path, in a key of the module stack
+_MOST_UNUSED = 64
 _PREFIX = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_"}
 _COPIED = ("val", "tensor_meta", "torch_fn")
 
@@ -39,6 +41,7 @@ class Template:
 
     inputs: node that stands for a tensor that was given -> its number. owned: placeholder of a tensor of the block ->
     which name of the block, and the name in the block. tensors: name in the block -> how each of them is lifted.
+    unused: see _unused_names.
     """
 
     block: Block
@@ -48,6 +51,7 @@ class Template:
     outputs: Sequence[Node]
     owned: Mapping[Node, tuple[int, str]]
     tensors: Mapping[str, tuple[InputSpec, Mapping[str, Any]]]
+    unused: Mapping[Node, int]
 
 
 def templates_of(program: torch.export.ExportedProgram, marks: Sequence[Call]) -> dict[Hashable, Template]:
@@ -55,6 +59,7 @@ def templates_of(program: torch.export.ExportedProgram, marks: Sequence[Call]) -
     specs = {str(getattr(spec.arg, "name", "")): spec for spec in program.graph_signature.input_specs}
     lifted = {n: specs[n.name] for n in program.graph.nodes if n.op == "placeholder" and specs[n.name].kind in _LIFTED}
     tensors = {id(mark.block): _tensors(mark.block, lifted) for mark in marks if mark.kind == "begin"}
+    unused = _unused_names(program.graph, marks)
     found: dict[Hashable, Template] = {}
     begin: Node | None = None
     nodes: list[Node] = []
@@ -71,7 +76,8 @@ def templates_of(program: torch.export.ExportedProgram, marks: Sequence[Call]) -
             if strange := [n for n in outputs if n not in inputs and n not in owned and n not in set(nodes)]:
                 owned |= {source: _own_tensor(mark.block, lifted, source) for source in strange}
             depth = len(begin.meta.get("nn_module_stack") or {})
-            found[mark.key] = Template(mark.block, depth, inputs, nodes, outputs, owned, tensors[id(mark.block)])
+            lifts = tensors[id(mark.block)]
+            found[mark.key] = Template(mark.block, depth, inputs, nodes, outputs, owned, lifts, unused)
             begin = None
         elif part is not None and part[0] is begin:
             inputs[node] = part[1]
@@ -116,7 +122,6 @@ def splice(
 ) -> Spliced:
     """`names`: of every parameter, then every buffer of the whole adapter, as torch.export lifts them. `hidden`: blocks
     that were not recorded. Raises UnfitError."""
-    _require_names(program.graph)
     return _Splice(program, marks, known, hidden).result(names)
 
 
@@ -131,6 +136,7 @@ class _Splice:
         hidden: Sequence[Block],
     ) -> None:
         self.program, self.marks, self.known, self.hidden = program, marks, known, hidden
+        self.unused = _unused_names(program.graph, marks)
         self.graph = fx.Graph()
         self.new: dict[Node, Node] = {}
         self.lifted: dict[str, Node] = {}  # by target
@@ -152,7 +158,7 @@ class _Splice:
                 if node not in self.new:  # a part of a copied call is there already
                     self.new[node] = self.new[given[part[1]]]
             else:
-                self.new[node] = self._append(node, self.new)
+                self.new[node] = self._append(node, self.new, self.unused)
                 self.new[node].meta = dict(node.meta)
         if dead := next((n for n in self.read if not n.users), None):
             raise UnfitError(f"nothing reads '{dead.name}', which a mark alone kept in the graph")
@@ -213,7 +219,7 @@ class _Splice:
             local[source] = self.lifted[name]
         around = dict(node.meta.get("nn_module_stack") or {})
         for each in template.nodes:
-            local[each] = new = self._append(each, local)
+            local[each] = new = self._append(each, local, template.unused)
             new.meta = {key: each.meta[key] for key in _COPIED if key in each.meta}
             inner = list((each.meta.get("nn_module_stack") or {}).items())[template.depth :]
             new.meta["nn_module_stack"] = around | {
@@ -224,9 +230,12 @@ class _Splice:
             if (part := _part_of(user)) is not None:
                 self.new[user] = local[template.outputs[part[1]]]
 
-    def _append(self, node: Node, new: Mapping[Node, Node]) -> Node:
+    def _append(self, node: Node, new: Mapping[Node, Node], unused: Mapping[Node, int]) -> Node:
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: new[source])
-        made = self.graph.create_node(node.op, node.target, args, kwargs, name=_NUMBERED.sub("", node.name))
+        kind = _NUMBERED.sub("", node.name)
+        for _ in range(unused.get(node, 0)):
+            self.graph._graph_namespace.create_name(kind, None)
+        made = self.graph.create_node(node.op, node.target, args, kwargs, name=kind)
         if node.users:
             self.read.append(made)
         return made
@@ -248,20 +257,35 @@ def _lifted_name(spec: InputSpec) -> str:
     return _PREFIX[spec.kind] + str(spec.target).replace(".", "_")
 
 
-def _require_names(graph: fx.Graph) -> None:
-    """Raise UnfitError unless the names of operators are those that a new graph gives them, one after the other."""
-    names = _Namespace()
+def _unused_names(graph: fx.Graph, marks: Sequence[Call]) -> dict[Node, int]:
+    """Operator -> how many names of its kind went, before it, to nodes that torch.export left out later.
+
+    Raises UnfitError where such a node may have been inside a call or outside, and for names by another rule.
+    """
+    names, places, place = _Namespace(), dict[str, int](), 0
+    unused: dict[Node, int] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and names.create_name(_NUMBERED.sub("", node.name), None) != node.name:
+        if node.op != "call_function":
+            continue
+        kind = _NUMBERED.sub("", node.name)
+        skipped = next((n for n in range(_MOST_UNUSED) if names.create_name(kind, None) == node.name), None)
+        if skipped is None or (skipped and places.get(kind, 0) != place):
             raise UnfitError(f"torch.export gave '{node.name}' a name by another rule")
+        if skipped:
+            unused[node] = skipped
+        place += _mark_of(node, marks) is not None
+        places[kind] = place
+    return unused
 
 
 def _moved(path: str, source: Block, block: Block) -> str:
     """A path in the module stack of `source`, or its key, as that of `block`."""
-    for old, new in zip(source.names, block.names, strict=False):
-        head, found, rest = path.partition(old)
-        if found and (not rest or rest[0] in ".@"):
-            return head + new + rest
+    for long, new in zip(source.names, block.names, strict=False):
+        for left_out in range(long.count(".")):  # a graph within a graph has paths from its own root
+            old = long.split(".", left_out)[-1]
+            head, found, rest = path.partition(old)
+            if found and (not head or head in (_ROOT, f"{_ROOT}.")) and (not rest or rest[0] in ".@"):
+                return head + new.split(".", left_out)[-1] + rest
     return _moved_in_slice(path, source, block)
 
 

@@ -16,7 +16,7 @@ from pyquant.exporter.tracing import Templates, Traced
 from pyquant.models.qwen3_vl import VisionProfile
 from pyquant.role import Role
 from pyquant.spec import INT16
-from tests.models import gemma4_text_tiny, llama_tiny, qwen_bundle_tiny
+from tests.models import gemma4_bundle_tiny, gemma4_text_tiny, llama_tiny, qwen_bundle_tiny
 
 W8A8 = pyquant.Policy.preset("w8a8")
 
@@ -131,3 +131,18 @@ def test_blocks_of_a_vision_tower_are_recorded_once() -> None:
     _, q = qwen_bundle_tiny.tree()
     traced = same(q.model.visual, VisionProfile(((1, 4, 4), (1, 2, 2))))
     assert (traced.recorded, traced.copied) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["batched", "per_head"])
+@pytest.mark.parametrize("layers", ["stack", "per_layer", "whole"])
+@pytest.mark.parametrize("tiny", [qwen_bundle_tiny, gemma4_bundle_tiny], ids=["qwen", "gemma"])
+def test_every_graph_of_a_bundle_is_that_of_a_full_trace(tiny: Any, layers: str, attention: str) -> None:
+    _, q = tiny.tree()
+    settings: dict[str, Any] = {"layers": layers, "attention": attention}
+    settings |= {"prefill_lengths": ()} if layers == "whole" else {}
+    known = Templates(shared=True)
+    copied = 0
+    for part, profile in tiny.profile(**settings).graphs(q).values():
+        copied += same(part, profile, known).copied
+    assert copied

@@ -58,13 +58,13 @@ class BlockMask(QModule):
 
     def forward(self, valid: Tensor) -> AdditiveMask:
         """valid (B, S), 1.0 for a token of a clip -> (1, B * blocks, size, context)."""
-        whole = truth(valid)
+        whole = None if self.state.explicit else truth(valid)  # a graph observes nothing
         x = self.q("valid", valid, observed=whole)
         seen = self.chunks.contexts(x.unsqueeze(-1)).reshape(1, -1, 1, self.chunks.context)
         window = self.q("window", self.chunks.window(valid.device), observed=whole)
         allowed = self.q("allowed", seen * window, observed=whole)
         hidden = self.q("hidden", 1.0 - allowed, observed=whole)
-        return AdditiveMask(self.q("mask", hidden * self.far, observed=FILL * whole))
+        return AdditiveMask(self.q("mask", hidden * self.far, observed=None if whole is None else FILL * whole))
 
 
 def truth(like: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class QuantGemma4AudioSubSampleConvProjectionLayer(QModule):
                 self.q("mask", truth(x))
                 self.q("masked", x)
             return x, None
-        valid = self.q("mask", as_dtype(mask, x.dtype), observed=truth(x))
+        observed = None if self.state.explicit else truth(x)
+        valid = self.q("mask", as_dtype(mask, x.dtype), observed=observed)
         return self.q("masked", x * valid[:, :, None, None]), valid if mask.is_floating_point() else mask
 
 
