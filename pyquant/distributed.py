@@ -19,7 +19,7 @@ from pyquant.errors import InputError, PyquantError, RankError
 __all__ = ["Group", "Link", "LinkError", "guarded"]
 
 Value = TypeVar("Value")
-Failure = tuple[int, str]  # the rank, and what it has to say
+Failure = tuple[int, str, bool]  # the rank, what it has to say, and whether it is gone
 PATIENCE = timedelta(hours=2)
 
 
@@ -151,9 +151,9 @@ class Group:
             raise self._broken from error
         try:
             if self.first:
-                self._hub("", None, lambda some, more: some, (0, text))
+                self._hub("", None, lambda some, more: some, (0, text, False))
             else:
-                self._ask("", None, (self.rank, text))
+                self._ask("", None, (self.rank, text, False))
         except RankError as failed:
             raise failed from error
         raise AssertionError("an announced error comes back")
@@ -165,16 +165,16 @@ class Group:
             try:
                 theirs, problem, given = self._link.receive(rank)
             except LinkError as error:
-                failure = failure or (rank, f"it ended without a word ({error}); was it killed, or out of memory?")
+                failure = failure or (rank, _gone(error), True)
                 continue
             if failure is None and problem is None and theirs != name:
-                problem = rank, f"it is at {theirs!r}, rank 0 at {name!r}; every rank must make the same calls"
+                problem = rank, f"it is at {theirs!r}, rank 0 at {name!r}; every rank must make the same calls", False
             failure = failure or problem
             if failure is None:
                 try:
                     value = combine(value, given)
                 except Exception as error:
-                    failure = 0, f"{name}: {_words(error)}"
+                    failure = 0, f"{name}: {_words(error)}", False
         for rank in range(1, self.size):
             with suppress(LinkError):  # who is gone is found at the next exchange
                 self._link.send((failure, value if failure is None else None), rank)
@@ -187,19 +187,23 @@ class Group:
             self._link.send((name, failure, value), 0)
             answer, value = self._link.receive(0)
         except LinkError as error:
-            self._fail(0, f"it ended without a word ({error}); was it killed, or out of memory?")
+            self._fail(0, _gone(error), True)
         if answer is not None:
             self._fail(*answer)
         return value
 
-    def _fail(self, rank: int, text: str) -> None:
-        self._broken = RankError(rank, text)
+    def _fail(self, rank: int, text: str, gone: bool = False) -> None:
+        self._broken = RankError(rank, text, gone=gone)
         raise self._broken
 
 
 def guarded(group: Group | None) -> AbstractContextManager[None]:
     """The guard of a group, where there is one."""
     return nullcontext() if group is None else group.guard()
+
+
+def _gone(error: LinkError) -> str:
+    return f"it ended without a word ({error}); was it killed, or out of memory?"
 
 
 def _words(error: Exception) -> str:

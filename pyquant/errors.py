@@ -81,9 +81,9 @@ class UsageError(PyquantError, ValueError):
 
 
 class RankError(PyquantError, RuntimeError):
-    """A process of a group that failed, ended or disagrees: `rank` is its number. Every process of the group raises it,
-    with the same message."""
+    """A process of a group that failed, ended or disagrees: `rank` is its number, `gone` whether it is not there any
+    more. Every process of the group raises it, with the same message."""
 
-    def __init__(self, rank: int, text: str) -> None:
+    def __init__(self, rank: int, text: str, *, gone: bool = False) -> None:
         super().__init__(f"rank {rank}: {text}")
-        self.rank = rank
+        self.rank, self.gone = rank, gone

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyquant.cli import memory
+from pyquant.cli import memory, ranks
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
 from pyquant.cli.options import count, recipe_name, recipe_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyquant.calibration import CalibrationData, Fingerprint
+    from pyquant.distributed import Group
     from pyquant.models.family import Requests
     from pyquant.models.request import BundleChoice, Sizes
     from pyquant.recipe import Recipe
@@ -99,13 +100,19 @@ _UNUSED = (
 
 
 def run(args: argparse.Namespace) -> int:
+    return ranks.together(partial(_run, args))
+
+
+def _run(args: argparse.Namespace, group: Group | None) -> int:
     from rich.console import Console
 
     import pyquant
     from pyquant import files
     from pyquant.cli import result_folder
 
-    result_folder.require_place(args.out)
+    writes = group is None or group.first
+    if writes:
+        result_folder.require_place(args.out)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=True)
 
     def note(text: str) -> None:
@@ -114,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args.recipe, args.policy, note)
     timer = memory.Timer()
     job = _read(args, console, timer)
-    fp, q = _quantized(args, recipe, job, console, timer, note)
+    fp, q = _quantized(args, recipe, job, console, timer, note, group)
+    if not writes:
+        return FINE
     with files.whole_folder(args.out) as new:
         graphs = memory.Timer()
         with timer.step("export"), _rows_first():
@@ -195,13 +204,20 @@ def _sizes(data: CalibrationData, requests: Requests) -> tuple[list[Sizes], Fing
 
 
 def _quantized(
-    args: argparse.Namespace, recipe: Recipe, job: Job, console: Console, timer: memory.Timer, note: Note
+    args: argparse.Namespace,
+    recipe: Recipe,
+    job: Job,
+    console: Console,
+    timer: memory.Timer,
+    note: Note,
+    group: Group | None,
 ) -> tuple[nn.Module, QModule]:
     import pyquant
     from pyquant import oneshot
     from pyquant.cli import checkpoints, trained
     from pyquant.interop import weight_files
 
+    walk = _Walk(ranks.share(job.data, group))
     stream = _stream(args)
     if stream is None and (text := memory.note(weight_files.elements(Path(args.model)), args.dtype)):
         note(text)
@@ -216,14 +232,13 @@ def _quantized(
     console.print(f"{job.cls.__name__}, {_summary(recipe)}: {sum(1 for _ in q.all_sites())} sites")
     if line := trained.summary(q):
         console.print(line)
-    walk = _Walk(job.data)
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
         with released(name), _sites_listed() if name == "convert" else _placed(walk):
             yield
 
-    oneshot.run(q, walk, recipe, unused=args.unused, resume=args.resume, log=note, step=step)
+    oneshot.run(q, walk, recipe, unused=args.unused, resume=args.resume, log=note, step=step, group=group)
     return fp, q
 
 
