@@ -12,6 +12,7 @@
 
 #include "bindings/bindings.h"
 #include "circle/describe.h"
+#include "circle/file.h"
 #include "pyquant/circle.h"
 
 namespace py = pybind11;
@@ -170,6 +171,17 @@ Faults check_plan(const std::string& plan_text, const py::typing::Iterable<int>&
   return faults_of(check(plan.model, target_of(target)));
 }
 
+// The mapped file that the bytes of a constant of a model that was read lie in; null for other bytes.
+const Mapping* file_of(const py::handle& view, Bytes bytes) {
+  if (!PyMemoryView_Check(view.ptr())) return nullptr;
+  const py::object base = view.attr("obj");
+  if (!py::isinstance<Data>(base)) return nullptr;
+  for (const auto& file : base.cast<const Data&>().model->files) {
+    if (file->has(bytes)) return file.get();
+  }
+  return nullptr;
+}
+
 // `known`: index -> bytes that checks look at; `give(index)` returns an iterable of buffers with the bytes of
 // any other constant, when it is written.
 uint64_t write_plan(const std::string& plan_text, const py::typing::Iterable<int>& sizes,
@@ -195,8 +207,9 @@ uint64_t write_plan(const std::string& plan_text, const py::typing::Iterable<int
         const py::buffer_info info = py::reinterpret_borrow<py::buffer>(piece).request();
         const Bytes next{static_cast<const uint8_t*>(info.ptr),
                          static_cast<size_t>(info.size) * static_cast<size_t>(info.itemsize)};
+        const Mapping* file = file_of(piece, next);
         const py::gil_scoped_release free;
-        PYQUANT_TRY(sink(next));
+        PYQUANT_TRY(sink(next, file));
       }
     } catch (py::error_already_set& error) {  // becomes the caller's, once the temporary file is gone
       raised.emplace(error);

@@ -250,8 +250,9 @@ Result<Model> read_bytes(Bytes bytes, const std::string& what, std::shared_ptr<c
 
 Result<Model> read_file(const std::string& path) {
   PYQUANT_TRY_ASSIGN(auto mapping, Mapping::open(path));
-  const Bytes bytes = mapping->bytes();
-  return read_bytes(bytes, path, std::move(mapping));
+  PYQUANT_TRY_ASSIGN(Model model, read_bytes(mapping->bytes(), path, mapping));
+  model.files.push_back(std::move(mapping));
+  return model;
 }
 
 }  // namespace pyquant::circle

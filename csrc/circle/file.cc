@@ -59,12 +59,13 @@ Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
   if (descriptor < 0) {
     return Fault{Code::E_OPEN, "cannot open for reading (" + reason() + "); check the path", path};
   }
-  struct stat entry{};
-  if (::fstat(descriptor, &entry) != 0 || !S_ISREG(entry.st_mode)) {
+  bool regular = false;
+  size_t size = 0;
+  const Identity identity = identity_of(descriptor, regular, size);
+  if (!regular) {
     ::close(descriptor);
     return Fault{Code::E_OPEN, "not a regular file; a file is expected", path};
   }
-  const auto size = static_cast<size_t>(entry.st_size);
   void* data = nullptr;
   if (size > 0) {
     data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
@@ -75,7 +76,39 @@ Result<std::shared_ptr<const Mapping>> Mapping::open(const std::string& path) {
     }
   }
   ::close(descriptor);
-  return std::shared_ptr<const Mapping>(new Mapping(data, size));
+  return std::shared_ptr<const Mapping>(new Mapping(data, size, path, identity));
+}
+
+Mapping::Identity Mapping::identity_of(int descriptor, bool& regular, size_t& size) {
+  struct stat entry{};
+  regular = ::fstat(descriptor, &entry) == 0 && S_ISREG(entry.st_mode);
+  size = regular ? static_cast<size_t>(entry.st_size) : 0;
+#ifdef __APPLE__
+  const timespec changed = entry.st_mtimespec;
+#else
+  const timespec changed = entry.st_mtim;
+#endif
+  return {static_cast<uint64_t>(entry.st_dev), static_cast<uint64_t>(entry.st_ino),
+          static_cast<int64_t>(changed.tv_sec), static_cast<int64_t>(changed.tv_nsec)};
+}
+
+bool Mapping::has(Bytes part) const {
+  const auto start = reinterpret_cast<uintptr_t>(data_), at = reinterpret_cast<uintptr_t>(part.data);
+  return at >= start && at - start <= size_ && part.size <= size_ - (at - start);
+}
+
+int Mapping::reopen() const {
+  const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return -1;
+  bool regular = false;
+  size_t size = 0;
+  const Identity now = identity_of(descriptor, regular, size);
+  const bool same = regular && size == size_ && now.device == identity_.device &&
+                    now.number == identity_.number && now.seconds == identity_.seconds &&
+                    now.nanoseconds == identity_.nanoseconds;
+  if (same) return descriptor;
+  ::close(descriptor);
+  return -1;
 }
 
 Mapping::~Mapping() {
@@ -122,6 +155,9 @@ Result<std::unique_ptr<AtomicFile>> AtomicFile::create(const std::string& path) 
 }
 
 AtomicFile::~AtomicFile() {
+  for (const auto& [mapping, descriptor] : sources_) {
+    if (descriptor >= 0) ::close(descriptor);
+  }
   if (descriptor_ >= 0) ::close(descriptor_);
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
@@ -146,6 +182,35 @@ Status AtomicFile::write(Bytes bytes) {
     written_ += static_cast<uint64_t>(count);
   }
   return {};
+}
+
+int AtomicFile::source(const Mapping& from) {
+  const auto [entry, is_new] = sources_.try_emplace(&from, -1);
+  if (is_new) entry->second = from.reopen();
+  return entry->second;
+}
+
+Status AtomicFile::copy(const Mapping& from, Bytes part) {
+#ifdef __linux__
+  const int descriptor = source(from);
+  auto offset = static_cast<off_t>(part.data - from.bytes().data);
+  while (descriptor >= 0 && part.size > 0) {
+    const ssize_t count = ::copy_file_range(descriptor, &offset, descriptor_, nullptr, part.size, 0);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO)) {
+      return failure("copying");
+    }
+    if (count < 0) break;  // not between these two: EXDEV, EINVAL, ENOSYS, EOPNOTSUPP
+    if (count == 0) {
+      return Fault{Code::E_WRITE,
+                   "the file that it is copied from became shorter; leave it as it is meanwhile", path_};
+    }
+    part.data += count;
+    part.size -= static_cast<size_t>(count);
+    written_ += static_cast<uint64_t>(count);
+  }
+#endif
+  return write(part);
 }
 
 Status AtomicFile::commit() {

@@ -18,6 +18,8 @@
 
 namespace pyquant::circle {
 
+class Mapping;  // file.h
+
 /// Bytes that somebody else keeps alive.
 struct Bytes {
   const uint8_t* data = nullptr;
@@ -111,7 +113,8 @@ struct Model {
   std::vector<Buffer> buffers = {Buffer{}};
   bool from_file = false;
   uint64_t file_size = 0;
-  std::vector<std::shared_ptr<const void>> owners;  // keep the buffers' bytes alive
+  std::vector<std::shared_ptr<const void>> owners;    // keep the buffers' bytes alive
+  std::vector<std::shared_ptr<const Mapping>> files;  // those of the owners that are mapped files
 
   /// Whether a tensor carries data: a buffer other than 0 that is not empty (or whose tensor has no
   /// elements).

@@ -84,6 +84,7 @@ class Joiner {
     }
     out_.signatures.push_back(std::move(signature));
     out_.owners.insert(out_.owners.end(), from.owners.begin(), from.owners.end());
+    out_.files.insert(out_.files.end(), from.files.begin(), from.files.end());
   }
 
   // The buffer of the new file with these bytes.

@@ -74,6 +74,7 @@ Status bind_constants(Plan& plan, const Safetensors& weights, std::vector<std::s
     plan.model.buffers[k + 1].bytes = found->second.bytes;
   }
   plan.model.owners.push_back(weights.mapping);
+  if (weights.mapping) plan.model.files.push_back(weights.mapping);
   if (unused) {
     for (const auto& [name, entry] : weights.tensors) {
       if (!used.count(name)) unused->push_back(name);

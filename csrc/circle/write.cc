@@ -59,17 +59,31 @@ void patch(const Model& model, const Placement& plan, Head& head) {
   }
 }
 
+constexpr size_t kCopied = size_t{1} << 16;  // fewer bytes are written faster than they are copied
+
+Status write_bytes(Bytes bytes, const Mapping* from, AtomicFile& file) {
+  return from && bytes.size >= kCopied ? file.copy(*from, bytes) : file.write(bytes);
+}
+
+const Mapping* file_of(const Model& model, Bytes bytes) {
+  for (const auto& mapping : model.files) {
+    if (mapping->has(bytes)) return mapping.get();
+  }
+  return nullptr;
+}
+
 // The bytes of a buffer: those it has, else those that `fill` gives, which must be as many.
-Status write_buffer(uint32_t number, Bytes bytes, AtomicFile& file, const Fill& fill) {
-  if (bytes.data || bytes.size == 0) return file.write(bytes);
+Status write_buffer(const Model& model, uint32_t number, AtomicFile& file, const Fill& fill) {
+  const Bytes bytes = model.buffers[number].bytes;
+  if (bytes.data || bytes.size == 0) return write_bytes(bytes, file_of(model, bytes), file);
   const uint64_t start = file.written();
-  PYQUANT_TRY(fill(number, [&](Bytes next) -> Status {
+  PYQUANT_TRY(fill(number, [&](Bytes next, const Mapping* from) -> Status {
     if (next.size > bytes.size - (file.written() - start)) {
       return Fault{Code::E_BUFFER_SIZE,
                    "was given more bytes than the " + std::to_string(bytes.size) + " it has",
                    "buffers[" + std::to_string(number) + "]"};
     }
-    return file.write(next);
+    return write_bytes(next, from, file);
   }));
   if (file.written() - start == bytes.size) return {};
   return Fault{
@@ -91,7 +105,7 @@ Status stream(const Model& model, const Placement& plan, const Head& head, Atomi
       store(length, bytes.size, 4);
       PYQUANT_TRY(file.write({length, sizeof(length)}));
     }
-    PYQUANT_TRY(write_buffer(piece.buffer, bytes, file, fill));
+    PYQUANT_TRY(write_buffer(model, piece.buffer, file, fill));
   }
   return {};
 }

@@ -100,6 +100,10 @@ def write(plan: str, constants: Sequence[torch.Tensor | Constant], path: PathLik
     if all(isinstance(constant, torch.Tensor) for constant in constants):
         return circle_write(plan, cast("Sequence[torch.Tensor]", constants), path)
 
+    def pieces(k: int) -> Any:
+        in_file = getattr(constants[k], "file", None)
+        return (data(k) if in_file is None else in_file,)
+
     def data(k: int) -> Any:
         given = constants[k]
         tensor = given if isinstance(given, torch.Tensor) else given.tensor()
@@ -107,4 +111,4 @@ def write(plan: str, constants: Sequence[torch.Tensor | Constant], path: PathLik
 
     numbers = (torch.int32, torch.int64)  # axes, shapes and indices, whose values are checked
     known: dict[Any, Any] = {k: data(k) for k, c in enumerate(constants) if c.dtype in numbers or c.nbytes <= _SMALL}
-    return native.write_plan(plan, [c.nbytes for c in constants], known, lambda k: (data(k),), os.fspath(path))
+    return native.write_plan(plan, [c.nbytes for c in constants], known, pieces, os.fspath(path))

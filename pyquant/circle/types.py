@@ -27,7 +27,10 @@ Graph = native.Graph
 
 
 class Constant(Protocol):
-    """A constant whose bytes are made when they are written; its size and type are known before."""
+    """A constant whose bytes are made when they are written; its size and type are known before.
+
+    An attribute `file`, where it is not None, is the `data` of a tensor that was read: the bytes are copied from there.
+    """
 
     @property
     def nbytes(self) -> int:

@@ -150,12 +150,10 @@ def _write(
             parts.mkdir(exist_ok=True)
             for name in tqdm(names, desc="export", unit="graph", disable=None):
                 with step(name):
-                    program = export(name)
-                    graphs[name] = _save(program, parts / _file(name), entries.get(name, {}))
-                    programs[name] = program.mapped(parts / _file(name))
-                    del program  # with its constants
+                    programs[name] = export(name)
+                    graphs[name] = _save(programs[name], parts / _file(name), entries.get(name, {}))
             if together:
-                _join(parts, temporary / ONE_FILE, graphs, programs)
+                _join(parts, temporary / ONE_FILE, graphs)
             for file, write in beside.items():
                 with step(file):
                     write(temporary / file)
@@ -177,7 +175,8 @@ def _write(
     for file in old:
         if file.casefold() not in kept:
             (folder / file).unlink(missing_ok=True)
-    return programs
+    models = {file: circle.read(folder / file) for file in own}
+    return {name: program.mapped(models[graphs[name]["file"]]) for name, program in programs.items()}
 
 
 def _save(program: CircleProgram, path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +193,12 @@ def _save(program: CircleProgram, path: Path, entry: Mapping[str, Any]) -> dict[
     }
 
 
-def _join(parts: Path, path: Path, graphs: dict[str, Any], programs: dict[str, CircleProgram]) -> None:
-    """Put the files of the graphs in `parts` into one at `path`; their entries and programs are those of that file."""
+def _join(parts: Path, path: Path, graphs: dict[str, Any]) -> None:
+    """Put the files of the graphs in `parts` into one at `path`; their entries are those of that file."""
     circle.join({name: parts / _file(name) for name in graphs}, path)
     same = {"file": path.name, **_checksum(path)}
     for name, entry in graphs.items():
         graphs[name] = {**entry, **same, "signature": name}
-        programs[name] = programs[name].mapped(path)
         (parts / _file(name)).unlink()
     parts.rmdir()
 

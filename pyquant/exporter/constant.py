@@ -24,7 +24,8 @@ class Constant:
 
     `make` computes them; nothing larger than 64 KiB is kept, so whoever asks decides how long a large one lives. `key`:
     constants of equal keys have equal bytes (None: not known). `lead` computes the first LEAD bytes or more without the
-    rest, in any shape (None: only `make` can tell).
+    rest, in any shape (None: only `make` can tell). `file`: its bytes, where they lie in a Circle file that was read
+    (circle.Tensor.data); they are copied from there.
     """
 
     dtype: torch.dtype
@@ -32,6 +33,7 @@ class Constant:
     make: Callable[[], Tensor]
     key: Hashable = None
     lead: Callable[[], Tensor] | None = None
+    file: memoryview | None = None
     _kept: list[Tensor] = field(default_factory=list, repr=False)
 
     @classmethod

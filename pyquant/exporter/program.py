@@ -74,17 +74,20 @@ class CircleProgram:
         """
         return circle.write(self.graph.to_json(), self.graph.constants, path)
 
-    def mapped(self, path: str | os.PathLike[str]) -> CircleProgram:
-        """The same program with its constants in the file `path` that `save` wrote (or one of several graphs, of which
-        one has its name), read when they are needed: it depends on the model no longer."""
-        graphs = circle.read(path).graphs
+    def mapped(self, source: circle.files.Source) -> CircleProgram:
+        """The same program with its constants in the file `source` (or the model that was read from it), which `save`
+        wrote, or which has several graphs, one of them of this name. They are read when they are needed, and saved by
+        copying: it depends on the model no longer."""
+        graphs = circle.read(source).graphs
         own = next((graph for graph in graphs if graph.name == self.name), graphs[0])
         data = {tensor.name: tensor.data for tensor in own.tensors if tensor.is_constant}
         constants = list(self.graph.constants)
         for tensor in self.graph.tensors:
             if tensor.constant is not None:
                 old = self.graph.constants[tensor.constant]
-                constants[tensor.constant] = replace(old, make=partial(_view, data[tensor.name], old), lead=None)
+                constants[tensor.constant] = replace(
+                    old, make=partial(_view, data[tensor.name], old), lead=None, file=data[tensor.name]
+                )
         return replace(self, graph=self.graph.replace(constants=tuple(constants)))
 
     def to_bytes(self) -> bytes:

@@ -43,8 +43,8 @@ struct Written {
   uint64_t bytes = 0;
   bool external = false;
 };
-/// Takes the next bytes of a constant.
-using Sink = std::function<Status(Bytes)>;
+/// Takes the next bytes of a constant; `file` is the mapped file that they lie in, or null.
+using Sink = std::function<Status(Bytes, const Mapping* file)>;
 /// Hands the bytes of a buffer that has a size and no data to `sink`, in order, in as many pieces as it
 /// likes.
 using Fill = std::function<Status(uint32_t buffer, const Sink& sink)>;
