@@ -35,7 +35,8 @@ class Stream:
     folder: for weights that are in no file yet: those that an algorithm edits, and those of another type than the
         checkpoint's. The files have no names once they are written, so nothing is left of them however the process
         ends. None: the system's folder for temporary files; name one on a disk where that is in memory.
-    cache_gb: hidden states of calibration data that are kept at once, in GB; more data is calibrated in several turns.
+    cache_gb: hidden states of calibration data that gptq and tune keep in memory from block to block, in GB; those
+        beyond it lie in files of the folder.
     resident_gb: weights that stay in memory after they were used, in GB.
 
     Values are those of the checkpoint or what was stored, bit for bit, so results do not depend on a stream.

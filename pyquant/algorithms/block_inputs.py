@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,12 +21,13 @@ from torch.utils.hooks import RemovableHandle
 
 from pyquant.batch import call as call_model
 from pyquant.errors import InputError
+from pyquant.stream import Stream
 from pyquant.wrap import QModule
 from pyquant.wrap.hf_facts import CACHE_NAMES
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.structure import Blocks
 
-__all__ = ["Call", "record", "tensor_digest"]
+__all__ = ["Call", "Shelf", "record", "tensor_digest"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -44,6 +45,7 @@ class Call:
     hidden: Tensor
     arguments: list[Arguments] = field(default_factory=list)
     added: dict[int, Tensor] = field(default_factory=dict)
+    keep: Callable[[Tensor], Tensor] | None = None  # puts a new hidden state in its place, where that is a file
 
     def run(self, number: int, block: QModule, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """What `block`, the one of this number, returns for `hidden`; with `weights` (by their names in the block)
@@ -57,29 +59,55 @@ class Call:
         """`output` is what block `number` returned: it becomes the input of the next one."""
         self.arguments[number] = ((), {})  # masks and tables of a block that is done are given back
         addend = self.added.get(number + 1)
-        self.hidden = output if addend is None else output + addend
+        hidden = output if addend is None else output + addend
+        self.hidden = hidden if self.keep is None else self.keep(hidden)
 
     def twin(self) -> Call:
         """Another call of the same tensors, whose dictionaries are its own."""
         copies: dict[int, dict[Any, Any]] = {}
-        return Call(self.hidden, [_arguments(*each, _own_dicts(copies)) for each in self.arguments], self.added)
+        return Call(
+            self.hidden, [_arguments(*each, _own_dicts(copies)) for each in self.arguments], self.added, self.keep
+        )
+
+
+class Shelf:
+    """Where hidden states lie: in memory, and those beyond the cache of a stream in its files.
+
+    copies: how many calls there are of each that is recorded.
+    """
+
+    def __init__(self, stream: Stream | None, copies: int = 1) -> None:
+        self._stream = stream
+        self._left = float("inf") if stream is None else stream.cache_gb * 1e9 / copies
+
+    def call(self, hidden: Tensor) -> Call:
+        """A new call, whose hidden states go to files from now on where they do not fit the cache."""
+        self._left -= hidden.numel() * hidden.element_size()
+        return Call(hidden) if self._left >= 0 else Call(self._keep(hidden), keep=self._keep)
+
+    def _keep(self, hidden: Tensor) -> Tensor:
+        assert self._stream is not None
+        kept = self._stream.keep(hidden)
+        self._stream.touch(kept)
+        return kept
 
 
 def record(
-    q: QModule, batches: Iterable[Any], towers: Sequence[Blocks]
+    q: QModule, batches: Iterable[Any], towers: Sequence[Blocks], shelf: Shelf | None = None
 ) -> tuple[dict[str, list[Call]], dict[str, int]]:
     """Run `q` on every batch -> the calls of each tower by its path, and the place of each among them, in the order in
     which they run; -1 for one that did not.
 
     A batch calls a tower several times where it runs rows one by one, and not at all without data for it. Equal tensors
-    are kept once. The phase of `q`, and whether it takes statistics meanwhile, is the caller's. Raises InputError for a
-    batch with a KV cache.
+    are kept once, hidden states on the `shelf`. The phase of `q`, and whether it takes statistics meanwhile, is the
+    caller's. Raises InputError for a batch with a KV cache.
     """
     found: dict[str, list[Call]] = {tower.path: [] for tower in towers}
     places = dict.fromkeys(found, -1)
     known: WeakValueDictionary[Any, Tensor] = WeakValueDictionary()
+    shelf = shelf or Shelf(None)
     for number, batch in enumerate(batches):
-        recorder = _Recorder(found, known)
+        recorder = _Recorder(found, known, shelf)
         with recorder.hooked(towers):
             call_model(q, _without_cache(q, batch, number))
         for place, path in enumerate(recorder.order):
@@ -90,7 +118,8 @@ def record(
 class _Recorder:
     """The hooks of one batch."""
 
-    def __init__(self, found: dict[str, list[Call]], known: WeakValueDictionary[Any, Tensor]) -> None:
+    def __init__(self, found: dict[str, list[Call]], known: WeakValueDictionary[Any, Tensor], shelf: Shelf) -> None:
+        self._shelf = shelf
         self.order: dict[str, None] = {}
         self._found, self._known = found, known
         self._kept: dict[int, tuple[object, Any]] = {}  # by identity; the value is kept alive for that
@@ -117,7 +146,7 @@ class _Recorder:
             self.order[path] = None
             calls, hidden = self._found[path], args[0].detach()
             if number == 0:
-                calls.append(Call(hidden))
+                calls.append(self._shelf.call(hidden))
             call = calls[-1]
             assert len(call.arguments) == number, f"block {number} of {path!r} is called after {len(call.arguments)}"
             if number and hidden is not self._last and not torch.equal(hidden, cast(Tensor, self._last)):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pyquant import autocast
 from pyquant.algorithms.block_files import RunFolder, fingerprint
-from pyquant.algorithms.block_inputs import Call, record
+from pyquant.algorithms.block_inputs import Call, Shelf, record
 from pyquant.algorithms.statistics import Moments
 from pyquant.batch import is_batch
 from pyquant.decision import Decision
@@ -106,7 +106,8 @@ def run_blocks(
     on and gives the same bits. progress: as of calibrate; `verb` names the bar. group: processes that all call this
     with other batches; each goes on with its own block inputs, second moments are those of all (Moments.merge).
 
-    Rows of padding are no part of it. Memory: the hidden states of all batches (twice for quantized propagation), the
+    Rows of padding are no part of it. Memory: the hidden states of all batches (twice for quantized propagation; of a
+    streamed tree those that fit Stream.cache_gb, the rest lies in files), the
     masks and tables of each kind once, one block's moments. Raises PhaseError outside of the CALIBRATE phase and for an
     edited float model (QModule.require_unedited), CalibrationError for no batches, InputError for batches with a KV
     cache, CheckpointError for a folder of another run.
@@ -177,13 +178,14 @@ class _Run:
         self.left: list[Weight] = []  # of blocks that no data reached
         self.log: list[Decision] = []
         self.number = 0
+        self.shelf = Shelf(q.state.stream, copies=2 if self.quantized else 1)
 
     def run(self, verb: str, hide: bool | None) -> list[Decision]:
         with tqdm(total=len(self.chosen) + 1, desc=verb, unit="block", disable=hide) as bar:
             moments = Moments(self.q, self.outside)
             watch = moments.watching() if self._sees(self.outside) and not self.quantized else nullcontext()
             with watch:
-                floats, places = record(self.q, self.data, list(self.towers.values()))
+                floats, places = record(self.q, self.data, list(self.towers.values()), self.shelf)
             if self._sees(self.outside) and not self.quantized:
                 moments.merge(self.group)
             for place, path in enumerate(self._order(places)):
@@ -191,7 +193,7 @@ class _Run:
                 if self.quantized and place == 0:
                     calls = [call.twin() for call in calls]
                 elif self.quantized and calls:
-                    calls = record(self.q, self.data, [self.towers[path]])[0][path]
+                    calls = record(self.q, self.data, [self.towers[path]], self.shelf)[0][path]
                 self._tower(self.towers[path], floats.pop(path), calls, bar)
             if self.quantized and self._sees(self.outside):
                 with moments.watching():

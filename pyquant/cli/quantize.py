@@ -80,7 +80,7 @@ _STREAM = (
     "for a model larger than memory: weights stay in their files, and few of them are in memory; the same result. "
     "Edited weights, and those of another --dtype than the checkpoint's, take disk beside OUT meanwhile"
 )
-_CACHE = "with --stream: hidden states of calibration data that are kept at once, in GB (2)"
+_CACHE = "with --stream: GB of hidden states that gptq and tune keep in memory between blocks (2); more lie in files"
 _DATA = 'lines {"image": file(s), "prompt": text} in a .jsonl; or batches: .safetensors, .pt, or a folder of them'
 _REQUANTIZE = (
     "quantize those weights of a checkpoint of another tool anew whose grid no file can hold (scales per group)"

@@ -110,6 +110,34 @@ def test_the_folder_of_the_command_is_the_same(place: Path, tmp_path: Path, fami
     assert sorted(path.name for path in tmp_path.iterdir()) == ["streamed", "whole"]
 
 
+def test_hidden_states_beyond_the_cache_lie_in_files(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the first sample fit here; the rest is read again bit for bit, with quantized propagation too."""
+    monkeypatch.setattr(room, "_SMALL", 0)
+    data = batches(place / "llama")
+    kept: list[tuple[int, ...]] = []
+    keep = Stream.keep
+
+    def seen(stream: Stream, value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        kept.append(tuple(value.shape))
+        return keep(stream, value, dtype)
+
+    monkeypatch.setattr(Stream, "keep", seen)
+    trees = []
+    length, width = data[0]["input_ids"].shape[1], 32
+    for stream in (None, Stream(tmp_path, cache_gb=2 * length * width * 4 / 1e9)):
+        fp = pyquant.interop.load(place / "llama" / "model", stream=stream)
+        q = pyquant.prepare(fp, pyquant.Policy.preset("w4a16"), stream=stream)
+        pyquant.algorithms.gptq(q, data, propagate="quantized")
+        trees.append(q)
+    one, two = (list(q.named_parameters()) for q in trees)
+    assert [name for (name, a), (_, b) in zip(one, two, strict=True) if not torch.equal(a, b)] == []
+    hidden = [shape for shape in kept if len(shape) == 3]
+    assert {shape[1] for shape in hidden} == {12}  # of the second sample and the third
+    assert len(hidden) >= 2 * 2 * len(q.get_submodule("model.layers"))  # type: ignore[arg-type]
+
+
 def test_what_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cache_gb=0"):
         Stream(cache_gb=0)
