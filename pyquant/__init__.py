@@ -41,7 +41,18 @@ _HOME = {
     "report": "pyquant.reporter",
     "evaluate": "pyquant.evaluation",
 }
-_ROOMS = ("algorithms", "calibration", "evaluation", "verify", "circle", "interop", "trace", "ops", "wrap")
+_ROOMS = (
+    "algorithms",
+    "calibration",
+    "evaluation",
+    "verify",
+    "circle",
+    "distributed",
+    "interop",
+    "trace",
+    "ops",
+    "wrap",
+)
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
@@ -49,6 +60,7 @@ if TYPE_CHECKING:
     from pyquant import algorithms as algorithms
     from pyquant import calibration as calibration
     from pyquant import circle as circle
+    from pyquant import distributed as distributed
     from pyquant import evaluation as evaluation
     from pyquant import interop as interop
     from pyquant import ops as ops

@@ -10,9 +10,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pyquant.errors import ModelError
+from pyquant.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pyquant.stream import Stream
@@ -42,3 +43,16 @@ def load(name: str, dtype: str = "float32", stream: Stream | None = None) -> nn.
         says.disable_progress_bar()
     model_class(name)
     return interop.load(name, dtype, stream=stream)
+
+
+def device(name: str) -> torch.device:
+    """`--device NAME`, once it is known to be there. Raises UsageError."""
+    import torch
+
+    try:
+        found = torch.device(name)
+        torch.empty(1, dtype=torch.float32, device=found).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+        text = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(f"--device {name}: no such device here ({text}); leave it out to run on the CPU") from error
+    return found

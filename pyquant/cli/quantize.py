@@ -23,10 +23,11 @@ from pyquant.cli import memory, ranks
 from pyquant.cli.checkpoints import DTYPES
 from pyquant.cli.main import FINE
 from pyquant.cli.options import count, recipe_name, recipe_of
-from pyquant.errors import CalibrationError, ProfileError, PyquantError
+from pyquant.errors import CalibrationError, ProfileError, PyquantError, UsageError
 from pyquant.recipes import names as recipes
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from torch import nn
 
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache-gb", type=_gigabytes, metavar="N", help=_CACHE)
     add("--requantize", action="store_true", help=_REQUANTIZE)
     add("--dtype", choices=DTYPES, default="float32", help="the type that the float model runs in (%(default)s)")
+    add("--device", default="cpu", metavar="DEVICE", help=_DEVICE)
     add("--max-seq-len", type=count, metavar="N", help="prompt and answer, in tokens (default: from the data)")
     add("--image-grid", type=_grid, nargs="+", action="extend", default=[], metavar="HxW", help=_GRID)
     add("--prefill-lengths", type=count, nargs="+", default=[], metavar="N", help=_LENGTHS)
@@ -75,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _ONE_FILE = "all graphs in one file, which share the weights (for runtimes that know signatures, as pyquant's own)"
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
+_DEVICE = "where the model runs while weights are decided and ranges observed, such as cuda (%(default)s); export: cpu"
 _RESUME = "steps that decide weights keep each finished block in DIR, and a run that was ended goes on from there"
 _STREAM = (
     "for a model larger than memory: weights stay in their files, and few of them are in memory; the same result. "
@@ -217,12 +220,16 @@ def _quantized(
     from pyquant.cli import checkpoints, trained
     from pyquant.interop import weight_files
 
-    walk = _Walk(ranks.share(job.data, group))
+    device = checkpoints.device(args.device)
+    walk = _Walk(ranks.share(job.data, group), device)
     stream = _stream(args)
+    if stream is not None and device.type != "cpu":
+        raise UsageError(f"--stream keeps weights in files that the CPU reads, so it goes without --device {device}")
     if stream is None and (text := memory.note(weight_files.elements(Path(args.model)), args.dtype)):
         note(text)
     with timer.step("load"):
         fp = checkpoints.load(args.model, args.dtype, stream)
+        fp = fp if device.type == "cpu" else fp.to(device)
     released = _released(timer, trees := [fp])
     with released("prepare"), _rows_first():
         q = pyquant.prepare(
@@ -239,7 +246,7 @@ def _quantized(
             yield
 
     oneshot.run(q, walk, recipe, unused=args.unused, resume=args.resume, log=note, step=step, group=group)
-    return fp, q
+    return (fp, q) if device.type == "cpu" else (fp.cpu(), q.cpu())
 
 
 def _summary(recipe: Recipe) -> str:
@@ -290,8 +297,8 @@ def _released(timer: memory.Timer, trees: Sequence[nn.Module]) -> Callable[[str]
 class _Walk:
     """The data, in order or by number; `index` is the sample that was read last, for error messages."""
 
-    def __init__(self, data: CalibrationData) -> None:
-        self.data = data
+    def __init__(self, data: CalibrationData, device: torch.device) -> None:
+        self.data, self.device = data, device
         self.index: int | None = None
 
     def __len__(self) -> int:
@@ -299,7 +306,8 @@ class _Walk:
 
     def __getitem__(self, index: int) -> Any:
         self.index = index
-        return self.data[index]
+        batch = self.data[index]
+        return batch if self.device.type == "cpu" else {name: value.to(self.device) for name, value in batch.items()}
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))

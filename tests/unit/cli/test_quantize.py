@@ -204,6 +204,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "ProfileError: a Gemma4 vision model takes an image or a frame at once, not 2 frames",
     ),
     "no such option": (["--max-seq-len", "64"], "ProfileError: a Gemma4 vision model has no max_seq_len; leave it out"),
+    "no such device": (["--device", "nosuch"], "UsageError: --device nosuch: no such device here"),
     "missing data": (["--data", "nowhere.jsonl"], "CalibrationError: calibration data 'nowhere.jsonl' cannot be read"),
     "missing model": (["--model", "./nowhere"], "ModelError: the model folder './nowhere' does not exist"),
     "hub, offline": (["--model", "org/name"], "ModelError: 'org/name' is no folder here, and as a name on the Hugging"),
