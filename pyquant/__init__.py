@@ -18,6 +18,7 @@ _HOME = {
     "convert": "pyquant.lifecycle",
     "save_quantized": "pyquant.checkpoint",
     "load_quantized": "pyquant.checkpoint",
+    "keep_weights": "pyquant.weight_memory",
     "export": "pyquant.exporter",
     "export_bundle": "pyquant.exporter",
     "ExportProfile": "pyquant.exporter",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from pyquant.spec import PerGroup as PerGroup
     from pyquant.spec import PerTensor as PerTensor
     from pyquant.spec import QuantSpec as QuantSpec
+    from pyquant.weight_memory import keep_weights as keep_weights
     from pyquant.wrap import register as register
 
 

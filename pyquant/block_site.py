@@ -16,7 +16,7 @@ from torch import Tensor
 from pyquant import ops
 from pyquant.errors import OpArgumentError, PhaseError, PolicyError, SpecError
 from pyquant.role import Phase, Role
-from pyquant.site import Clip, Site, TensorStamp, TreeState
+from pyquant.site import Clip, Site, TensorStamp, TreeState, same_or
 from pyquant.spec import BlockSpec, QuantSpec
 
 __all__ = ["BlockSite"]
@@ -81,7 +81,15 @@ class BlockSite(Site):
             return as_dtype(ops.dequantize_blocks(self.blocks, self.bits), value) if self.state.explicit else value
         if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return ops.fake_quantize_blocks(value, self.bits)
-        return self._cache.get((value,), lambda: ops.fake_quantize_blocks(value, self.bits))
+        if self.state.kept == "values":
+            return self._cache.get((value,), lambda: same_or(value, ops.fake_quantize_blocks(value, self.bits)))
+        with torch.no_grad():
+            if self.state.kept == "nothing":
+                return ops.fake_quantize_blocks(value, self.bits).detach()
+            blocks = self._cache.get(
+                (value,), lambda: ops.quantize_blocks(ops.fake_quantize_blocks(value, self.bits), self.bits)
+            )
+            return as_dtype(ops.dequantize_blocks(blocks, self.bits), value)
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of constant(table); see Site.rows."""

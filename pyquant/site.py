@@ -26,6 +26,7 @@ from pyquant.tree_state import Phased, TreeState
 __all__ = ["Phase", "Role", "Site", "Tap", "TapHandle", "TensorCache", "TreeState"]
 
 Clip = tuple[float | None, float | None]
+KEPT = ("values", "integers", "nothing")  # see weight_memory.py
 _CLOCK = itertools.count(1)
 _TINY = torch.finfo(torch.float32).tiny  # a smaller scale is not a normal float
 _OBSERVED = (torch.float32, torch.bfloat16, torch.float16)
@@ -156,7 +157,32 @@ class Site(Phased):
             return value
         if self.state.explicit or (self.training and torch.is_grad_enabled()):
             return self._quantize(value)
-        return self._cache.get((value, self.scale, self.zero_point), lambda: self._quantize(value))
+        of = (value, self.scale, self.zero_point)
+        if self.state.kept == "values" or not self.role.is_kernel:
+            return self._cache.get(of, lambda: same_or(value, self._quantize(value)))
+        with torch.no_grad():
+            if self.state.kept == "nothing":
+                return self._quantize(value).detach()
+            return self._floats(self._cache.get(of, lambda: self._integers(value)), value)
+
+    def _integers(self, value: Tensor) -> Tensor:
+        """As a file has them: 4-bit ones packed."""
+        spec, scale, zero_point = self._spec(), cast(Tensor, self.scale), cast(Tensor, self.zero_point)
+        axis, group = getattr(spec.granularity, "axis", None), getattr(spec.granularity, "size", 0)
+        storage = ops.STORAGE[spec.dtype.name]
+        integers = ops.quantize(value.detach(), scale, zero_point, axis, group, spec.qmin, spec.qmax, storage)
+        return ops.pack_int4(integers) if spec.dtype.bits == 4 else integers
+
+    def _floats(self, integers: Tensor, like: Tensor) -> Tensor:
+        spec, scale, zero_point = self._spec(), cast(Tensor, self.scale), cast(Tensor, self.zero_point)
+        axis, group = getattr(spec.granularity, "axis", None), getattr(spec.granularity, "size", 0)
+        if spec.dtype.bits == 4:
+            integers = ops.unpack_int4(integers, like.numel(), spec.dtype.signed).reshape(like.shape)
+        return ops.dequantize(integers, scale, zero_point, axis, group).to(like.dtype)
+
+    def let_go(self) -> None:
+        """Drop what is kept of a constant; it is made again when it is next used."""
+        self._cache = TensorCache()
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows (..., D) of constant(table) for `ids` (...); table (V, D). Once quantized, no other row is.
@@ -427,6 +453,16 @@ class TensorStamp:
 
     def __reduce__(self) -> tuple[type[TensorStamp], tuple[()]]:
         return TensorStamp, ()
+
+
+def same_or(value: Tensor, other: Tensor) -> Tensor:
+    """`value` where `other` has the same bits, so that no second copy of them is kept; else `other`."""
+    if value.shape != other.shape or value.dtype != other.dtype:
+        return other
+    bits = torch.int32 if value.dtype == torch.float32 else torch.int16
+    if value.dtype.itemsize not in (2, 4) or not value.is_contiguous() or not other.is_contiguous():
+        return other
+    return value if torch.equal(value.detach().view(bits), other.detach().view(bits)) else other
 
 
 def _marks(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:

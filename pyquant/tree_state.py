@@ -42,7 +42,8 @@ class TreeState:
     way, data that ended with an error), None while they can. explicit: a graph is recorded, see `exporting`; calls: who
     sees the calls of its blocks. log: what algorithms decided, in their order. recipe: what pyquant.quantize ran, and
     what it had to say meanwhile (notes). collects: an algorithm takes statistics, see `collecting`. stream: where the
-    weights of a tree lie that is larger than memory; None for one that is in memory.
+    weights of a tree lie that is larger than memory; None for one that is in memory. kept: what of weights is kept
+    between calls, see weight_memory.py.
     """
 
     def __init__(self, *, converted: bool = False, stream: Stream | None = None) -> None:
@@ -52,6 +53,7 @@ class TreeState:
         self.explicit = False
         self.calls: BlockCalls | None = None
         self.collects = False
+        self.kept = "values"
         self.warned_of_autocast = False
         self.log: list[Decision] = []
         self.recipe: Recipe | None = None

@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast", "likeness"},
     "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
     "trace": RUNS | {"errors", "ops", "site", "wrap", "files"},  # wrap for sites only
+    "weight_memory": {"errors", "site", "wrap"},
     "undecided": {"errors", "site", "weight", "wrap"},
     "sensitivity": VALUES | {"undecided", "policy", "site", "wrap", "files"} | RUNS,
     "smoke": VALUES
