@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pyquant import autocast, models, offloaded, tree_statistics, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
+from pyquant.calibrated import Progress
 from pyquant.distributed import Group
 from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
@@ -131,11 +132,21 @@ def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset(), s
         return wrap.wrap(fp, WrapContext("", policy, TreeState(stream=stream), absent=absent))
 
 
-def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = None, group: Group | None = None) -> None:
+def calibrate(
+    q: QModule,
+    batches: Iterable[Any],
+    *,
+    progress: bool | None = None,
+    resume: Path | None = None,
+    group: Group | None = None,
+) -> None:
     """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
 
     A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
     a bar on a terminal, True always, False never. An autocast block around it has no effect.
+
+    resume: a folder where the statistics are kept every 20 seconds, from which a run that was ended goes on with the
+    same bits. All batches of a generator are kept in memory then.
 
     group: processes that all call this, each with the same tree and its own batches (docs/distributed.md). Afterwards
     each tree has the statistics of all the batches, bit for bit as if it had seen them alone.
@@ -152,26 +163,28 @@ def calibrate(q: QModule, batches: Iterable[Any], *, progress: bool | None = Non
     tree = _tree(q, "calibrate")
     with tree.state.exclusive("calibrate"), autocast.off(), torch.no_grad(), watching(tree.state.stream, tree):
         if group is None or group.size == 1:
-            _calibrate(tree, batches, progress)
+            _calibrate(tree, batches, progress, resume)
             return
         with group.guard():
-            _calibrate_ranks(tree, batches, progress, group)
+            _calibrate_ranks(tree, batches, progress, resume, group)
 
 
-def _calibrate_ranks(q: QModule, batches: Iterable[Any], progress: bool | None, group: Group) -> None:
+def _calibrate_ranks(
+    q: QModule, batches: Iterable[Any], progress: bool | None, resume: Path | None, group: Group
+) -> None:
     q.require(Phase.CALIBRATE, "calibrate")
     tree_statistics.require_mergeable(q)
     group.same("calibrate: the tree", tree_statistics.checksum(q))
     earlier = tree_statistics.set_aside(q)
     try:
-        _calibrate(q, batches, progress if group.first else False)
+        _calibrate(q, batches, progress if group.first else False, resume)
         tree_statistics.merge_ranks(q, group, earlier)
     except BaseException as error:
         q.state.broken = q.state.broken or str(error).partition("\n")[0]
         raise
 
 
-def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> None:
+def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None, resume: Path | None) -> None:
     q.require(Phase.CALIBRATE, "calibrate")
     q.state.require_intact("calibrate")
     if isinstance(batches, Tensor | Mapping | str):
@@ -190,9 +203,14 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
     q.require_unedited("calibrate")
     watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
     known_bad = {id(site) for site in _non_finite(watched)}
+    if resume is not None and isinstance(batches, Iterator):
+        batches = list(batches)
+    kept = None if resume is None else Progress(q, _each(batches), resume)
     number = -1
     hide = None if progress is None else not progress
     for number, batch in enumerate(_whole(q, tqdm(batches, desc="calibrate", unit="batch", disable=hide, leave=None))):
+        if kept is not None and number < kept.done:
+            continue
         q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
         before = _last_seen(watched)
         try:
@@ -203,6 +221,10 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None) -> Non
             if _last_seen(watched) > before:
                 q.state.broken = _reason(number, error)
             raise
+        if kept is not None:
+            kept.after(number + 1)
+    if kept is not None:
+        kept.after(number + 1, last=True)
     if number < 0:
         raise CalibrationError(
             "calibrate got no batches: the iterable is empty (or a generator that was used up before)"
@@ -304,12 +326,16 @@ def _tree(q: Any, verb: str) -> QModule:
     return q
 
 
-def _run(q: QModule, batch: object, number: int) -> None:
+def _require_batch(batch: object, number: int) -> None:
     if not is_batch(batch):
         raise CalibrationError(
             f"batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a tuple or list of "
             f"positional arguments, or a tensor"
         )
+
+
+def _run(q: QModule, batch: object, number: int) -> None:
+    _require_batch(batch, number)
     try:
         call(q, batch)
     except PolicyError:  # about the format of a site, not about this batch
@@ -340,6 +366,13 @@ def _whole(q: QModule, batches: Iterable[Any]) -> Iterator[Any]:
             raise
         yield batch
         number += 1
+
+
+def _each(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches for their checksums. Raises CalibrationError for one that is none."""
+    for number, batch in enumerate(batches):
+        _require_batch(batch, number)
+        yield batch
 
 
 def _last_seen(sites: Sequence[Site]) -> int:

@@ -21,7 +21,7 @@ from pyquant.distributed import Group, guarded
 from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
 from pyquant.policy import Policy
 from pyquant.recipe import Recipe, Step
-from pyquant.steps import Steps, takes
+from pyquant.steps import Steps
 from pyquant.stream import Stream
 from pyquant.wrap import Phase, QModule
 
@@ -58,8 +58,8 @@ def quantize(
         steps that would change them are left out, which is said.
     stream: for a model that is larger than memory, as of prepare.
     progress: None shows bars on a terminal, True always, False never.
-    resume: a folder where steps that decide weights put each finished block, and from which a run that was ended goes
-        on, with the same bits. It is made where it does not exist.
+    resume: a folder where steps that decide weights put each finished block and calibrate its statistics, and from
+        which a run that was ended goes on, with the same bits. It is made where it does not exist.
     log: called with each line of what a reader should know, such as a step that this model does not allow; by default
         these go to the logger `pyquant.oneshot` as warnings.
     group: processes that all call this, each with the same model and recipe and its own batches, a list or data loader
@@ -69,11 +69,11 @@ def quantize(
     the lines of `log`; `save_quantized` writes all three. `fp` is not changed.
 
     Raises what prepare, calibrate, convert and the algorithms raise; PolicyError for a recipe that does not exist,
-    InputError for `resume` where no step uses it; RankError for an error of any process of the group.
+    InputError for `resume` that cannot be a folder; RankError for an error of any process of the group.
     """
     with guarded(group):
         chosen = Recipe.of(recipe)
-        _check_resume(chosen, resume)
+        _check_resume(resume)
         q = lifecycle.prepare(fp, chosen.policy, checkpoint=checkpoint, requantize=requantize, stream=stream)
         return run(q, batches, chosen, unused=unused, progress=progress, resume=resume, log=log, group=group)
 
@@ -127,7 +127,7 @@ def calibrate_by(
             f"the tree was prepared with policy {q.policy.name!r}, and recipe {recipe.name!r} has another; use "
             "pyquant.prepare(fp, recipe.policy)"
         )
-    _check_resume(recipe, resume)
+    _check_resume(resume)
     data = _again(batches, recipe, log or _warn)
     folder = None if resume is None else Path(resume)
     if group is not None and group.size > 1:
@@ -178,12 +178,9 @@ def _again(batches: Iterable[Any], recipe: Recipe, log: Log) -> Iterable[Any]:
     return found
 
 
-def _check_resume(recipe: Recipe, resume: str | Path | None) -> None:
+def _check_resume(resume: str | Path | None) -> None:
     if resume is None:
         return
-    if not any(takes(step, "resume") for step in recipe.steps):
-        steps = ", ".join(map(str, recipe.steps)) or "none"
-        raise InputError(f"resume={str(resume)!r}: no step of recipe {recipe.name!r} ({steps}) can go on; leave it out")
     try:
         Path(resume).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ from pyquant.observe import EmaObserver, Observer
 from pyquant.site import Site
 from pyquant.wrap import QModule
 
-__all__ = ["SetAside", "checksum", "merge_ranks", "require_mergeable", "set_aside"]
+__all__ = ["SetAside", "checksum", "merge_ranks", "require_mergeable", "running", "set_aside"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SetAside:
 
 def require_mergeable(q: QModule) -> None:
     """Raise CalibrationError for an observer whose range depends on the order of the data."""
-    if odd := [site.path for site in _running(q) if isinstance(site.observer, EmaObserver)]:
+    if odd := [site.path for site in running(q) if isinstance(site.observer, EmaObserver)]:
         raise CalibrationError(
             f"{len(odd)} sites have the observer ema, the first is {odd[0]!r}: its average depends on the order of the "
             "batches, and several processes have none; use minmax, percentile or mse, or calibrate in one process"
@@ -44,7 +44,7 @@ def require_mergeable(q: QModule) -> None:
 def set_aside(q: QModule) -> SetAside:
     """Take what was observed while the model ran out of the tree, which then starts anew."""
     observers, counts = {}, {}
-    for site in _running(q):
+    for site in running(q):
         assert site.observer is not None
         if site.observer.batches:
             observers[site.path] = site.observer
@@ -62,7 +62,7 @@ def merge_ranks(q: QModule, group: Group, earlier: SetAside) -> None:
 
     Raises RankError.
     """
-    sites = list(_running(q))
+    sites = list(running(q))
     merged = group.fold("calibrate: statistics", [_Seen.of(site) for site in sites], _merged)
     for site, seen in zip(sites, merged, strict=True):
         seen.give(site, earlier.observers.get(site.path))
@@ -94,7 +94,7 @@ def _bits(tensor: Tensor) -> int:
     return int(tensor.detach().contiguous().view(integers).sum(dtype=torch.int64))
 
 
-def _running(q: QModule) -> Iterator[Site]:
+def running(q: QModule) -> Iterator[Site]:
     """The sites that observe while the model runs: all but those of constants that prepare scanned."""
     for module in q.all_qmodules():
         scanned = module.constants()

@@ -28,7 +28,7 @@ from pyquant.spec import QuantSpec
 from pyquant.weight import Weight, weights
 from pyquant.wrap import QModule
 
-__all__ = ["RunFolder", "fingerprint"]
+__all__ = ["RunFolder", "digest", "fingerprint"]
 
 RUN = "run.json"
 
@@ -118,7 +118,7 @@ class RunFolder:
                 [[w.path, spec.to_dict(), w.how, w.site.final] for w, spec in zip(decided, specs, strict=True)]
             ),
             "log": json.dumps([asdict(entry) for entry in log]),
-            "digest": _digest(tensors),
+            "digest": digest(tensors),
         }
         with files.whole_file(self._file(number)) as new:
             tensor_file.save(new, {name: tensor_file.whole(value) for name, value in tensors.items()}, about)
@@ -137,7 +137,7 @@ class RunFolder:
                 listed = json.loads(about["weights"])
                 if about["path"] != path or [each[0] for each in listed if each[0] not in open_weights]:
                     raise CheckpointError(f"it is of {about['path']!r}, expected {path!r}")
-                if about["digest"] != _digest({key: opened.get_tensor(key) for key in opened.keys()}):  # noqa: SIM118
+                if about["digest"] != digest({key: opened.get_tensor(key) for key in opened.keys()}):  # noqa: SIM118
                     raise CheckpointError("its tensors are not those that were written")
                 log = [Decision(**entry) for entry in json.loads(about["log"])]
                 chosen = []
@@ -158,7 +158,8 @@ class RunFolder:
         return self.path / f"block_{number:03d}.safetensors"
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of named tensors."""
     digest = hashlib.sha256()
     _add(digest, dict(tensors))
     return digest.hexdigest()

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _ONE_FILE = "all graphs in one file, which share the weights (for runtimes that know signatures, as pyquant's own)"
 _RECIPE = f"formats and steps: {', '.join(recipes())}, or a file, such as a former recipe.yaml"
 _DEVICE = "where the model runs while weights are decided and ranges observed, such as cuda (%(default)s); export: cpu"
-_RESUME = "steps that decide weights keep each finished block in DIR, and a run that was ended goes on from there"
+_RESUME = "keep finished blocks and statistics in DIR, from where a run that was ended goes on with the same bits"
 _STREAM = (
     "for a model larger than memory: weights stay in their files, and few of them are in memory; the same result. "
     "Edited weights, and those of another --dtype than the checkpoint's, take disk beside OUT meanwhile"

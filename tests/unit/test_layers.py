@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops", "pages", "stream"},
     "lifecycle": VALUES
     | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"}
-    | {"distributed", "tree_statistics", "offloaded"},
+    | {"distributed", "tree_statistics", "offloaded", "calibrated"},
+    "calibrated": {"errors", "files", "tensor_file", "tree_statistics", "algorithms", "wrap"},
     "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle", "distributed"},
     "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"},
     "files": set(),
