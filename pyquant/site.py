@@ -457,6 +457,8 @@ class TensorStamp:
 
 def same_or(value: Tensor, other: Tensor) -> Tensor:
     """`value` where `other` has the same bits, so that no second copy of them is kept; else `other`."""
+    if torch.compiler.is_compiling() or type(other) is not Tensor or other.is_meta:  # nothing to compare
+        return other
     if value.shape != other.shape or value.dtype != other.dtype:
         return other
     bits = torch.int32 if value.dtype == torch.float32 else torch.int16

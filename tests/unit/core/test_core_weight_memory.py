@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import pyquant
 from pyquant.errors import InputError
@@ -83,3 +84,12 @@ def test_another_word_is_refused() -> None:
     q = converted(pyquant.Policy.preset("w8a8-fast"))
     with pytest.raises(InputError, match="takes one of values, integers, nothing, got 'half'"):
         pyquant.keep_weights(q, "half")
+
+
+@pytest.mark.parametrize("what", ["values", "integers", "nothing"])
+def test_a_tree_without_numbers_gives_shapes(what: str) -> None:
+    q = converted(pyquant.Policy.preset("w8a8-fast"))
+    pyquant.keep_weights(q, what)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        out = q(torch.empty(3, WIDTH))
+    assert (tuple(out.shape), out.dtype) == ((3, ROWS), torch.float32)
