@@ -40,7 +40,11 @@ class CircleProgram:
 
     @property
     def exported(self) -> torch.export.ExportedProgram:
-        """The traced program: the same operations as the eager model, with fake_quantize nodes."""
+        """The traced program: the same operations as the eager model, with fake_quantize nodes.
+
+        Of a graph whose equal layers were recorded once it is built on first use, from the graph that was lowered: what
+        a full trace gives.
+        """
         return self.traced.program
 
     @property

@@ -218,14 +218,16 @@ class _Splice:
                 raise UnfitError(f"{mark.block.names[0]} has no '{own}'")
             local[source] = self.lifted[name]
         around = dict(node.meta.get("nn_module_stack") or {})
+        moved: dict[str, str] = {}
         for each in template.nodes:
             local[each] = new = self._append(each, local, template.unused)
             new.meta = {key: each.meta[key] for key in _COPIED if key in each.meta}
             inner = list((each.meta.get("nn_module_stack") or {}).items())[template.depth :]
-            new.meta["nn_module_stack"] = around | {
-                _moved(key, template.block, mark.block): (_moved(path, template.block, mark.block), kind)
-                for key, (path, kind) in inner
-            }
+            for key, (path, _) in inner:
+                if key not in moved:
+                    moved[key] = _moved(key, template.block, mark.block)
+                    moved[path] = _moved(path, template.block, mark.block)
+            new.meta["nn_module_stack"] = around | {moved[key]: (moved[path], kind) for key, (path, kind) in inner}
         for user in node.users:
             if (part := _part_of(user)) is not None:
                 self.new[user] = local[template.outputs[part[1]]]
@@ -235,7 +237,8 @@ class _Splice:
         kind = _NUMBERED.sub("", node.name)
         for _ in range(unused.get(node, 0)):
             self.graph._graph_namespace.create_name(kind, None)
-        made = self.graph.create_node(node.op, node.target, args, kwargs, name=kind)
+        made = self.graph.create_node(node.op, node.target, name=kind)
+        made.args, made.kwargs = args, kwargs  # given to create_node, they are searched for symbolic numbers each time
         if node.users:
             self.read.append(made)
         return made

@@ -30,24 +30,25 @@ _DTYPES = (
     torch.bool,
 )
 _LIBRARY: Any = torch.library.Library("pyquant_trace", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("mark(Tensor[] given, int call, int[] forms) -> Tensor[]")
+_LIBRARY.define("mark(Tensor[] given, int call, str forms) -> Tensor[]")
 MARK = torch.ops.pyquant_trace.mark.default
 
 
 @torch.library.impl(_LIBRARY, "mark", "Meta")
-def _mark(given: Sequence[Tensor], call: int, forms: Sequence[int]) -> list[Tensor]:
+def _mark(given: Sequence[Tensor], call: int, forms: str) -> list[Tensor]:
     """New tensors of the forms that `_encoded` wrote down."""
-    out, at = [], 0
-    while at < len(forms):
-        dtype, rank = _DTYPES[forms[at]], forms[at + 1]
-        sizes, strides = forms[at + 2 : at + 2 + rank], forms[at + 2 + rank : at + 2 + 2 * rank]
-        out.append(torch.empty_strided(sizes, strides, dtype=dtype, device="meta"))
-        at += 2 + 2 * rank
+    out = []
+    for each in forms.split(";"):
+        dtype, *numbers = map(int, each.split(",")) if each else (-1,)
+        if dtype >= 0:
+            sizes, strides = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+            out.append(torch.empty_strided(sizes, strides, dtype=_DTYPES[dtype], device="meta"))
     return out
 
 
-def _encoded(tensors: Sequence[Tensor]) -> list[int]:
-    return [n for t in tensors for n in (_DTYPES.index(t.dtype), t.dim(), *t.shape, *t.stride())]
+def _encoded(tensors: Sequence[Tensor]) -> str:
+    """Types, shapes and strides as one argument of an operator: torch.export looks at every number of a list."""
+    return ";".join(",".join(map(str, (_DTYPES.index(t.dtype), *t.shape, *t.stride()))) for t in tensors)
 
 
 class Block(Protocol):
@@ -76,7 +77,7 @@ class Outputs:
     """What a call returned: its tensors in order, and everything else."""
 
     tensors: tuple[int, ...]
-    forms: list[int]
+    forms: str
     leaves: tuple[Any, ...]
     spec: Any
 
@@ -107,10 +108,20 @@ class Known:
 
 class Calls:
     """Sees the calls of `blocks` while one graph is recorded; those in `hidden` are to be taken from equal ones, which
-    are in `known` or come first. See tree_state.BlockCalls."""
+    are in `known` or come first. See tree_state.BlockCalls.
 
-    def __init__(self, blocks: Sequence[Block], hidden: Sequence[Block], known: Mapping[Hashable, Known]) -> None:
+    kinds: a number for each block, one for all of one likeness.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        kinds: Sequence[int],
+        hidden: Sequence[Block],
+        known: Mapping[Hashable, Known],
+    ) -> None:
         self.marks: list[Call] = []
+        self._kinds = {id(block): kind for block, kind in zip(blocks, kinds, strict=True)}
         self.known = dict(known)
         self._hidden = {id(block) for block in hidden}
         self._places = {
@@ -126,7 +137,7 @@ class Calls:
         leaves, spec = pytree.tree_flatten(given)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         forms = tuple(form(leaf) if isinstance(leaf, Tensor) else frozen(leaf) for leaf in leaves)
-        key = (own.likeness, name, run, spec, forms)
+        key = (self._kinds[id(own)], name, run, spec, forms)
         known = self.known.get(key)
         if id(own) in self._hidden:
             if known is None or not self._same_clamps(own, known):
@@ -153,7 +164,7 @@ class Calls:
         return outputs.again(self._mark("end", block, key, list(tensors.values()), outputs.forms))
 
     def _mark(
-        self, kind: Literal["begin", "end", "copy"], block: Block, key: Hashable, given: list[Tensor], forms: list[int]
+        self, kind: Literal["begin", "end", "copy"], block: Block, key: Hashable, given: list[Tensor], forms: str
     ) -> list[Tensor]:
         self.marks.append(Call(kind, block, key))
         out: list[Tensor] = MARK(given, len(self.marks) - 1, forms)

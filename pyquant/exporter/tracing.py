@@ -81,7 +81,12 @@ class Templates:
         self.shared = shared
         self.calls: dict[Hashable, Known] = {}
         self.nodes: dict[Hashable, Template] = {}
-        self.seen: set[Hashable] = set()  # (likeness of a block, form of a graph) whose calls are in `calls`
+        self.seen: set[Hashable] = set()  # (kind of a block, form of a graph) whose calls are in `calls`
+        self._kinds: dict[Hashable, int] = {}
+
+    def kind(self, block: Block) -> int:
+        """A number for the likeness of a block."""
+        return self._kinds.setdefault(block.likeness, len(self._kinds))
 
     def add(
         self, nodes: Mapping[Hashable, Template], calls: Mapping[Hashable, Known], seen: Iterable[Hashable]
@@ -134,9 +139,10 @@ def _by_templates(
     """None for a graph without equal blocks, and for one that has to be traced in full."""
     blocks: list[Block] = adapter.blocks()
     interface = tuple((each.shape, each.dtype) for each in specs.values())
+    kinds = [known.kind(block) for block in blocks]
     hidden, seen = [], set(known.seen)
-    for block in blocks:
-        form = (block.likeness, interface)
+    for block, kind in zip(blocks, kinds, strict=True):
+        form = (kind, interface)
         if form in seen:
             hidden.append(block)
         seen.add(form)
@@ -144,7 +150,7 @@ def _by_templates(
         return None
     tensors = dict(chain(_members(adapter, "named_parameters"), _members(adapter, "named_buffers")))
     for _ in range(_ATTEMPTS):
-        calls = Calls(blocks, hidden, known.calls)
+        calls = Calls(blocks, kinds, hidden, known.calls)
         try:
             marked = _exported(adapter.seen_by(calls, hidden), specs, lines)
             new = templates_of(marked, calls.marks)

@@ -11,6 +11,7 @@ import torch
 
 import pyquant
 from pyquant.decoder.graphs import TextProfile
+from pyquant.errors import ExportError
 from pyquant.exporter.pipeline import build
 from pyquant.exporter.tracing import Templates, Traced
 from pyquant.models.qwen3_vl import VisionProfile
@@ -146,3 +147,14 @@ def test_every_graph_of_a_bundle_is_that_of_a_full_trace(tiny: Any, layers: str,
     for part, profile in tiny.profile(**settings).graphs(q).values():
         copied += same(part, profile, known).copied
     assert copied
+
+
+def test_an_error_names_the_layer_that_differs() -> None:
+    """A tap may do anything, so its layer equals no other, and is recorded itself."""
+    q = llama()
+    site = q.layers[1].mlp.site("gated")
+    with (
+        site.tap(lambda site, x, out, **_: torch.erfinv(out)),
+        pytest.raises(ExportError, match=r"erfinv.*layers\.1\.mlp"),
+    ):
+        build(q, TextProfile(1, 4))
