@@ -53,7 +53,7 @@ class TreeState:
         self.explicit = False
         self.calls: BlockCalls | None = None
         self.collects = False
-        self.kept = "values"
+        self.kept = "values" if stream is None else "nothing"
         self.warned_of_autocast = False
         self.log: list[Decision] = []
         self.recipe: Recipe | None = None

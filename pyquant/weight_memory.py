@@ -20,7 +20,7 @@ def keep_weights(q: QModule, what: str) -> None:
         already (a loaded model, weights that GPTQ decided) these serve, and nothing is kept.
     "integers": the integers on the grid, an eighth (4 bit) or a quarter (8 bit) of float32; each call makes floats of
         them, for one weight at a time.
-    "nothing": each call rounds the weight anew.
+    "nothing": each call rounds the weight anew (the default of a streamed tree).
 
     What is kept now is let go. Raises InputError for another word.
     """

@@ -86,6 +86,10 @@ def test_the_saved_model_is_the_same(place: Path, tmp_path: Path, family: str, r
     fp = pyquant.interop.load(folder, dtype, stream=stream)
     assert all(map(pages.is_mapped, fp.parameters()))
     q = pyquant.quantize(fp, batches(place / family), recipe, stream=stream)
+    with torch.no_grad():
+        wanted, got = (tree(**batches(place / family)[0]).logits for tree in (whole, q))
+    assert torch.equal(got, wanted)
+    assert [site.path for site in q.all_sites() if site.role.is_kernel and site._cache._value is not None] == []
     held = [name for name, value in q.named_parameters() if not pages.is_mapped(value)]
     assert [name for name in held if "patch_embed" not in name] == []  # a wrapper computes that one
     for name, tree in (("whole", whole), ("streamed", q)):
