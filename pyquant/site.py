@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.module import _global_forward_hooks
 
 from pyquant import autocast, observe, ops
 from pyquant.errors import InputError, PhaseError, PolicyError, SpecError
@@ -98,6 +99,7 @@ class Site(Phased):
         self._cache = TensorCache()
         self._scanned = TensorStamp()
         self._taps: tuple[TapHandle, ...] = ()
+        self._form: tuple[QuantSpec | None, int | None, int, int, int] = (None, None, 0, 0, 0)  # see _form()
         self.register_state_dict_post_hook(_record_format)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_follow_scale)  # type: ignore[no-untyped-call]
 
@@ -107,6 +109,31 @@ class Site(Phased):
         if self.spec is None or self.scale is None or self.zero_point is None:
             return None
         return QParams(self.spec, self.scale, self.zero_point)
+
+    def rounded(self, x: Tensor) -> Tensor | None:
+        """forward(x), where that is to round x to the grid and nothing else; None where it is more, and not done.
+
+        QModule.q asks here first: a call of a module takes several times as long as rounding a small tensor. Tensors
+        are read anew each time, whoever replaced them.
+        """
+        scale, zero_point, spec = self._buffers["scale"], self._buffers["zero_point"], self.spec
+        if (
+            self._phase is not Phase.QUANTIZED
+            or scale is None
+            or zero_point is None
+            or self._taps
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or _global_forward_hooks
+            or self._state.explicit
+            or not x.is_floating_point()
+            or torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+        ):
+            return None
+        if self._form[0] is not spec:
+            self._form = _form(self._spec())
+        _, axis, group, qmin, qmax = self._form
+        return ops.fake_quantize(x, scale, zero_point, axis, group, qmin, qmax)
 
     def forward(self, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
         """`x` clamped to `clip` (float, calibrating), or on this site's grid.
@@ -145,7 +172,7 @@ class Site(Phased):
         of an adapter (TreeState.exporting) the quantization is a node, so that lowering sees value and qparams; while
         training it is computed each time, so that gradients reach the value.
         """
-        out = value if on_grid and not self.state.explicit else self._constant(value)
+        out = value if on_grid and not self._state.explicit else self._constant(value)
         return self._tapped(value, out, constant=True) if self._taps else out
 
     def _constant(self, value: Tensor) -> Tensor:
@@ -153,15 +180,17 @@ class Site(Phased):
             if self.observer is not None and self.observer.batches == 0:
                 self.scan(value)
             return value
-        if self._phase is Phase.FLOAT or self.scale is None or self.zero_point is None:
+        buffers = self._buffers  # self.scale is several times as slow
+        scale, zero_point = buffers["scale"], buffers["zero_point"]
+        if self._phase is Phase.FLOAT or scale is None or zero_point is None:
             return value
-        if self.state.explicit or (self.training and torch.is_grad_enabled()):
+        if self._state.explicit or (self.training and torch.is_grad_enabled()):
             return self._quantize(value)
-        of = (value, self.scale, self.zero_point)
-        if self.state.kept == "values" or not self.role.is_kernel:
+        of = (value, scale, zero_point)
+        if self._state.kept == "values" or not self.role.is_kernel:
             return self._cache.get(of, lambda: same_or(value, self._quantize(value)))
         with torch.no_grad():
-            if self.state.kept == "nothing":
+            if self._state.kept == "nothing":
                 return self._quantize(value).detach()
             return self._floats(self._cache.get(of, lambda: self._integers(value)), value)
 
@@ -442,14 +471,20 @@ class TensorStamp:
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = tensors  # kept alive, so that an id is not reused
-        self._marks = None if any(t.is_inference() for t in tensors) else _marks(tensors)
+        self._marks = () if any(t.is_inference() for t in tensors) else tuple(map(_mark, tensors))
 
     def is_of(self, *tensors: Tensor) -> bool:
         """True when the stamp is of exactly these tensors as they are now."""
-        if not tensors or self._marks is None or any(t.is_inference() for t in tensors):
+        marks = self._marks
+        if not marks or len(marks) != len(tensors):
             return False
-        return self._marks == _marks(tensors)
+        for t, (seen, version, address, dtype, device) in zip(tensors, marks, strict=True):
+            # A tensor that is `seen` is no inference tensor, so it has a version.
+            if t is not seen or t._version != version or t.data_ptr() != address:
+                return False
+            if t.dtype != dtype or t.device != device:
+                return False
+        return True
 
     def __reduce__(self) -> tuple[type[TensorStamp], tuple[()]]:
         return TensorStamp, ()
@@ -467,8 +502,9 @@ def same_or(value: Tensor, other: Tensor) -> Tensor:
     return value if torch.equal(value.detach().view(bits), other.detach().view(bits)) else other
 
 
-def _marks(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    return tuple((id(t), t._version, t.data_ptr(), t.dtype, t.device) for t in tensors)
+def _mark(t: Tensor) -> tuple[Tensor, int, int, torch.dtype, torch.device]:
+    """The tensor, kept alive, and what an edit, a move or a cast of it changes."""
+    return t, t._version, t.data_ptr(), t.dtype, t.device
 
 
 class TensorCache:
@@ -502,6 +538,13 @@ def _record_format(site: Any, state_dict: Any, prefix: str, metadata: dict[str, 
 
 def _follow_scale(site: Any, _: Any) -> None:
     site._compute_ends()
+
+
+def _form(spec: QuantSpec) -> tuple[QuantSpec, int | None, int, int, int]:
+    """The format, and what ops.fake_quantize takes of it for a value that is computed on the device: axis, group, the
+    lowest integer of the type, qmax."""
+    axis, group = getattr(spec.granularity, "axis", None), getattr(spec.granularity, "size", 0)
+    return spec, axis, group, spec.dtype.qmin, spec.qmax
 
 
 def _clamp(x: Tensor, clip: Clip | None) -> Tensor:

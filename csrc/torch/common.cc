@@ -1,10 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "torch/common.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace pyquant::torch_ops {
+namespace {
+
+/// The allocator takes memory of this size from the system each time, and gives it back.
+[[maybe_unused]] constexpr size_t kFresh = size_t{32} << 20;
+
+/// Advice only: where the system has no large pages, nothing changes.
+void advise_large_pages([[maybe_unused]] const Tensor& t) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
+  if (bytes < kFresh) return;
+  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
 
 std::string shape_text(const Tensor& t) {
   std::string text = "(";
@@ -56,6 +80,27 @@ void check_state(const char* op, const char* name, const Tensor& t, ScalarType e
   PYQUANT_CHECK(t.numel() == numel, op, ": ", name, " has shape ", shape_text(t), "; expected ", numel,
                 " elements");
   PYQUANT_CHECK(t.is_contiguous(), op, ": ", name, " is updated in place and must be contiguous");
+}
+
+Tensor empty_like(const Tensor& x, ScalarType dtype) {
+  constexpr int64_t kFew = 8;
+  const int64_t rank = x.dim();
+  int64_t few[2 * kFew];
+  std::vector<int64_t> many(rank > kFew ? 2 * rank : 0);
+  int64_t *sizes = rank > kFew ? many.data() : few, *strides = sizes + rank;
+  int64_t step = 1;
+  for (int64_t d = rank - 1; d >= 0; --d) {
+    sizes[d] = x.size(d);
+    strides[d] = step;
+    step *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(rank, sizes, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor y(handle);
+  advise_large_pages(y);
+  return y;
 }
 
 void check_grid(const char* op, int64_t qmin, int64_t qmax) {

@@ -40,6 +40,11 @@ void check_search_grid(const char* op, int64_t qmin, int64_t qmax, bool symmetri
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+/// A contiguous CPU tensor of x's shape, not initialized. By torch's C function: torch::stable::new_empty
+/// looks its operator up by name, which takes longer than rounding a small tensor. Large ones ask the system
+/// for large pages, without which each new page is a fault: several times the time of the loop that fills it.
+Tensor empty_like(const Tensor& x, ScalarType dtype);
+
 /// The layout of x and its scales, and the shape of the scales.
 struct Granularity {
   kernels::ScaleMap map;

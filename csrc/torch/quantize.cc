@@ -12,7 +12,7 @@ Tensor fake_quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_p
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
   return with_float("fake_quantize", x, [&](auto type) {
     using T = decltype(type);
-    Tensor y = torch::stable::new_empty(x, x.sizes());
+    Tensor y = empty_like(x, x.scalar_type());
     const T* from = in<T>(x);
     T* to = out<T>(y);
     parallel(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
@@ -34,7 +34,7 @@ Tensor fake_quantize_backward(const Tensor& grad_, const Tensor& x_, const Tenso
   const Grid grid{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax)};
   return with_float(op, x, [&](auto type) {
     using T = decltype(type);
-    Tensor dx = torch::stable::new_empty(x, x.sizes());
+    Tensor dx = empty_like(x, x.scalar_type());
     const T *dy = in<T>(grad), *from = in<T>(x);
     T* to = out<T>(dx);
     parallel(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
@@ -55,7 +55,7 @@ Tensor quantize(const Tensor& x_, const Tensor& scale, const Tensor& zero_point,
                   "quantize: dtype ", dtype_text(dtype), " cannot hold the grid [", qmin, ", ", qmax, "]");
     return with_float("quantize", x, [&](auto type) {
       using T = decltype(type);
-      Tensor q = torch::stable::new_empty(x, x.sizes(), dtype);
+      Tensor q = empty_like(x, dtype);
       const T* from = in<T>(x);
       Q* to = out<Q>(q);
       parallel(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
@@ -71,7 +71,7 @@ Tensor dequantize(const Tensor& q_, const Tensor& scale, const Tensor& zero_poin
   const Tensor q = dense(q_);
   return with_integer("dequantize", "q", q.scalar_type(), [&](auto integer) {
     using Q = decltype(integer);
-    Tensor x = torch::stable::new_empty(q, q.sizes(), ScalarType::Float);
+    Tensor x = empty_like(q, ScalarType::Float);
     const Q* from = in<Q>(q);
     float* to = out<float>(x);
     parallel(q.numel(), kGrain, [&](int64_t begin, int64_t end) {

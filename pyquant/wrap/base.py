@@ -170,7 +170,11 @@ class QModule(Phased):
 
     def q(self, name: str, x: Tensor, *, clip: Clip | None = None, observed: Tensor | None = None) -> Tensor:
         """`x` through the site `name`; see Site.forward."""
-        out: Tensor = self.sites[name](x, clip=clip, observed=observed)
+        sites: Any = self._modules["sites"]  # as self.sites[name], without torch's look-ups
+        site: Site = sites._modules[name]
+        if clip is None and (rounded := site.rounded(x)) is not None:
+            return rounded
+        out: Tensor = site(x, clip=clip, observed=observed)
         return out
 
     def const(self, name: str, value: Tensor) -> Tensor:
@@ -178,7 +182,9 @@ class QModule(Phased):
 
         Cached by the identity of `value`: pass a parameter or buffer, not a fresh tensor per call.
         """
-        return self.site(name).constant(value)
+        sites: Any = self._modules["sites"]  # as self.sites[name], without torch's look-ups
+        site: Site = sites._modules[name]
+        return site.constant(value)
 
     def qbias(self, name: str, value: Tensor | None) -> Tensor | None:
         """The bias `name` of BIASES on the grid that input scale times weight scale gives: 32-bit integers for 8-bit
@@ -187,9 +193,13 @@ class QModule(Phased):
         scale = self._buffers[f"{name}_scale"]
         if value is None or scale is None:
             return value
-        if any(self.site(site).phase is not Phase.QUANTIZED for site in self.BIASES[name][:2]):
+        sites: Any = self._modules["sites"]
+        x_name, weight_name, *_ = self.BIASES[name]
+        x: Site = sites._modules[x_name]
+        weight: Site = sites._modules[weight_name]
+        if x._phase is not Phase.QUANTIZED or weight._phase is not Phase.QUANTIZED:
             return value
-        spec = self.site(self.BIASES[name][0]).spec
+        spec = x.spec
         assert spec is not None
         bits = bias_bits(spec)
         if self.state.explicit or (self.training and torch.is_grad_enabled()):
