@@ -106,3 +106,15 @@ def bench_gradient(elements: int) -> Rivals:
     }
     assert (calls["pyquant"]() != calls["aten"]()).float().mean() < 1e-3
     return calls
+
+
+@rivals("pyquant", "clone", threads=(1,))
+def bench_fake_quantize_of_four_times_the_size(elements: int) -> Rivals:
+    """64 MiB by default: each result is fresh memory of the system, whose pages a copy takes one fault at a time."""
+    x, (scale, zero_point) = values(4 * elements), qparams()
+    calls: Rivals = {
+        "pyquant": lambda: ops.fake_quantize(x, scale, zero_point, None, 0, -128, 127),
+        "clone": x.clone,
+    }
+    assert_near(calls["pyquant"](), torch.fake_quantize_per_tensor_affine(x, scale, zero_point, -128, 127), STEP)
+    return calls
