@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pyquant.exporter.plan import Graph
+from pyquant.exporter.plan import Graph, Op
 
 
 def remove_dead(graph: Graph) -> Graph:
@@ -24,12 +24,20 @@ def remove_dead(graph: Graph) -> Graph:
     tensor_at = {old: new for new, old in enumerate(sorted(needed))}
     tensors = [graph.tensors[old] for old in tensor_at]
     used = sorted({tensor.constant for tensor in tensors if tensor.constant is not None})
+    if len(tensor_at) == len(graph.tensors) and len(used) == len(graph.constants):
+        return graph
     constant_at = {old: new for new, old in enumerate(used)}
     tensor_at[-1] = -1
     return graph.replace(
         tensors=tuple(t if t.constant is None else replace(t, constant=constant_at[t.constant]) for t in tensors),
         operators=tuple(
-            replace(op, inputs=tuple(tensor_at[i] for i in op.inputs), outputs=tuple(tensor_at[i] for i in op.outputs))
+            Op(
+                op.op,
+                tuple([tensor_at[i] for i in op.inputs]),
+                tuple([tensor_at[i] for i in op.outputs]),
+                op.options,
+                op.where,
+            )
             for op in kept
         ),
         inputs=tuple(tensor_at[i] for i in graph.inputs),
