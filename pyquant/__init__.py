@@ -38,6 +38,7 @@ _HOME = {
     "PerGroup": "pyquant.spec",
     "QParams": "pyquant.qparams",
     "PyquantError": "pyquant.errors",
+    "Stream": "pyquant.stream",
     "register": "pyquant.wrap",
     "report": "pyquant.reporter",
     "evaluate": "pyquant.evaluation",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from pyquant.spec import PerGroup as PerGroup
     from pyquant.spec import PerTensor as PerTensor
     from pyquant.spec import QuantSpec as QuantSpec
+    from pyquant.stream import Stream as Stream
     from pyquant.weight_memory import keep_weights as keep_weights
     from pyquant.wrap import register as register
 

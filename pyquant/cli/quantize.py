@@ -113,6 +113,8 @@ def _run(args: argparse.Namespace, group: Group | None) -> int:
     from pyquant import files
     from pyquant.cli import result_folder
 
+    if args.cache_gb is not None and not args.stream:
+        raise UsageError("--cache-gb is of --stream, which was not given; give both, or leave it out")
     writes = group is None or group.first
     if writes:
         result_folder.require_place(args.out)
@@ -272,8 +274,6 @@ def _stream(args: argparse.Namespace) -> Stream | None:
     from pyquant.stream import Stream
 
     if not args.stream:
-        if args.cache_gb is not None:
-            raise CalibrationError("--cache-gb is of --stream; give both, or leave it out")
         return None
     place = args.out.absolute().parent
     place.mkdir(parents=True, exist_ok=True)

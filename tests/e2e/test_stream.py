@@ -72,8 +72,8 @@ def batches(place: Path) -> list[dict[str, torch.Tensor]]:
     ("family", "recipe", "dtype"),
     [
         ("llama", "w4a16", "float32"),
-        ("qwen3_vl", "w8a8-fast", "bfloat16"),
-        ("gemma4", "w8a8-fast", "float32"),
+        pytest.param("qwen3_vl", "w8a8-fast", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("gemma4", "w8a8-fast", "float32", marks=pytest.mark.slow),
         pytest.param("qwen3_vl", "w4a16", "float32", marks=pytest.mark.slow),
         pytest.param("qwen3_vl", "w4a8", "bfloat16", marks=pytest.mark.slow),
         pytest.param("gemma4", "w4a16", "float32", marks=pytest.mark.slow),

@@ -77,7 +77,7 @@ def nodes(traced: Traced) -> list[tuple[Any, ...]]:
     ("profile", "calls"),
     [
         pytest.param(TextProfile(1, 4), 1, id="prefill"),
-        pytest.param(TextProfile(2, 3, 5, attention="per_head"), 2, id="append_per_head"),
+        pytest.param(TextProfile(2, 3, 5, attention="per_head"), 2, id="append_per_head", marks=pytest.mark.slow),
     ],
 )
 def test_equal_layers_of_a_stack_are_recorded_once(profile: TextProfile, calls: int) -> None:
