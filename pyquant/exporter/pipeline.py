@@ -7,8 +7,10 @@ quantized is. The steps are tracing.py, lower/, passes/ and legalize/.
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from torch import nn
@@ -84,16 +86,31 @@ def build(
         absent = Absent(stream.touch)
     with _TRACING:
         adapter = _adapter(q, profile)
-    try:
-        known = None if in_full else Templates() if templates is None else templates
-        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, known)
-    except ExportError:  # once more, for a message with source lines: recording them takes a quarter of an export
-        traced, graph = _lowered(q, adapter, name, target, allow_float, absent, None, lines=True)
+    with _collector_paused():
+        try:
+            known = None if in_full else Templates() if templates is None else templates
+            traced, graph = _lowered(q, adapter, name, target, allow_float, absent, known)
+        except ExportError:  # once more, for a message with source lines: recording them takes a quarter of an export
+            traced, graph = _lowered(q, adapter, name, target, allow_float, absent, None, lines=True)
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
         raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
     return program
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Python's search for cycles waits until the graph is there: its objects live on, and looking at all of them again
+    and again was a quarter of an export. Of several threads, the one that paused it lets it go on."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _lowered(
