@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench bench-short bench-runner matrix contracts clean
+.PHONY: browser help setup demo demo-vision test test-eval test-slow native sanitize lint bench bench-short bench-growth bench-pages bench-runner matrix contracts clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -68,6 +68,13 @@ bench-short: setup ## the part of `bench` that the gate compares with benchmarks
 	$(BENCH) --short --benchmark-json $(OUT)/short.json
 	$(BIN)/python -m benchmarks.compare $(OUT)/short.json || \
 	  { $(BENCH) --short --benchmark-json $(OUT)/short2.json && $(BIN)/python -m benchmarks.compare $(OUT)/short.json $(OUT)/short2.json; }
+
+bench-growth: setup ## time of each step by layers, width, sequence, samples: the plots of docs/performance.md (15 minutes)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,plots]"
+	$(BIN)/python -m benchmarks.growth $(GROWTH_ARGS)
+
+bench-pages: setup ## the tables of README.md and docs/performance.md, of the ratios in benchmarks/baseline.json
+	$(BIN)/python -m benchmarks.pages
 
 bench-runner: setup ## files in the runner against transformers, TICO's runtime and llama.cpp (its build takes minutes)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet -e ".[test,bench]" --no-build-isolation
