@@ -5,7 +5,8 @@
 
 A RESULT is what `make bench` and `make bench-short` write (pytest-benchmark's JSON, with the ratios of rivals.py). Of
 several, the best of each ratio counts: noise makes one run worse, a slower pyquant all of them. A ratio is how many
-times pyquant's time a rival takes in the same run, and it fell when the third quarter of its turns lies below.
+times pyquant's time a rival takes in the same run. It fell when the third quarter of its turns lies more than that
+below the first quarter of the baseline's: noise of either run is no fall.
 
 Ratios depend on the CPU, so the baseline has a table for each: for another one the run is shown, and nothing is held.
 A benchmark that the baseline has and the run lacks is an error (its guard would go in silence), one that only the run
@@ -29,11 +30,12 @@ Table = dict[str, dict[str, float]]  # benchmark -> rival -> ratio
 
 @dataclass(frozen=True)
 class Run:
-    """The ratios of one machine; `high` is the third quarter of the turns."""
+    """The ratios of one machine; `low` and `high` are the first and the third quarter of the turns."""
 
     cpu: str
     short: bool
     ratios: Table
+    low: Table
     high: Table
     in_short: frozenset[str]
 
@@ -43,14 +45,15 @@ class Run:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             about, found = data["machine_info"]["pyquant"], data["benchmarks"]
-            ratios: Table = {}
-            high: Table = {}
-            for each in found:
-                rivals = each["extra_info"]["rivals"]
-                ratios[each["group"]] = {name: rival["ratio"] for name, rival in rivals.items()}
-                high[each["group"]] = {name: rival["high"] for name, rival in rivals.items()}
+            tables: list[Table] = [
+                {
+                    each["group"]: {name: rival[key] for name, rival in each["extra_info"]["rivals"].items()}
+                    for each in found
+                }
+                for key in ("ratio", "low", "high")
+            ]
             in_short = frozenset(each["group"] for each in found if each["extra_info"]["short"])
-            return cls(about["cpu"], about["short"], ratios, high, in_short)
+            return cls(about["cpu"], about["short"], *tables, in_short)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SystemExit(
                 f"{path}: no result of these benchmarks ({type(error).__name__}: {error}); write one by "
@@ -66,9 +69,9 @@ class Run:
                 group: {name: max(a.get(group, {}).get(name, 0.0), b.get(group, {}).get(name, 0.0)) for name in rivals}
                 for group, rivals in {**a, **b}.items()
             }
-            for a, b in ((self.ratios, other.ratios), (self.high, other.high))
+            for a, b in ((self.ratios, other.ratios), (self.low, other.low), (self.high, other.high))
         ]
-        return Run(self.cpu, self.short, tables[0], tables[1], self.in_short | other.in_short)
+        return Run(self.cpu, self.short, *tables, self.in_short | other.in_short)
 
 
 def faults(run: Run, expected: dict[str, Any], fall: float) -> list[str]:
@@ -82,11 +85,15 @@ def faults(run: Run, expected: dict[str, Any], fall: float) -> list[str]:
         for rival, before in entry["ratios"].items():
             if rival not in run.ratios[group]:
                 lines.append(f"{group}: the run lacks the rival {rival!r}; put it back, or use --update")
-            elif run.high[group][rival] < (1 - fall) * before:
+            elif run.high[group][rival] < (1 - fall) * entry["low"][rival]:
                 now = run.ratios[group][rival]
                 lines.append(f"{group}: {before:.2f}x of {rival} before, now {now:.2f}x ({now / before - 1:+.0%})")
     lines += [f"{group}: the baseline lacks it; --update adds it" for group in run.ratios if group not in expected]
     return lines
+
+
+def _short(ratios: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{ratio:.3g}") for name, ratio in ratios.items()}
 
 
 def main() -> int:
@@ -106,9 +113,10 @@ def main() -> int:
         table = {
             group: {
                 "short": group in run.in_short,
-                "ratios": {name: float(f"{ratio:.3g}") for name, ratio in rivals.items()},
+                "ratios": _short(run.ratios[group]),
+                "low": _short(run.low[group]),
             }
-            for group, rivals in sorted(run.ratios.items())
+            for group in sorted(run.ratios)
         }
         files.whole_text(args.baseline, json.dumps({**baseline, run.cpu: table}, indent=1, sort_keys=True) + "\n")
         print(f"{args.baseline}: {len(table)} benchmarks of {run.cpu}")
