@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.fx.config as fx_config
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -28,6 +29,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from pyquant import autocast
 from pyquant.errors import ExportError, ProfileError
@@ -264,6 +266,7 @@ def _program(traced: Traced) -> torch.export.ExportedProgram:
     marked, spliced = traced._source, traced._spliced
     if spliced is None:
         return marked
+    _in_one_mode(spliced.graph, marked.graph)
     ends = [copy.copy(spec) for spec in marked.graph_signature.output_specs]
     for end in ends:
         end.arg = TensorArgument(name=spliced.renamed[str(getattr(end.arg, "name", ""))])
@@ -282,6 +285,29 @@ def _program(traced: Traced) -> torch.export.ExportedProgram:
         {**marked.constants, **rest},
         verifiers=marked.verifiers,
     )
+
+
+def _in_one_mode(graph: fx.Graph, recorded: fx.Graph) -> None:
+    """Values of nodes that another graph recorded, in the fake mode of this one: torch takes no two in one program."""
+    own = [leaf.fake_mode for node in recorded.nodes for leaf in _fakes(node)]
+    if not own:
+        return
+    mode = own[0]
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, FakeTensor) or leaf.fake_mode is mode:
+            return leaf
+        with mode:
+            new = torch.empty_strided(tuple(leaf.shape), leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+        return new.requires_grad_(leaf.requires_grad)
+
+    for node in graph.nodes:
+        if any(leaf.fake_mode is not mode for leaf in _fakes(node)):
+            node.meta["val"] = pytree.tree_map(moved, node.meta["val"])
+
+
+def _fakes(node: Node) -> list[FakeTensor]:
+    return [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, FakeTensor)]
 
 
 def location_of(node: Node) -> Location:

@@ -125,6 +125,10 @@ def test_graphs_of_single_layers_share_what_they_recorded() -> None:
     for layer in range(3):
         traced = same(llama(), TextProfile(1, 4, layer=layer), known)
         counts.append((traced.recorded, traced.copied))
+        full = build(llama(), TextProfile(1, 4, layer=layer), in_full=True)
+        inputs = [torch.randn(t.shape) for t in full.inputs]
+        for one, other in zip(traced.program.module()(*inputs), full.exported.module()(*inputs), strict=True):
+            assert torch.equal(one, other)
     assert counts == [(1, 0), (0, 1), (0, 1)]
 
 
