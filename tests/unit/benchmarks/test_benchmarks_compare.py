@@ -50,7 +50,9 @@ def compare(*args: object) -> tuple[int, str]:
 def baseline(tmp_path: Path) -> Path:
     path = tmp_path / "baseline.json"
     path.write_text(json.dumps({"another CPU": {"x": {"short": True, "ratios": {"copy": 9.0}}}}))
-    before = result(tmp_path / "before.json", {"x": {"aten": 4.0, "copy": 1.0}, "y": {"TICO": 8.0}}, short=("x",))
+    before = result(
+        tmp_path / "before.json", {"x": {"aten": 4.0, "copy": 1.0, "clone": 9.0}, "y": {"TICO": 8.0}}, short=("x",)
+    )
     assert compare(before, "--baseline", path, "--update")[0] == 0
     assert set(json.loads(path.read_text())) == {"another CPU", CPU}  # the other machine's table stays
     return path
@@ -61,11 +63,12 @@ def baseline(tmp_path: Path) -> Path:
     [
         ({"x": {"aten": 3.1, "copy": 0.8}, "y": {"TICO": 99.0}}, []),
         ({"x": {"aten": 2.8, "copy": 1.0}, "y": {"TICO": 5.0}}, ["x: 4.00x of aten", "y: 8.00x of TICO", "-38%"]),
+        ({"x": {"aten": 4.0, "copy": 1.0, "clone": 0.1}, "y": {"TICO": 8.0}}, []),
         ({"x": {"aten": 4.0}, "y": {"TICO": 8.0}}, ["x: the run lacks the rival 'copy'"]),
         ({"x": {"aten": 4.0, "copy": 1.0}}, ["y: the run lacks it"]),
         ({"x": {"aten": 4.0, "copy": 1.0}, "y": {"TICO": 8.0}, "z": {"copy": 1.0}}, ["z: the baseline lacks it"]),
     ],
-    ids=["holds", "fell", "no-rival", "no-group", "new"],
+    ids=["holds", "fell", "clone", "no-rival", "no-group", "new"],
 )
 def test_ratios_are_held(tmp_path: Path, baseline: Path, ratios: dict[str, dict[str, float]], words: list[str]) -> None:
     code, said = compare(result(tmp_path / "now.json", ratios, short=("x",)), "--baseline", baseline)
