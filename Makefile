@@ -56,18 +56,21 @@ lint: setup ## ruff, clang-format, codespell, mypy: .pre-commit-config.yaml, all
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 OUT ?= out/bench
+# `--benchmark-json=FILE` in one word: of two words, pytest would take an existing FILE for a path to test and choose its
+# root folder by it.
+# `--benchmark-json=FILE` in one word: a file that exists, as a word of its own, changes where pytest looks for its settings.
 BENCH := $(BIN)/python -m pytest benchmarks/kernels benchmarks/whole
 
 bench: setup ## one table of ratios: kernels and whole steps against ATen, a copy, TICO, torch.export, safetensors; then compared
 	@mkdir -p $(OUT)
-	$(BENCH) --benchmark-json $(OUT)/bench.json $(BENCH_ARGS)
+	$(BENCH) --benchmark-json=$(OUT)/bench.json $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.compare $(OUT)/bench.json $(COMPARE_ARGS)
 
 bench-short: setup ## the part of `bench` that the gate compares with benchmarks/baseline.json; measured again where a ratio fell
 	@mkdir -p $(OUT)
-	$(BENCH) --short --benchmark-json $(OUT)/short.json
+	$(BENCH) --short --benchmark-json=$(OUT)/short.json
 	$(BIN)/python -m benchmarks.compare $(OUT)/short.json || \
-	  { $(BENCH) --short --benchmark-json $(OUT)/short2.json && $(BIN)/python -m benchmarks.compare $(OUT)/short.json $(OUT)/short2.json; }
+	  { $(BENCH) --short --benchmark-json=$(OUT)/short2.json && $(BIN)/python -m benchmarks.compare $(OUT)/short.json $(OUT)/short2.json; }
 
 bench-growth: setup ## time of each step by layers, width, sequence, samples: the plots of docs/performance.md (15 minutes)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,plots]"

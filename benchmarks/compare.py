@@ -59,7 +59,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SystemExit(
                 f"{path}: no result of these benchmarks ({type(error).__name__}: {error}); write one by "
-                "`make bench` or `python -m pytest benchmarks/kernels --benchmark-json FILE`"
+                "`make bench` or `python -m pytest benchmarks/kernels --benchmark-json=FILE`"
             ) from error
 
     def best(self, other: Run) -> Run:
