@@ -7,9 +7,11 @@ It owns the forms that a batch may have. Where batches come from is calibration/
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyquant.errors import InputError
@@ -69,3 +71,9 @@ def result_tensors(output: object) -> list[Tensor]:
     logits = getattr(output, "logits", None)
     tensors = [logits] if isinstance(logits, Tensor) else tensors_in(output)
     return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def tensor_digest(value: Tensor) -> bytes:
+    """A checksum of the values of a tensor."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).digest()

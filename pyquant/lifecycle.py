@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyquant import autocast, models, offloaded, tree_statistics, wrap
+from pyquant import autocast, lockstep, models, offloaded, tree_statistics, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.calibrated import Progress
 from pyquant.distributed import Group
@@ -27,9 +27,10 @@ from pyquant.qparams import QParams
 from pyquant.site import Site
 from pyquant.stream import Stream, watching
 from pyquant.tree_state import TreeState
-from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract
+from pyquant.wrap import Phase, QModule, WrapContext, foreign, hf_contract, structure
 from pyquant.wrap.computed import computed_weights
 from pyquant.wrap.finite import non_finite
+from pyquant.wrap.hf_facts import CACHE_NAMES
 from pyquant.wrap.snapshot import Snapshot
 
 __all__ = ["CalibrationWarning", "calibrate", "convert", "prepare"]
@@ -201,34 +202,97 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None, resume
             "loaded; load all of it, and start again from pyquant.prepare"
         )
     q.require_unedited("calibrate")
-    watched = [site for site in q.all_sites() if site.observer is not None and not site.role.is_constant]
-    known_bad = {id(site) for site in _non_finite(watched)}
     if resume is not None and isinstance(batches, Iterator):
         batches = list(batches)
     kept = None if resume is None else Progress(q, _each(batches), resume)
-    number = -1
+    walk = _Walk(q, kept)
     hide = None if progress is None else not progress
-    for number, batch in enumerate(_whole(q, tqdm(batches, desc="calibrate", unit="batch", disable=hide, leave=None))):
-        if kept is not None and number < kept.done:
-            continue
-        q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
-        before = _last_seen(watched)
-        try:
-            _run(q, batch, number)
-            if bad := [site for site in _non_finite(watched) if id(site) not in known_bad]:
-                raise CalibrationError(_non_finite_message(q, bad, number, batch))
-        except BaseException as error:
-            if _last_seen(watched) > before:
-                q.state.broken = _reason(number, error)
-            raise
-        if kept is not None:
-            kept.after(number + 1)
+    stream = q.state.stream
+    why = None if stream is None else lockstep.obstacle(q)
+    if why is not None:
+        logger.warning("calibrate reads the whole model once for each batch: %s", why)
+    if stream is None or why is not None:
+        walk.one_by_one(tqdm(batches, desc="calibrate", unit="batch", disable=hide, leave=None))
+    else:
+        walk.side_by_side(batches, stream, hide)
     if kept is not None:
-        kept.after(number + 1, last=True)
-    if number < 0:
+        kept.after(walk.count, last=True)
+    if not walk.count:
         raise CalibrationError(
             "calibrate got no batches: the iterable is empty (or a generator that was used up before)"
         )
+
+
+class _Walk:
+    """One call of calibrate: the batches through the tree, and what a batch broke. count: batches that came."""
+
+    def __init__(self, q: QModule, kept: Progress | None) -> None:
+        self._q, self._kept, self.count = q, kept, 0
+        self._watched = [s for s in q.all_sites() if s.observer is not None and not s.role.is_constant]
+        self._bad = {id(site) for site in _non_finite(self._watched)}
+
+    def one_by_one(self, batches: Iterable[Any]) -> None:
+        """Each batch through the whole tree, one after the other."""
+        for number, batch in self._numbered(batches):
+            self._q.require(Phase.CALIBRATE, f"batch {number} of calibrate")  # the batches may have changed it
+            before = _last_seen(self._watched)
+            try:
+                _run(self._q, batch, number)
+                self._require_finite(self._watched, number, batch)
+            except BaseException as error:
+                self._break(before, number, error)
+                raise
+            if self._kept is not None:
+                self._kept.after(number + 1)
+
+    def side_by_side(self, batches: Iterable[Any], stream: Stream, hide: bool | None) -> None:
+        """All batches through one block after the other: the same statistics, and each weight is read once for all."""
+        inside: dict[QModule, list[Site]] = {
+            block: list(block.all_sites()) for tower in structure.blocks(self._q) for block in tower.modules
+        }
+        below = {id(site) for sites in inside.values() for site in sites}
+        between = [site for site in self._watched if id(site) not in below]
+        watched = {id(site) for site in self._watched}
+        before = _last_seen(self._watched)
+
+        def call(item: tuple[int, Any]) -> None:
+            number, batch = item
+            self._q.require(Phase.CALIBRATE, f"batch {number} of calibrate")
+            if isinstance(batch, Mapping) and any(batch.get(name) is not None for name in CACHE_NAMES):
+                steps.keep_cache()
+            _run(self._q, batch, number)
+
+        def after(item: tuple[int, Any], block: QModule | None) -> None:
+            number, batch = item
+            ran = [] if block is None else [site for site in inside[block] if id(site) in watched]
+            self._require_finite(ran + between, number, batch)
+
+        steps: lockstep.Lockstep[tuple[int, Any]] = lockstep.Lockstep(self._q, stream)
+        with tqdm(total=len(steps), desc="calibrate", unit="block", disable=hide, leave=None) as bar:
+            try:
+                for wave in steps.run(self._numbered(batches), call, after, lambda block: _count(bar)):
+                    if self._kept is not None:
+                        self._kept.after(wave[-1][0] + 1)
+                    before = _last_seen(self._watched)
+                    bar.reset()
+            except BaseException as error:
+                self._break(before, steps.at[0] if steps.at else 0, error)
+                raise
+
+    def _numbered(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        for number, batch in enumerate(_whole(self._q, batches)):
+            self.count = number + 1
+            if self._kept is None or number >= self._kept.done:
+                yield number, batch
+
+    def _require_finite(self, sites: list[Site], number: int, batch: object) -> None:
+        if bad := [site for site in _non_finite(sites) if id(site) not in self._bad]:
+            raise CalibrationError(_non_finite_message(self._q, bad, number, batch))
+
+    def _break(self, before: int, number: int, error: BaseException) -> None:
+        """Sites have seen a batch in part: nothing good comes of them."""
+        if _last_seen(self._watched) > before and self._q.state.broken is None:
+            self._q.state.broken = _reason(number, error)
 
 
 def convert(q: QModule, *, unused: Sequence[str] = ()) -> None:
@@ -324,6 +388,12 @@ def _tree(q: Any, verb: str) -> QModule:
             raise PhaseError(f"{verb} takes the tree that pyquant.prepare returned, but {advice}")
         raise PhaseError(f"{verb} takes the tree that pyquant.prepare(fp, policy) returned, got {type(q).__name__}")
     return q
+
+
+def _count(bar: Any) -> None:
+    """One block more; rows that run one by one are no other ones."""
+    if bar.n < bar.total:
+        bar.update()
 
 
 def _require_batch(batch: object, number: int) -> None:

@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyquant import files, tensor_file
-from pyquant.algorithms.block_inputs import tensor_digest
-from pyquant.batch import is_batch
+from pyquant.batch import is_batch, tensor_digest
 from pyquant.decision import Decision
 from pyquant.errors import CheckpointError, InputError
 from pyquant.qparams import QParams

@@ -6,7 +6,6 @@ It owns the recorded calls and running one block on one of them. In which order 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from pyquant.batch import call as call_model
+from pyquant.batch import tensor_digest
 from pyquant.errors import InputError
 from pyquant.stream import Stream
 from pyquant.wrap import QModule
@@ -27,7 +27,7 @@ from pyquant.wrap.hf_facts import CACHE_NAMES
 from pyquant.wrap.hf_model import QModel
 from pyquant.wrap.structure import Blocks
 
-__all__ = ["Call", "Shelf", "record", "tensor_digest"]
+__all__ = ["Call", "Shelf", "record"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -202,9 +202,3 @@ def _without_cache(q: QModule, batch: Any, number: int) -> Any:
         )
     able = "use_cache" in inspect.signature(q.forward).parameters or (isinstance(q, QModel) and q.can_generate())
     return {**batch, "use_cache": False} if able else batch
-
-
-def tensor_digest(value: Tensor) -> bytes:
-    """A checksum of the values of a tensor."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).digest()

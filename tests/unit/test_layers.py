@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "offloaded": {"pages", "stream"},
     "stream": {"errors", "ops", "pages"},
     "distributed": {"errors"},
+    "lockstep": {"errors", "autocast", "batch", "observe", "stream", "wrap"},
     "tree_statistics": {"errors", "distributed", "observe", "site", "wrap"},
     "tree_state": {"errors", "role", "decision", "recipe", "stream"},
     "site": VALUES | {"ops", "observe", "autocast", "tree_state"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops", "pages", "stream"},
     "lifecycle": VALUES
     | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"}
-    | {"distributed", "tree_statistics", "offloaded", "calibrated"},
+    | {"distributed", "tree_statistics", "offloaded", "calibrated", "lockstep"},
     "calibrated": {"errors", "files", "tensor_file", "tree_statistics", "algorithms", "wrap"},
     "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle", "distributed"},
     "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"},
