@@ -81,6 +81,16 @@ def check_scales(op: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
             )
 
 
+def check_rounding(
+    op: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
+) -> None:
+    """The arguments of fake_quantize, its gradient and quantize; values of scales where they can be read."""
+    check_dtype(op, "x", x, *FLOATS)
+    check_grid(op, qmin, qmax)
+    check_scales(op, x, scale, zero_point, axis, group)
+    check_values(op, scale, zero_point, qmin, qmax)
+
+
 def check_state(op: str, name: str, tensor: Tensor, dtype: torch.dtype, numel: int) -> None:
     check_dtype(op, name, tensor, dtype)
     if tensor.numel() != numel:

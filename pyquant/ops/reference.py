@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators in plain torch operations, for any device: the reference of the tests, and the kernels of GPUs.
+"""The operators in plain torch operations, for any device: the reference of the tests, and kernels of GPUs.
 
 It equals the CPU kernels bit for bit. Histograms and searches are in reference_search.py; which
 backends run these is in backends.py.
@@ -48,7 +48,7 @@ def split_groups(x: Tensor, axis: int, group: int) -> Tensor:
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
 ) -> Tensor:
-    _check_rounding("fake_quantize", x, scale, zero_point, axis, group, qmin, qmax)
+    _checks.check_rounding("fake_quantize", x, scale, zero_point, axis, group, qmin, qmax)
     scale, zero_point = spread(scale, x, axis, group), spread(zero_point, x, axis, group).float()
     q = _clamped(round_half_away(x.float() / scale) + zero_point, qmin, qmax)
     return ((q - zero_point) * scale).to(x.dtype).contiguous()
@@ -57,7 +57,7 @@ def fake_quantize(
 def fake_quantize_backward(
     grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
 ) -> Tensor:
-    _check_rounding("fake_quantize_backward", x, scale, zero_point, axis, group, qmin, qmax)
+    _checks.check_rounding("fake_quantize_backward", x, scale, zero_point, axis, group, qmin, qmax)
     _checks.check_dtype("fake_quantize_backward", "grad", grad, x.dtype)
     scale, zero_point = spread(scale, x, axis, group), spread(zero_point, x, axis, group).float()
     q = round_half_away(x.float() / scale) + zero_point
@@ -75,7 +75,7 @@ def quantize(
     dtype: torch.dtype,
 ) -> Tensor:
     check_integer_type("quantize", dtype, qmin, qmax)
-    _check_rounding("quantize", x, scale, zero_point, axis, group, qmin, qmax)
+    _checks.check_rounding("quantize", x, scale, zero_point, axis, group, qmin, qmax)
     scale, zero_point = spread(scale, x, axis, group), spread(zero_point, x, axis, group).float()
     return _clamped(round_half_away(x.float() / scale) + zero_point, qmin, qmax).to(dtype).contiguous()
 
@@ -118,11 +118,16 @@ def observe_ema_(lo: Tensor, hi: Tensor, count: Tensor, x: Tensor, axis: int | N
     check_momentum("observe_ema_", momentum)
     check_observer("observe_ema_", lo, hi, count, x, axis)
     low, high = (t.reshape(lo.shape) for t in minmax(x, axis, 0))
+    move_ema_(lo, hi, low, high, momentum)
+    count_elements_(count, x)
+
+
+def move_ema_(lo: Tensor, hi: Tensor, low: Tensor, high: Tensor, momentum: float) -> None:
+    """Moves [lo, hi] toward the extent [low, high] of a batch."""
     first, none = lo > hi, low > high
     keep, add = (torch.tensor(v, dtype=torch.float32, device=lo.device) for v in (momentum, 1.0 - momentum))
     for state, batch in ((lo, low), (hi, high)):
         state.copy_(torch.where(none, state, torch.where(first, batch, keep * state + add * batch)))
-    count_elements_(count, x)
 
 
 def count_elements_(count: Tensor, x: Tensor) -> None:
@@ -188,12 +193,3 @@ def _bias_integers(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     whole = torch.where(inside, q, 0.0).long()
     outside = torch.where(q >= limit, 2 ** (bits - 1) - 1, -(2 ** (bits - 1)))
     return torch.where(inside, whole, outside)
-
-
-def _check_rounding(
-    op: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, group: int, qmin: int, qmax: int
-) -> None:
-    _checks.check_dtype(op, "x", x, *_checks.FLOATS)
-    _checks.check_grid(op, qmin, qmax)
-    _checks.check_scales(op, x, scale, zero_point, axis, group)
-    _checks.check_values(op, scale, zero_point, qmin, qmax)

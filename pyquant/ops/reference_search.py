@@ -20,7 +20,7 @@ from pyquant.ops.histogram import check_histogram, check_percentiles, check_same
 from pyquant.ops.reference import choose_qparams, count_elements_, fake_quantize, minmax, wide
 
 _LIMIT = 2.0**120
-_LEAST = -126
+LEAST = -126
 
 
 class Bins:
@@ -65,7 +65,7 @@ def observe_histogram_(counts: Tensor, range: Tensor, count: Tensor, x: Tensor) 
     lo, hi = (t.item() for t in minmax(x, None, 0))
     old = Bins.read(op, range, counts.numel())
     if lo <= hi:
-        where = _grow_(counts, range, old, lo, hi, _LEAST)
+        where = grow_(counts, range, old, lo, hi, LEAST)
         values = wide(x[torch.isfinite(x)]).clamp(-_LIMIT, _LIMIT)
         index = (
             torch.ldexp(values, torch.tensor(-where.exponent, dtype=torch.int64, device="cpu")).floor().long()
@@ -82,7 +82,7 @@ def merge_histogram_(counts: Tensor, range: Tensor, other_counts: Tensor, other_
     check_same_bins(op, counts, other_counts)
     old, other = Bins.read(op, range, counts.numel()), Bins.read(op, other_range, counts.numel())
     if other is not None:
-        where = _grow_(counts, range, old, *_extent(other_counts, other), other.exponent)
+        where = grow_(counts, range, old, *_extent(other_counts, other), other.exponent)
         counts += _moved(other_counts, other, where)
 
 
@@ -150,7 +150,7 @@ def histogram_mse_range(counts: Tensor, range: Tensor, qmin: int, qmax: int, sym
     return best[0].to(range.device), best[1].to(range.device)
 
 
-def _grow_(counts: Tensor, range: Tensor, old: Bins | None, lo: float, hi: float, least: int) -> Bins:
+def grow_(counts: Tensor, range: Tensor, old: Bins | None, lo: float, hi: float, least: int) -> Bins:
     """Makes room for [lo, hi]; returns where the bins are now."""
     if old is not None:
         low, high = _extent(counts, old)
