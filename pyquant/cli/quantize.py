@@ -218,7 +218,7 @@ def _quantized(
     group: Group | None,
 ) -> tuple[nn.Module, QModule]:
     import pyquant
-    from pyquant import oneshot
+    from pyquant import oneshot, ops
     from pyquant.cli import checkpoints, trained
     from pyquant.interop import weight_files
 
@@ -227,6 +227,8 @@ def _quantized(
     stream = _stream(args)
     if stream is not None and device.type != "cpu":
         raise UsageError(f"--stream keeps weights in files that the CPU reads, so it goes without --device {device}")
+    if device.type != "cpu":
+        note(f"operators on {device}: {ops.backends.summary(device)}")
     if stream is None and (text := memory.note(weight_files.elements(Path(args.model)), args.dtype)):
         note(text)
     with timer.step("load"):

@@ -2,7 +2,7 @@
 """The native operators as typed functions: observe, choose qparams, fake-quantize, quantize, pack.
 
 Each calls one operator of the namespace `torch.ops.pyquant`, which torch.export keeps as one node. The same in plain
-torch operations, for devices other than the CPU, is in reference.py.
+torch operations, for devices other than the CPU, is in reference.py; in Triton, for NVIDIA GPUs, in cuda.py.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ On machines without one these are skipped; so far no machine of ours had one.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 import pyquant
 from pyquant import ops
 from pyquant.models.llama import example as llama
+from pyquant.ops import backends, cuda, reference, reference_search
 from pyquant.weight import weights
 from tests import checkpoints
 
@@ -64,6 +67,50 @@ def test_histograms_have_the_counts_of_the_cpu(dtype: torch.dtype) -> None:
         found.append((counts, edges, count))
     for one, other in zip(*found, strict=True):
         same_bits(one, other)
+
+
+def test_triton_kernels_have_the_bits_of_the_cpu() -> None:
+    """The same comparisons that run in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton", reason="without Triton the operators are torch operations, which other tests compare")
+    assert torch.version.hip is not None or backends.KERNELS["CUDA"]["minmax"] is cuda.minmax
+    path = Path(__file__).parents[1] / "unit" / "ops" / "triton_equals_cpu.py"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torch_operations_have_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
+    """What runs where there is no Triton, whichever of the two this machine has."""
+    x = values(dtype)
+    scale, zero_point = ops.choose_qparams(*ops.minmax(x), 0, 255, False)
+    args = (None, 0, 0, 255)
+    on_device = [t.to(DEVICE) for t in (x, scale, zero_point)]
+    same_bits(ops.fake_quantize(x, scale, zero_point, *args), reference.fake_quantize(*on_device, *args))
+    for one, other in zip(ops.minmax(x, 0, 0), reference.minmax(on_device[0], 0, 0), strict=True):
+        same_bits(one, other)
+    state = [torch.zeros(64, dtype=torch.int64), torch.tensor([torch.inf, -torch.inf]), torch.zeros(2).long()]
+    there = [t.to(DEVICE) for t in state]
+    ops.observe_histogram_(*state, x)
+    reference_search.observe_histogram_(*there, on_device[0])
+    for one, other in zip(state, there, strict=True):
+        same_bits(one, other)
+
+
+def test_a_tensor_whose_elements_int32_does_not_count() -> None:
+    rows, columns = (1 << 31) // 4096 + 1, 4096
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GiB of free memory on the device")
+    x = torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE)
+    x.copy_(torch.arange(columns, device=DEVICE).sub(2000).expand(rows, columns))
+    x[-1, -1] = 1e4
+    lo, hi = ops.minmax(x)
+    assert (lo.item(), hi.item()) == (-2000.0, torch.tensor(1e4).bfloat16().item())
+    scale, zero_point = torch.tensor(16.0, device=DEVICE), torch.tensor(0, dtype=torch.int32, device=DEVICE)
+    y = ops.fake_quantize(x, scale, zero_point, None, 0, -128, 127)
+    for row in (0, -1):
+        expected = ops.fake_quantize(x[row].cpu(), scale.cpu(), zero_point.cpu(), None, 0, -128, 127)
+        assert torch.equal(y[row].cpu(), expected)
 
 
 @pytest.mark.parametrize("recipe", ["w8a8-fast", "w4a16", "w8a8"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyquant import ops
 from pyquant.errors import OpArgumentError
+from pyquant.ops import cuda
 from pyquant.ops.backends import OPERATORS
 
 X = torch.ones(4, 6)
@@ -377,6 +378,16 @@ def test_reference(case: tuple[str, tuple[Any, ...], str, bool]) -> None:
     name, args, words, _ = case
     with pytest.raises(OpArgumentError, match=re.escape(words)):
         OPERATORS[name](*args)
+
+
+OF_TRITON = {id: c for id, c in CASES.items() if c[0] in cuda.OPERATORS and id != "block with NaN"}
+
+
+@pytest.mark.parametrize("case", OF_TRITON.values(), ids=OF_TRITON)
+def test_operators_with_a_triton_kernel(case: tuple[str, tuple[Any, ...], str, bool]) -> None:
+    name, args, words, _ = case
+    with pytest.raises(OpArgumentError, match=re.escape(words)):
+        cuda.OPERATORS[name](*args)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES.values() if c[3]], ids=[k for k, c in CASES.items() if c[3]])
