@@ -24,6 +24,8 @@ FINE, FOUND, FAILED = 0, 1, 2
 # verb -> what it does, in a line. The verb's module is pyquant/cli/<verb>.py; it is listed when that file exists.
 VERBS = {
     "quantize": "quantize a checkpoint and write .circle files",
+    "recipes": "list the recipes and where their files run, or explain one",
+    "doctor": "say what is installed, what is missing, and how to get it",
     "trace": "record every module of a float and a quantized model, side by side",
     "compare": "compare two saved traces, or two .circle files",
     "inspect": "show the tensors, operators and sizes of a .circle file",
@@ -110,6 +112,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
             child.description = (verb.__doc__ or child.description or "").split("\n\n")[0]
             verb.add_arguments(child)
             child.set_defaults(run=verb.run)
+    if not words:
+        parser.print_help(sys.stderr)
+        raise SystemExit(FAILED)
     return parser.parse_args(words)
 
 

@@ -67,6 +67,8 @@ def test_each_verb_is_a_module_with_both_functions(verb: str) -> None:
 
 def test_wrong_usage_is_exit_code_2(run: Run) -> None:
     assert run().code == 2
+    for name in command.verbs():
+        assert f"\n    {name}" in run().err, "a bare `pyquant` shows its verbs"
     assert run("no_such_verb").code == 2
     assert "invalid choice: 'no_such_verb'" in run("no_such_verb").err
     assert run("inspect").code == 2
