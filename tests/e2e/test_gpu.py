@@ -130,7 +130,7 @@ def test_a_model_goes_from_prepare_to_files(recipe: str, tmp_path: Path) -> None
     assert pyquant.load_quantized(tmp_path / "saved", llama.tiny_model()) is not None
 
 
-def test_the_command_writes_files_from_a_gpu(tmp_path: Path) -> None:
+def test_the_command_writes_files_from_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pyquant.cli.main import main
 
     checkpoints.qwen3_vl(tmp_path / "model")
@@ -147,3 +147,4 @@ def test_the_command_writes_files_from_a_gpu(tmp_path: Path) -> None:
     unused = ["--unused", "model.visual*", "--unused", "model.language_model:deepstack_*"]
     assert main([*words, *unused, "--device", DEVICE, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "manifest.json").is_file()
+    assert f"operators on {DEVICE}: {backends.summary(torch.device(DEVICE))[:20]}" in "".join(capsys.readouterr())

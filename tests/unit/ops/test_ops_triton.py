@@ -8,14 +8,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ops_cases import ordinary
-from torch import Tensor
 
 from pyquant.ops import backends, cuda
 from pyquant.ops.reference_search import Bins
@@ -45,9 +45,9 @@ def test_the_bits_of_the_cpu_in_the_interpreter() -> None:
     assert re.search(r"\b1\d\d passed", done.stdout), done.stdout
 
 
-def launches(dtype: torch.dtype) -> dict[str, cuda.Launch]:
-    """Every kernel with each of its forms."""
-    x = ordinary((64, 96), dtype)
+def launches(dtype: torch.dtype, aligned: bool = True) -> dict[str, cuda.Launch]:
+    """Every kernel with each of its forms; `aligned`: x begins at a multiple of 16 bytes."""
+    x = ordinary((64 * 96 + 8,), dtype)[0 if aligned else 1 :][: 64 * 96].reshape(64, 96)
     zero = torch.tensor(0, dtype=torch.int32)
     one, rows = (torch.tensor(0.5), zero), (torch.ones(64), zero.expand(64))
     groups = (torch.ones(64, 3), zero.expand(64, 3))
@@ -60,35 +60,33 @@ def launches(dtype: torch.dtype) -> dict[str, cuda.Launch]:
         found[f"extent, {name}"] = cuda.reducing(x, axis, group)[0]
     found["extent, last channel"] = cuda.reducing(x, 1, 0)[0]
     found["histogram"] = cuda.counting(x, Bins(-3, -40), 64)[0]
+    few = x[:1, :1].contiguous()  # whose numbers are all 1
+    found["quantize, one element"] = cuda.rounding("quantize", (few, few.to(torch.int8)), few, *one, 0, 0, 0, 1)
+    found["extent, one element"] = cuda.reducing(few, 0, 0)[0]
+    found["extent, one of each"] = cuda.reducing(x[None, :1], 0, 1)[0]
+    found["histogram, one element"] = cuda.counting(few, Bins(-3, 0), 64)[0]
+    found["block, one"] = cuda.simulating_blocks(x[:1, :32], x[:1, :32], 8)
+    for name in ("fake_quantize, group", "extent, group", "extent, last channel", "histogram", "blocks of 4 bits"):
+        found[f"{name}, many"] = replace(found[name], compiled=found[name].compiled | {"wide": True})
     return found
 
 
-_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.int8: "*i8", torch.int16: "*i16"}
-_POINTERS |= {torch.int32: "*i32"}
+class NoGpu:
+    """What Triton asks a driver for before it compiles a launch."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
-def ptx(launch: cuda.Launch, capability: int, aligned: bool, **options: Any) -> str:
-    """The assembler code of a launch, which NVIDIA's assembler took as well. Needs no GPU.
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
 
-    `aligned`: with what Triton adds where pointers and numbers are multiples of 16.
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+        return GPUTarget("cuda", self.capability, 32)
 
-    names = launch.function().arg_names
-    types, hints = {}, {}
-    for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
-        types[name] = _POINTERS[value.dtype] if isinstance(value, Tensor) else type(value).__name__[0] + "32"
-        types[name] = types[name].replace("f32", "fp32")
-        if aligned and not isinstance(value, float) and (isinstance(value, Tensor) or value % 16 == 0):
-            hints[(place,)] = [["tt.divisibility", 16]]
-    types |= dict.fromkeys(launch.compiled, "constexpr")
-    source = ASTSource(launch.function(), types, launch.compiled, hints)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={**cuda.OPTIONS, **options})
-    assert len(compiled.asm["cubin"]) > 0
-    return str(compiled.asm["ptx"])
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def instructions(text: str) -> set[str]:
@@ -96,13 +94,32 @@ def instructions(text: str) -> set[str]:
 
 
 @pytest.fixture
-def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """compiler(launch, capability): the assembler code that a run on such a GPU makes; NVIDIA's assembler took it.
+
+    By all that happens before a launch: binding of arguments, what numbers and pointers are known to be, options.
+    """
     import triton
 
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set, so nothing is compiled")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    return ptx
+    used = []
+
+    def ptx(launch: cuda.Launch, capability: int, **options: Any) -> str:
+        monkeypatch.setattr(triton.runtime.driver, "_active", NoGpu(capability))
+        function = launch.function()
+        function.device_caches.clear()
+        used.append(function)
+        options = {**cuda.OPTIONS, **options}
+        found = function.warmup(*launch.arguments, **launch.compiled, **options, grid=launch.programs)
+        assert f".target sm_{capability}" in found.asm["ptx"]
+        assert len(found.asm["cubin"]) > 0
+        return str(found.asm["ptx"])
+
+    yield ptx
+    for function in used:
+        function.device_caches.clear()
 
 
 @needs_triton
@@ -120,8 +137,8 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 def test_assembler_code_rounds_as_the_cpu(
     capability: int, dtype: torch.dtype, aligned: bool, compiler: Callable[..., str]
 ) -> None:
-    for name, launch in launches(dtype).items():
-        text = compiler(launch, capability, aligned)
+    for name, launch in launches(dtype, aligned).items():
+        text = compiler(launch, capability)
         used = {i.replace("f32x2", "f32").replace("f16x2", "f16") for i in instructions(text)}  # two at a time
         where = f"{name}: {sorted(used)}"
         # Nothing fused, approximate or flushed to zero; each sum, product and quotient says that it rounds to nearest.
@@ -142,7 +159,7 @@ def test_assembler_code_rounds_as_the_cpu(
 def test_the_options_of_a_launch_are_needed(compiler: Callable[..., str]) -> None:
     """With Triton's defaults the compiler fuses `v * inverse + 8.5`, and the search above would find it."""
     launch = cuda.simulating_blocks(ordinary((64, 96)), ordinary((64, 96)), 4)
-    assert any(i.startswith("fma") for i in instructions(compiler(launch, 80, True, enable_fp_fusion=True)))
+    assert any(i.startswith("fma") for i in instructions(compiler(launch, 80, enable_fp_fusion=True)))
 
 
 def test_which_backend_has_which_kernels() -> None:

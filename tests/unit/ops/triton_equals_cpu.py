@@ -112,12 +112,10 @@ def rounding(x: Tensor, scale: Tensor, zero_point: Tensor, g: Granularity, grid:
 
 def inputs(dtype: torch.dtype) -> dict[str, Tensor]:
     return {
-        "random bits": random_bits(SHAPE, dtype),
-        "ties": ties(SHAPE, dtype, 0.05),
-        "empty": ordinary((0, *SHAPE[1:]), dtype),
         "transposed": random_bits(SHAPE[::-1], dtype).permute(2, 1, 0),
-        "strided": random_bits((3, 10, 24), dtype)[..., ::2],
+        "strided": ties((3, 10, 24), dtype, 0.05)[..., ::2],
         "expanded": random_bits((1, 10, 12), dtype).expand(SHAPE),
+        "empty": ordinary((0, *SHAPE[1:]), dtype),
     }
 
 
@@ -221,7 +219,7 @@ def test_sizes(dtype: torch.dtype) -> None:
     same("minmax", random_bits((3,), dtype)[1], None, 0)
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", by_name(DTYPES[:2]))
 @pytest.mark.parametrize(
     ("shape", "axis", "group"),
     [
@@ -295,7 +293,7 @@ def tensors(draw: st.DrawFn) -> tuple[Tensor, Granularity]:
     return x, Granularity("drawn", axis, group)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(tensors(), st.sampled_from(list(GRIDS.values())), st.integers(-140, 120), st.sampled_from([2, 5, 64]))
 def test_any_tensor(case: tuple[Tensor, Granularity], grid: tuple[int, int], exponent: int, bins: int) -> None:
     x, g = case
