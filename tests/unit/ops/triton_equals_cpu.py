@@ -168,6 +168,7 @@ def test_every_number_of_16_bits(dtype: torch.dtype) -> None:
         (1e-40, -5, "int8"),
         (3.0e38, 0, "int16"),
         (2.0**-9, 100, "int16"),
+        (1.5, 0, "int16"),  # whose products lie half way between two numbers of 16 bits
     ):
         rounding_of_many(x, torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), GRIDS[grid])
     same("minmax", x, None, 0)
