@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import pyquant
 from benchmarks.real_size import streamed
+from examples.digits import families as trained
+from examples.digits import vlm_data
 from pyquant import models, pages
 from pyquant import stream as room
 from pyquant.cli.main import main
@@ -98,6 +100,38 @@ def test_the_saved_model_is_the_same(place: Path, tmp_path: Path, family: str, r
     grids = {site.path: site.qparams for site in q.all_sites()}
     assert [site.path for site in whole.all_sites() if not same(site.qparams, grids[site.path])] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["streamed", "whole"]  # no file is left
+
+
+@pytest.mark.usefixtures("everything_in_files")
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        ("qwen3_vl", "w4a16-fast"),
+        *(
+            pytest.param(family, recipe, marks=pytest.mark.slow)
+            for family in trained.FAMILIES
+            for recipe in ("w4a16", "w8a8", "w8a8-fast")
+        ),
+    ],
+)
+def test_a_trained_model_keeps_every_bit(tmp_path: Path, family: str, recipe: str) -> None:
+    """Rows of unequal length, with padding, and pictures of several sizes; grids, saved tensors, each .circle file."""
+    own = trained.FAMILIES[family]
+    data = list(vlm_data.calibration_batches(24, 8, inputs=own.inputs))
+    stream = Stream(tmp_path, cache_gb=1e-4)
+    trees = {}
+    for name, given in (("whole", None), ("streamed", stream)):
+        q = pyquant.quantize(pyquant.interop.load(own.checkpoint, stream=given), data, recipe, stream=given)
+        (tmp_path / name).mkdir()
+        pyquant.save_quantized(q, tmp_path / name / "saved")
+        if recipe != "w4a16-fast":
+            pyquant.export_bundle(q, tmp_path / name / "bundle", own.profile(2))
+        trees[name] = q
+    grids = {site.path: site.qparams for site in trees["streamed"].all_sites()}
+    assert [s.path for s in trees["whole"].all_sites() if not same(s.qparams, grids[s.path])] == []
+    wanted = files_of(tmp_path / "whole")
+    assert any(name.endswith(".safetensors") for name in wanted)
+    assert files_of(tmp_path / "streamed") == wanted
 
 
 @pytest.mark.slow

@@ -117,6 +117,20 @@ def test_gptq_of_two_processes_decides_by_the_rows_of_both(place: Path) -> None:
         assert float(both["loss"] or 0) == pytest.approx(float(alone["loss"] or 0), rel=1e-3)
 
 
+def test_streamed_processes_write_the_files_of_one_that_is_not(place: Path) -> None:
+    """Ranges are those of one process bit for bit; second moments of two processes those of two, streamed or not."""
+    assert one_process(command(place, "w8a8-fast", "plain")).returncode == 0
+    ran = torchrun(2, [*command(place, "w8a8-fast", "plain-streamed"), "--stream", "--cache-gb", "0.000001"])
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("calibrated on 3 samples") == 1, "rank 0 alone prints"
+    assert contents(place / "plain-streamed") == contents(place / "plain")
+    for out, more in (("decided", []), ("decided-streamed", ["--stream"])):
+        ran = torchrun(2, [*command(place, "w4a16", out), *more])
+        assert ran.returncode == 0, ran.stderr
+    assert contents(place / "decided-streamed") == contents(place / "decided")
+    assert not [path.name for path in place.iterdir() if path.name.startswith(".")], "nothing is left of either process"
+
+
 @pytest.mark.parametrize(("name", "size"), [("gemma4", 2), ("gemma4", 3), ("llama", 3)])
 def test_a_program_saves_the_model_of_one_process(place: Path, name: str, size: int) -> None:
     program, out = str(place / "program.py"), place / f"{name}-of-{size}"
