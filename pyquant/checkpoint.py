@@ -118,6 +118,8 @@ def save_quantized(
         for name in former & {EARLIER, LOG_FILE}:  # of the former model, and no file of this one
             if name not in index["sha256"]:
                 (Path(path) / name).unlink(missing_ok=True)
+    except CheckpointError:  # of the file that a streamed weight is read from
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"quantized model cannot be written to {str(path)!r}: {error}") from error
 

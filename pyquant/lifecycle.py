@@ -21,7 +21,7 @@ from pyquant import autocast, lockstep, models, offloaded, tree_statistics, wrap
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.calibrated import Progress
 from pyquant.distributed import Group
-from pyquant.errors import CalibrationError, ModelError, PhaseError, PolicyError, UnknownModuleError
+from pyquant.errors import CalibrationError, CheckpointError, ModelError, PhaseError, PolicyError, UnknownModuleError
 from pyquant.policy import Policy
 from pyquant.qparams import QParams
 from pyquant.site import Site
@@ -88,6 +88,8 @@ def prepare(
     if offloaded.is_offloaded(fp):
         stream = stream or Stream()
         fp = offloaded.present(fp, stream)
+    if stream is not None:
+        stream.guard(fp)
     _warn_of_hooks(fp)
     q = _with_grids(fp, policy, checkpoint, requantize, stream)
     policy.check_used(list(q.all_sites()))
@@ -368,9 +370,9 @@ def finalize(q: QModule) -> None:
 def _scan(q: QModule) -> None:
     for module in q.all_qmodules():
         for name, value in module.constants().items():
-            module.site(name).scan(value)
             if q.state.stream is not None:
                 q.state.stream.touch(value)
+            module.site(name).scan(value)
 
 
 def _check_finite(q: QModule, verb: str) -> None:
@@ -408,7 +410,7 @@ def _run(q: QModule, batch: object, number: int) -> None:
     _require_batch(batch, number)
     try:
         call(q, batch)
-    except PolicyError:  # about the format of a site, not about this batch
+    except (PolicyError, CheckpointError):  # about the format of a site, or a file of weights, not about this batch
         raise
     except Exception as error:
         raise CalibrationError(

@@ -6,6 +6,7 @@ It owns what the operating system is told. Elsewhere than on Linux nothing is gi
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import re
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["is_mapped", "release"]
+__all__ = ["files_of", "is_mapped", "release"]
 
 _SMAPS, _MAPS = Path("/proc/self/smaps"), Path("/proc/self/maps")
+_DELETED = " (deleted)"
 _DONTNEED = 4  # MADV_DONTNEED of <sys/mman.h>
-_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)", re.ASCII)
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+) *(.*)", re.ASCII)
 
 
 def release(tensors: Iterable[Tensor]) -> int:
@@ -52,6 +54,25 @@ def is_mapped(value: Tensor) -> bool:
         if (found := _MAPPING.match(line)) and int(found[1], 16) <= address < int(found[2], 16):
             return int(found[4]) != 0
     return False
+
+
+def files_of(tensors: Iterable[Tensor]) -> dict[Path, int]:
+    """The files that these tensors are mapped from, and the inode of each; files without a name are left out.
+
+    Empty where that is not known (elsewhere than on Linux).
+    """
+    try:
+        lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    mappings = [found for line in lines if (found := _MAPPING.match(line)) and int(found[4])]
+    starts = [int(found[1], 16) for found in mappings]
+    named: dict[Path, int] = {}
+    for address in {t.data_ptr() for t in tensors if t.device.type == "cpu"}:
+        place = bisect.bisect_right(starts, address) - 1
+        if place >= 0 and address < int(mappings[place][2], 16) and not mappings[place][5].endswith(_DELETED):
+            named[Path(mappings[place][5].replace("\\012", "\n"))] = int(mappings[place][4])
+    return named
 
 
 def _unchanged_files() -> list[tuple[int, int]]:

@@ -69,7 +69,12 @@ class Weight:
 
     @property
     def value(self) -> Tensor:
-        """The values that the tree computes with: on the grid once it is decided."""
+        """The values that the tree computes with: on the grid once it is decided.
+
+        Raises CheckpointError where the file of a streamed one is no longer as it was (Stream.check).
+        """
+        if self.module.state.stream is not None:
+            self.module.state.stream.check()
         return self.module.get_parameter(self.name).detach()
 
     @property
@@ -116,16 +121,16 @@ class Weight:
         """Whether it multiplies rows of inputs, which `watch` shows."""
         return hasattr(self.module, "watch_rows")
 
-    def replace(self, value: Tensor) -> None:
+    def replace(self, value: Tensor, *, own: bool = False) -> None:
         """Give the tree another float value, such as one with a scale folded in; a tied tensor is untied here.
 
-        value: of the same shape; it is stored in the type of the old one. Raises InputError for another shape,
-        PhaseError for a weight that is decided or converted.
+        value: of the same shape; it is stored in the type of the old one. own: as of replace_parameter. Raises
+        InputError for another shape, PhaseError for a weight that is decided or converted.
         """
         if self.module.state.converted or self.how:
             why = f"decided ({self.how})" if self.how else "converted"
             raise PhaseError(f"weight {self.path!r} is {why}, and stays as it is; fold before weights are decided")
-        self._store(value)
+        _store(self.module, self.name, value, own=own)
 
     def decide(self, qparams: QParams, how: str, integers: Tensor | None = None, *, final: bool = True) -> None:
         """Give it its grid, and with `integers` (of the value's shape) what each value becomes; else the nearest.
@@ -186,25 +191,31 @@ class Weight:
         _store(self.module, self.name, value)
 
 
-def replace_parameter(module: QModule, name: str, value: Tensor) -> None:
-    """As Weight.replace, for a parameter that may have no site: a bias, a table of positions, a norm's gain."""
+def replace_parameter(module: QModule, name: str, value: Tensor, *, own: bool = False) -> None:
+    """As Weight.replace, for a parameter that may have no site: a bias, a table of positions, a norm's gain.
+
+    own: the tree takes `value` itself, which is of the old type, on its device, and nobody else's.
+    """
     if name in module.sites:
-        Weight(module, name).replace(value)
+        Weight(module, name).replace(value, own=own)
     elif module.state.converted:
         raise PhaseError(f"parameter {name!r} of {module.path!r}: the tree is converted; prepare it again")
     else:
-        _store(module, name, value)
+        _store(module, name, value, own=own)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _store(module: QModule, name: str, value: Tensor) -> None:
+def _store(module: QModule, name: str, value: Tensor, *, own: bool = False) -> None:
     old = module.get_parameter(name)
     if value.shape != old.shape:
         where = f"{module.path}.{name}" if module.path else name
         raise InputError(f"parameter {where!r} of shape {tuple(old.shape)} got a value of {tuple(value.shape)}")
     stream = module.state.stream
-    if stream is not None and old.device.type == "cpu":
+    if own:
+        assert value.dtype == old.dtype, f"{name} of {module.path} is {old.dtype}, and its new value {value.dtype}"
+        new = value
+    elif stream is not None and old.device.type == "cpu":
         new = stream.keep(value, old.dtype)
         stream.touch(old)
     else:

@@ -36,9 +36,9 @@ def fingerprint(q: QModule, batches: Iterable[Any], settings: Mapping[str, Any])
     """What decides the result of a run, each as a checksum or in words: model, data, settings, versions."""
     model = hashlib.blake2b(digest_size=16)
     for name, tensor in [*q.named_parameters(), *q.named_buffers()]:
-        model.update(name.encode() + tensor_digest(tensor))
         if q.state.stream is not None:
             q.state.stream.touch(tensor)
+        model.update(name.encode() + tensor_digest(tensor))
     for weight in weights(q):
         model.update(f"{weight.path} {weight.spec} {weight.how}".encode())
     data = hashlib.blake2b(digest_size=16)

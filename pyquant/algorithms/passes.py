@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pyquant import autocast
 from pyquant.batch import call, describe, is_batch
-from pyquant.errors import CalibrationError
+from pyquant.errors import CalibrationError, CheckpointError
 from pyquant.stream import watching
 from pyquant.wrap import QModule
 
@@ -40,6 +40,8 @@ def run_batches(q: QModule, batches: Iterable[Any], what: str, progress: bool | 
                 )
             try:
                 call(q, batch)
+            except CheckpointError:  # of a file of weights, not of this batch
+                raise
             except Exception as error:
                 raise CalibrationError(
                     f"{what}: batch {number}: the model raised {type(error).__name__}: {error}; the batch was "

@@ -82,8 +82,9 @@ def build(
         raise ExportError(f"export takes a module from pyquant.prepare, got {type(q).__name__}")
     _require_converted(q, allow_float)
     stream = getattr(getattr(q, "state", None), "stream", None)
-    if absent is None and stream is not None:
-        absent = Absent(stream.touch)
+    if stream is not None:
+        stream.check()
+        absent = absent or Absent(stream.touch)
     with _TRACING:
         adapter = _adapter(q, profile)
     with _collector_paused():

@@ -94,6 +94,7 @@ def load(folder: str | Path, dtype: str | torch.dtype = "float32", *, stream: St
         raise ModelError(_unreadable(name, error)) from error
     if stream is not None:
         stream.keep_all_(model)
+        stream.guard(model)
         stream.release()
     missing = zero_absent_(model, sorted(said.get("missing_keys", ())))
     weight_files.check_ties(name, model, missing)

@@ -328,7 +328,9 @@ class QModule(Phased):
 
     def require(self, phase: Phase, verb: str) -> None:
         """Raise PhaseError unless this module and all below it are in `phase`; `verb` is what the caller is about to
-        do."""
+        do. CheckpointError for a file of a streamed tree that is not as it was (Stream.check)."""
+        if self.state.stream is not None:
+            self.state.stream.check()
         other = next((module for module in self.phased() if module.phase is not phase), None)
         if other is None:
             return

@@ -30,9 +30,9 @@ def non_finite(tree: QModule) -> list[str]:
     for name, value in _unchecked(tree):
         if name in seen and seen[name].is_of(value):
             continue
-        bad = _count(value)
         if tree.state.stream is not None:
             tree.state.stream.touch(value)
+        bad = _count(value)
         if bad:
             found.append(f"{name!r}: {bad} of {value.numel()} values are NaN or infinite")
         else:
