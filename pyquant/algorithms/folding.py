@@ -7,7 +7,7 @@ model's output as it is, is the business of rotate.py and smooth.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,12 @@ class _Edits:
     columns: list[Change] = field(default_factory=list)
     rows: list[Change] = field(default_factory=list)
     shift: Tensor | None = None
+
+    def by_row(self, module: QModule) -> list[list[Change]] | None:
+        """The changes one after the other, where each changes every row of the weight on its own."""
+        if hasattr(module, "watch_rows"):
+            return None if self.rows or getattr(module, "experts", 1) != 1 else [self.columns]
+        return [self.columns, self.rows]
 
 
 def require_foldable(q: QModule, verb: str) -> None:
@@ -95,11 +101,21 @@ class Folds:
             self._check(module, name)
         for module, edits in self._edits.items():
             old, bias = module.get_parameter("weight").detach(), module._parameters.get("bias")
-            replace_parameter(module, "weight", _changed(module, old, edits))
+            self._replace(module, old, edits)
             if bias is not None and (edits.rows or edits.shift is not None):
                 replace_parameter(module, "bias", _shifted(module, old, bias.detach(), edits))
         for (module, name), value in self._given.items():
             replace_parameter(module, name, value)
+
+    def _replace(self, module: QModule, old: Tensor, edits: _Edits) -> None:
+        stream = module.state.stream
+        along = edits.by_row(module)
+        if stream is None or along is None or old.dim() != 2 or old.device.type != "cpu":
+            replace_parameter(module, "weight", _changed(module, old, edits))
+            return
+        stream.touch(old)
+        new = stream.write(tuple(old.shape), old.dtype, _pieces(old, along))  # a table of gigabytes is never whole
+        replace_parameter(module, "weight", new, own=True)
 
     def _of(self, module: QModule) -> _Edits:
         return self._edits.setdefault(module, _Edits())
@@ -114,13 +130,14 @@ class Folds:
             )
         if value.is_meta:
             raise InputError(f"{where!r} has no data (device meta); load the whole model before folding")
-        if not bool(value.isfinite().all()):
+        if module.state.stream is not None:
+            module.state.stream.touch(value)
+        ends = torch.stack(torch.aminmax(value.detach())) if value.numel() else value  # NaN in, NaN out
+        if not bool(ends.isfinite().all()):
             raise InputError(
                 f"{where!r} has NaN or infinite values, which folding would carry into other weights; repair the "
                 "checkpoint"
             )
-        if module.state.stream is not None:
-            module.state.stream.touch(value)
         if name in module.sites and (how := Weight(module, name).how):
             raise PhaseError(f"{where!r} is decided ({how}), and stays as it is; fold before weights are decided")
 
@@ -152,11 +169,28 @@ def _shifted(module: QModule, old: Tensor, bias: Tensor, edits: _Edits) -> Tenso
     return value
 
 
+def _pieces(old: Tensor, along: list[list[Change]]) -> Iterator[Tensor]:
+    """What _changed makes of `old` (rows, channels), some rows at a time: the same bits."""
+    wide = torch.promote_types(old.dtype, torch.float32)
+    for rows in _steps(old):
+        piece = old[rows].to(wide)
+        for changes in filter(None, along):
+            whole = piece.double()
+            for change in changes:
+                whole = change(whole)
+            piece = whole.to(wide)
+        yield piece
+
+
+def _steps(rows: Tensor) -> Iterator[slice]:
+    step = max(1, _PIECE // rows.shape[1])
+    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
+
+
 def _apply(rows: Tensor, changes: list[Change]) -> None:
     """Change the rows (n, channels) in place, some at a time."""
-    step = max(1, _PIECE // rows.shape[1])
-    for start in range(0, rows.shape[0] if changes else 0, step):
-        piece = rows[start : start + step].double()
+    for own in _steps(rows) if changes else ():
+        piece = rows[own].double()
         for change in changes:
             piece = change(piece)
-        rows[start : start + step] = piece
+        rows[own] = piece
