@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyquant import autocast, lockstep, models, offloaded, tree_statistics, wrap
+from pyquant import progress as shown
 from pyquant.batch import call, describe, is_batch, tensors_in
 from pyquant.calibrated import Progress
 from pyquant.distributed import Group
@@ -146,7 +146,7 @@ def calibrate(
     """Run `q` on every batch and let the sites see the values. May be called several times; what was seen adds up.
 
     A batch is a dict of keyword arguments, a tuple or list of positional ones, or one tensor. `progress`: None shows
-    a bar on a terminal, True always, False never. An autocast block around it has no effect.
+    a bar on a terminal, True lines elsewhere too, False never. An autocast block around it has no effect.
 
     resume: a folder where the statistics are kept every 20 seconds, from which a run that was ended goes on with the
     same bits. All batches of a generator are kept in memory then.
@@ -208,15 +208,14 @@ def _calibrate(q: QModule, batches: Iterable[Any], progress: bool | None, resume
         batches = list(batches)
     kept = None if resume is None else Progress(q, _each(batches), resume)
     walk = _Walk(q, kept)
-    hide = None if progress is None else not progress
     stream = q.state.stream
     why = None if stream is None else lockstep.obstacle(q)
     if why is not None:
         logger.warning("calibrate reads the whole model once for each batch: %s", why)
     if stream is None or why is not None:
-        walk.one_by_one(tqdm(batches, desc="calibrate", unit="batch", disable=hide, leave=None))
+        walk.one_by_one(shown.bar(batches, desc="calibrate", unit="batch", show=progress, leave=None))
     else:
-        walk.side_by_side(batches, stream, hide)
+        walk.side_by_side(batches, stream, progress)
     if kept is not None:
         kept.after(walk.count, last=True)
     if not walk.count:
@@ -247,7 +246,7 @@ class _Walk:
             if self._kept is not None:
                 self._kept.after(number + 1)
 
-    def side_by_side(self, batches: Iterable[Any], stream: Stream, hide: bool | None) -> None:
+    def side_by_side(self, batches: Iterable[Any], stream: Stream, progress: bool | None) -> None:
         """All batches through one block after the other: the same statistics, and each weight is read once for all."""
         inside: dict[QModule, list[Site]] = {
             block: list(block.all_sites()) for tower in structure.blocks(self._q) for block in tower.modules
@@ -270,7 +269,7 @@ class _Walk:
             self._require_finite(ran + between, number, batch)
 
         steps: lockstep.Lockstep[tuple[int, Any]] = lockstep.Lockstep(self._q, stream)
-        with tqdm(total=len(steps), desc="calibrate", unit="block", disable=hide, leave=None) as bar:
+        with shown.bar(total=len(steps), desc="calibrate", unit="block", show=progress, leave=None) as bar:
             try:
                 for wave in steps.run(self._numbered(batches), call, after, lambda block: _count(bar)):
                     if self._kept is not None:

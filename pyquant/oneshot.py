@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyquant import lifecycle, tree_statistics
+from pyquant import progress as shown
 from pyquant.distributed import Group, guarded
 from pyquant.errors import CalibrationError, InputError, PhaseError, PolicyError
 from pyquant.policy import Policy
@@ -57,7 +57,7 @@ def quantize(
     checkpoint, requantize: the folder of a checkpoint that another tool quantized, as of prepare. Its integers stay;
         steps that would change them are left out, which is said.
     stream: for a model that is larger than memory, as of prepare.
-    progress: None shows bars on a terminal, True always, False never.
+    progress: None shows bars on a terminal, True lines elsewhere too (pyquant/progress.py), False never.
     resume: a folder where steps that decide weights put each finished block and calibrate its statistics, and from
         which a run that was ended goes on, with the same bits. It is made where it does not exist.
     log: called with each line of what a reader should know, such as a step that this model does not allow; by default
@@ -138,8 +138,8 @@ def calibrate_by(
     came = _decided_before(q)
     q.state.recipe = recipe
     chosen = [each for each in whole(recipe) if each.stage in only]
-    hide = True if len(chosen) == 1 else None if progress is None else not progress
-    with tqdm(chosen, desc=recipe.name, unit="step", disable=hide) as bar:
+    show = False if len(chosen) == 1 else progress
+    with shown.bar(chosen, desc=recipe.name, unit="step", show=show) as bar:
         for number, each in enumerate(bar, 1):
             bar.set_description(f"{recipe.name}: {each.algorithm}")
             with (step or _nothing)(each.algorithm):

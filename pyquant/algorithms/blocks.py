@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyquant import autocast
+from pyquant import progress as shown
 from pyquant.algorithms.block_files import RunFolder, fingerprint
 from pyquant.algorithms.block_inputs import Call, Shelf, record
 from pyquant.algorithms.statistics import Moments
@@ -143,9 +143,8 @@ def _run_blocks(
     marks = {"verb": verb, "propagate": propagate, "statistics": statistics, **(settings or {})}
     folder = None if resume is None else RunFolder.of(resume, fingerprint(q, data, marks))
     run = _Run(q, data, solve, propagate, statistics, choose, folder, group)
-    hide = None if progress is None else not progress
     with autocast.off(), torch.no_grad(), phase(q, Phase.FLOAT), q.state.collecting(), watching(q.state.stream, q):
-        return run.run(verb, hide if group is None or group.first else True)
+        return run.run(verb, progress if group is None or group.first else False)
 
 
 def _is_open(weight: Weight) -> bool:
@@ -180,12 +179,13 @@ class _Run:
         self.number = 0
         self.shelf = Shelf(q.state.stream, copies=2 if self.quantized else 1)
 
-    def run(self, verb: str, hide: bool | None) -> list[Decision]:
-        with tqdm(total=len(self.chosen) + 1, desc=verb, unit="block", disable=hide) as bar:
+    def run(self, verb: str, show: bool | None) -> list[Decision]:
+        with shown.bar(total=len(self.chosen) + 1, desc=verb, unit="block", show=show) as bar:
             moments = Moments(self.q, self.outside)
             watch = moments.watching() if self._sees(self.outside) and not self.quantized else nullcontext()
             with watch:
-                floats, places = record(self.q, self.data, list(self.towers.values()), self.shelf)
+                walk = shown.bar(self.data, desc=f"{verb}: inputs of blocks", unit="batch", show=show, leave=False)
+                floats, places = record(self.q, walk, list(self.towers.values()), self.shelf)
             if self._sees(self.outside) and not self.quantized:
                 moments.merge(self.group)
             for place, path in enumerate(self._order(places)):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from pyquant import progress as shown
 from pyquant.algorithms.blocks import Block, Propagate, Statistics, run_blocks
 from pyquant.algorithms.log import agree, record
 from pyquant.algorithms.passes import run_batches
@@ -105,7 +105,7 @@ def _in_one_pass(
         run_batches(q, batches, what, progress)
     moments.merge(way.group)
     decisions = []
-    for weight in tqdm(weights, desc=what, unit="weight", disable=None if progress is None else not progress):
+    for weight in shown.bar(weights, desc=what, unit="weight", show=progress):
         choice = _timed(choose, weight, moments.of(weight))
         choice.apply(weight)
         decisions.append(choice.decision)

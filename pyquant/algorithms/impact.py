@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from pyquant import autocast
+from pyquant import progress as shown
 from pyquant.batch import call, result_tensors
 from pyquant.distributed import Group
 from pyquant.errors import CalibrationError
@@ -136,7 +136,7 @@ class Impacts:
         """
         rank = 0 if group is None else group.rank
         generator = torch.Generator().manual_seed(seed + rank)
-        hide = True if rank else None if progress is None else not progress
+        show = False if rank else progress
         with ExitStack() as stack:
             stack.enter_context(autocast.off())
             stack.enter_context(watching(self._q.state.stream, self._q))
@@ -145,7 +145,7 @@ class Impacts:
             stack.enter_context(self._watching())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for batch in tqdm(batches, desc="auto16", unit="batch", disable=hide):
+            for batch in shown.bar(batches, desc="auto16", unit="batch", show=show):
                 self._start = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
                 score, rows = _score(call(self._q, batch), batch, generator)
                 torch.autograd.grad(score, [self._start], allow_unused=True)

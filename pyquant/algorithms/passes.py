@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pyquant import autocast
+from pyquant import progress as shown
 from pyquant.batch import call, describe, is_batch
 from pyquant.errors import CalibrationError, CheckpointError
 from pyquant.stream import watching
@@ -30,9 +30,9 @@ def run_batches(q: QModule, batches: Iterable[Any], what: str, progress: bool | 
         raise CalibrationError(
             f"{what} takes an iterable of batches, got {type(batches).__name__}; pass a list or a data loader"
         )
-    number, hide = -1, None if progress is None else not progress
+    number = -1
     with autocast.off(), torch.no_grad(), watching(q.state.stream, q):
-        for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=hide)):
+        for number, batch in enumerate(shown.bar(batches, desc=what, unit="batch", show=progress)):
             if not is_batch(batch):
                 raise CalibrationError(
                     f"{what}: batch {number} is a {type(batch).__name__}; expected a dict of keyword arguments, a "

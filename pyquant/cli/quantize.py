@@ -134,7 +134,13 @@ def _run(args: argparse.Namespace, group: Group | None) -> int:
         with timer.step("export"), _rows_first():
             step = _released(graphs, [fp, q])
             programs = pyquant.export_bundle(
-                q, new, job.choice.profiles, target=args.target, one_file=args.one_file or None, step=step
+                q,
+                new,
+                job.choice.profiles,
+                target=args.target,
+                one_file=args.one_file or None,
+                step=step,
+                progress=_progress(args, group),
             )
         with timer.step("save"):
             result_folder.write_rest(new, q, args.model, _settings(args, job), _facts(args, job, q), job.calibrated)
@@ -249,8 +255,16 @@ def _quantized(
         with released(name), _sites_listed() if name == "convert" else _placed(walk):
             yield
 
-    oneshot.run(q, walk, recipe, unused=args.unused, resume=args.resume, log=note, step=step, group=group)
+    oneshot.run(
+        q, walk, recipe, unused=args.unused, progress=_progress(args, group), resume=args.resume, log=note, step=step,
+        group=group,
+    )  # fmt: skip
     return (fp, q) if device.type == "cpu" else (fp.cpu(), q.cpu())
+
+
+def _progress(args: argparse.Namespace, group: Group | None) -> bool | None:
+    """What takes hours says how far it is in a log too."""
+    return True if args.stream and (group is None or group.first) else None
 
 
 def _summary(recipe: Recipe) -> str:

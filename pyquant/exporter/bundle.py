@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pyquant import __version__, circle, files
+from pyquant import progress as shown
 from pyquant.circle.files import Target
 from pyquant.errors import CircleError, ExportError, ProfileError
 from pyquant.exporter.absent import Absent
@@ -47,6 +47,7 @@ def export_bundle(
     one_file: bool | None = None,
     step: Callable[[str], AbstractContextManager[None]] | None = None,
     absent: Absent | None = None,
+    progress: bool | None = None,
 ) -> dict[str, CircleProgram]:
     """Write `<name>.circle` for each profile, and `manifest.json`. Returns the programs by name.
 
@@ -58,10 +59,10 @@ def export_bundle(
     its place, the manifest last: a failure leaves the folder as it was. Files of a former bundle that the new manifest
     does not name are removed. `one_file` (None: as the profile says, else no) puts all graphs into `model.circle`, each
     under a signature of its name, so that they share constants of equal bytes; TICO's runtime refuses such a file,
-    and onert runs its first graph. On a terminal a bar shows the progress. Constants of the programs are mapped from
-    the files. `absent` is as of export(). `step`, if given, is entered with the name of each graph while that is
-    exported and written (to measure it). Warns once with LowPrecisionWarning when the model computes in bfloat16 or
-    float16.
+    and onert runs its first graph. `progress`: None shows a bar on a terminal, True lines elsewhere too, False
+    nothing. Constants of the programs are mapped from the files. `absent` is as of export(). `step`, if given, is
+    entered with the name of each graph while that is exported and written (to measure it). Warns once with
+    LowPrecisionWarning when the model computes in bfloat16 or float16.
 
     Raises ProfileError for names that cannot be files, CircleError for a folder that cannot be written.
     """
@@ -74,7 +75,7 @@ def export_bundle(
     known = Templates(shared=True)
     make = partial(_exported, parts=parts, target=target, absent=absent, templates=known)
     head = {**_provenance(q), "target": target, **entries}
-    programs = _write(folder, head, list(parts), make, beside, step or _unmeasured, together)
+    programs = _write(folder, head, list(parts), make, beside, step or _unmeasured, together, progress)
     warn_low_precision((program.graph, program.traced) for program in programs.values())
     return programs
 
@@ -134,6 +135,7 @@ def _write(
     beside: Mapping[str, Callable[[Path], None]],
     step: Callable[[str], AbstractContextManager[None]],
     together: bool,
+    progress: bool | None,
 ) -> dict[str, CircleProgram]:
     """Write all files into a temporary folder, each as soon as it is exported, then move them to their places; then
     remove files of the old bundle that the new one does not have."""
@@ -148,7 +150,7 @@ def _write(
             temporary = Path(draft)
             entries, parts = head.get("graphs", {}), temporary / "parts" if together else temporary
             parts.mkdir(exist_ok=True)
-            for name in tqdm(names, desc="export", unit="graph", disable=None):
+            for name in shown.bar(names, desc="export", unit="graph", show=progress):
                 with step(name):
                     programs[name] = export(name)
                     graphs[name] = _save(programs[name], parts / _file(name), entries.get(name, {}))

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "offloaded": {"pages", "stream"},
     "stream": {"errors", "ops", "pages"},
     "distributed": {"errors"},
+    "progress": set(),
     "lockstep": {"errors", "autocast", "batch", "observe", "stream", "wrap"},
     "tree_statistics": {"errors", "distributed", "observe", "site", "wrap"},
     "tree_state": {"errors", "role", "decision", "recipe", "stream"},
@@ -43,14 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "weight": VALUES | {"ops", "site", "block_site", "wrap"},
     "algorithms": VALUES
     | {"ops", "site", "policy", "observe", "wrap", "weight", "batch", "files", "tensor_file", "autocast", "decision"}
-    | {"stream", "distributed", "tree_statistics"},
+    | {"stream", "distributed", "tree_statistics", "progress"},
     "interop": VALUES | {"wrap", "decoder", "weight", "models", "files", "companions", "ops", "pages", "stream"},
     "lifecycle": VALUES
     | {"interop", "models", "policy", "site", "wrap", "batch", "autocast", "tree_state", "stream"}
-    | {"distributed", "tree_statistics", "offloaded", "calibrated", "lockstep"},
+    | {"distributed", "tree_statistics", "offloaded", "calibrated", "lockstep", "progress"},
     "calibrated": {"errors", "files", "tensor_file", "tree_statistics", "algorithms", "wrap"},
     "steps": {"errors", "recipe", "algorithms", "wrap", "lifecycle", "distributed"},
-    "oneshot": VALUES | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"},
+    "oneshot": VALUES
+    | {"recipe", "policy", "steps", "wrap", "lifecycle", "stream", "distributed", "tree_statistics"}
+    | {"progress"},
     "files": set(),
     "metrics": {"errors"},
     "batch": {"errors"},
@@ -64,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"recipe", "decision", "checkpoint_index", "checkpoint_tensors", "companions", "model_card"},
     "exporter.profile": {"errors"},
     "circle": {"errors", "ops", "files"},  # ops for the writer's constants only, on first use
-    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast", "likeness"},
+    "exporter": VALUES | {"ops", "circle", "exporter.profile", "files", "autocast", "likeness"} | {"progress"},
     "decoder": VALUES | {"ops", "site", "wrap", "exporter.profile", "tensor_file"},
     "models": VALUES | {"ops", "site", "policy", "wrap", "decoder", "exporter.profile", "autocast", "likeness"},
     "verify": VALUES | {"models", "decoder", "ops", "circle", "exporter", "exporter.profile", "files"} | RUNS,
