@@ -64,8 +64,8 @@ def _table() -> str:
         )
     legend = (
         "runs: as the quantized model computes, for onert with `--target onert` (untested: it needs AVX-512, not at "
-        "hand so far); checked: by ONE's rules, no program of ONE ran it here; -: refused. `pyquant recipes RECIPE` says "
-        "why, and what the choices rest on."
+        "hand so far); checked: by ONE's rules, no program of ONE ran it here; -: refused. `pyquant recipes RECIPE` "
+        "says why, and what the choices rest on."
     )
     return "\n".join([*lines, "", textwrap.fill(legend, below)])
 
