@@ -149,6 +149,7 @@ def show(
             if together
             else "(graphs that share weights hold a copy each; --one-file stores them once)"
         )
+    console.print(_fit(programs))
     samples, rows = calibrated
     many = f" ({rows} rows)" if rows != samples else ""
     console.print(f"calibrated on {samples} sample{'' if samples == 1 else 's'}{many}")
@@ -156,6 +157,13 @@ def show(
     console.print("time: " + ", ".join(f"{name} {spent.seconds:.1f} s" for name, spent in steps))
     if timer.peak:
         console.print("peak memory: " + ", ".join(f"{name} {_peak(spent.peak)}" for name, spent in steps))
+
+
+def _fit(programs: Mapping[str, Any]) -> str:
+    """Which targets' rules the graphs keep, and how many faults they have for the others."""
+    faults = {target: sum(len(program.check(target)) for program in programs.values()) for target in ("luci", "onert")}
+    rest = "; ".join(f"{target}: {count} faults" if count else f"fit for {target}" for target, count in faults.items())
+    return f"runs in pyquant's runner; {rest} (`pyquant recipes` says which recipe runs where)"
 
 
 def _peak(count: int) -> str:

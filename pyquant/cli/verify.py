@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from pyquant.cli.main import FINE, FOUND
+from pyquant.recipes import runtimes
 
 TARGETS = ("circle", "luci", "onert")
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     found = circle.check(args.file, args.target)
     print(f"{args.file}: {_count(found)} for target {args.target}")
     print("".join(f"  {line}\n" for line in circle.listed(found)), end="")
+    if found and args.target != "circle":
+        print(runtimes.advice(args.target))
     if args.no_tico:
         return FOUND if found else FINE
     if find_spec("tico") is None:

@@ -61,3 +61,13 @@ VERDICTS: Mapping[str, Mapping[str, Verdict]] = MappingProxyType(
         "float": _row(RUNS, _faults(2924), _ONERT),
     }
 )
+
+
+def fitting(target: str) -> tuple[str, ...]:
+    """The recipes whose files keep the rules of a `--target` other than circle, which every recipe keeps."""
+    return tuple(name for name, row in VERDICTS.items() if not row[target].words.startswith("refused"))
+
+
+def advice(target: str) -> str:
+    """What to do about faults of a target: recipes that have none, as the end of an error."""
+    return f"recipes without faults there: {', '.join(fitting(target))} (`pyquant recipes`)"

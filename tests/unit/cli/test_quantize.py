@@ -119,6 +119,7 @@ def test_grids_policy_samples_and_recipe_files_take_effect(place: Path, made: Pa
     output = capsys.readouterr().out
     assert "guessed" not in output
     assert "calibrated on 2 samples" in output
+    assert "runs in pyquant's runner; luci: " in output, "for which targets the files are fit"
     recipe = yaml.safe_load((place / "more" / "recipe.yaml").read_text())
     assert recipe["calibration"] == {"data": str(place / "c.jsonl"), "samples": 2, "of": 3, "seed": 4}
     manifest = json.loads((place / "more" / "manifest.json").read_text())
@@ -297,7 +298,8 @@ def test_faults_of_a_target_are_a_list_and_the_error_one_line(place: Path, tmp_p
     assert quantize(place, tmp_path / "out", "--image-grid", "4x4", "--target", "luci", recipe="w8a16-fast") == 2
     *rows, last = capsys.readouterr().err.splitlines()
     assert last.startswith("pyquant: ExportError: ")
-    assert last.endswith("rule(s) of target 'luci'; listed above")
+    advice = "recipes without faults there: w8a8-fast (`pyquant recipes`)"
+    assert last.endswith(f"rule(s) of target 'luci'; {advice}; listed above")
     (equal,) = [row for row in rows if "E_LUCI_WEIGHT_DTYPE" in row]
     assert "expected int16" in equal
     assert "and 7 more like it" in equal
