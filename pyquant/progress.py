@@ -78,6 +78,7 @@ class Lines(Generic[Item]):
     ) -> None:
         self._items, self._desc, self._unit, self._clock = items, desc, unit, clock
         self._file = file
+        self._began = self._said = 0.0
         size: Any = getattr(items, "__len__", None)
         self.total: int | None = total if total is not None or size is None else size()
         self.reset()
@@ -111,8 +112,7 @@ class Lines(Generic[Item]):
         """Count from 0 again."""
         self.n = 0
         self.total = self.total if total is None else total
-        self._began: float = self._clock()
-        self._said = self._began
+        self._began = self._said = self._clock()
 
     def _say(self, spent: float) -> None:
         parts = [f"{self._desc}: {self._unit} {self.n}" + ("" if self.total is None else f" of {self.total}")]
