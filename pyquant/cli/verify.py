@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     found = circle.check(args.file, args.target)
     print(f"{args.file}: {_count(found)} for target {args.target}")
     print("".join(f"  {line}\n" for line in circle.listed(found)), end="")
-    if found and args.target != "circle":
-        print(runtimes.advice(args.target))
+    if found and (advice := runtimes.advice(args.target)):
+        print(advice.removeprefix("; "))
     if args.no_tico:
         return FOUND if found else FINE
     if find_spec("tico") is None:

@@ -97,7 +97,7 @@ def _exported(
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(
-            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing was written; "
+            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing was written"
             f"{runtimes.advice(target)}:\n{listed}"
         )
     return program

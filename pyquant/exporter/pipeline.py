@@ -98,7 +98,7 @@ def build(
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
         raise ExportError(
-            f"the graph breaks {len(faults)} rule(s) of target '{target}'; {runtimes.advice(target)}:\n{listed}"
+            f"the graph breaks {len(faults)} rule(s) of target '{target}'{runtimes.advice(target)}:\n{listed}"
         )
     return program
 

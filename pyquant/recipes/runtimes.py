@@ -69,5 +69,10 @@ def fitting(target: str) -> tuple[str, ...]:
 
 
 def advice(target: str) -> str:
-    """What to do about faults of a target: recipes that have none, as the end of an error."""
-    return f"recipes without faults there: {', '.join(fitting(target))} (`pyquant recipes`)"
+    """What to do about faults of a target, as the end of an error: recipes that have none; nothing for circle, whose
+    rules every recipe keeps."""
+    return (
+        f"; recipes without faults there: {', '.join(fitting(target))} (`pyquant recipes`)"
+        if target in RUNTIMES
+        else ""
+    )

@@ -143,7 +143,8 @@ def test_verify_a_good_file(program: Run) -> None:
 def test_verify_finds_what_a_target_refuses(run: Run) -> None:
     done = run("verify", GOLDEN / "int16_uint4_norm.circle", "--target", "onert", "--no-tico")
     assert done.code == 1
-    count, *faults = done.out.splitlines()
+    count, *faults, advice = done.out.splitlines()
+    assert advice == "recipes without faults there: w8_onert, q8_onert, w4_onert, float (`pyquant recipes`)"
     assert count.endswith(": 4 faults for target onert")
     assert all(line.startswith("  E_") for line in faults)
     assert len(faults) == 3
