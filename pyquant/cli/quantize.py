@@ -25,6 +25,7 @@ from pyquant.cli.main import FINE
 from pyquant.cli.options import count, recipe_name, recipe_of
 from pyquant.errors import CalibrationError, ProfileError, PyquantError, UsageError
 from pyquant.recipes import names as recipes
+from pyquant.recipes import runtimes
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +132,7 @@ def _run(args: argparse.Namespace, group: Group | None) -> int:
         return FINE
     with files.whole_folder(args.out) as new:
         graphs = memory.Timer()
-        with timer.step("export"), _rows_first():
+        with timer.step("export"), _rows_first(args.target):
             step = _released(graphs, [fp, q])
             programs = pyquant.export_bundle(
                 q,
@@ -347,8 +348,8 @@ def _sites_listed() -> Iterator[None]:
 
 
 @contextmanager
-def _rows_first() -> Iterator[None]:
-    """Print the lines of a long error, and raise its first line as the error."""
+def _rows_first(target: str = "circle") -> Iterator[None]:
+    """Print the lines of a long error, and raise its first line as the error; of a target's faults, with what to do."""
     try:
         yield
     except PyquantError as error:
@@ -356,7 +357,7 @@ def _rows_first() -> Iterator[None]:
         if not rows:
             raise
         print("\n".join(_cut(rows)), file=sys.stderr)
-        raise type(error)(f"{head.rstrip(':')}; listed above") from error
+        raise type(error)(f"{head.rstrip(':')}, listed above{runtimes.advice(target)}") from error
 
 
 def _cut(lines: list[str]) -> list[str]:

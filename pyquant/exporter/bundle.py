@@ -30,7 +30,6 @@ from pyquant.exporter.plan import Tensor
 from pyquant.exporter.precision import warn_low_precision
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.tracing import Templates
-from pyquant.recipes import runtimes
 
 MANIFEST = "manifest.json"
 ONE_FILE = "model.circle"
@@ -97,8 +96,7 @@ def _exported(
     if faults := program.check(target):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ExportError(
-            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing was written"
-            f"{runtimes.advice(target)}:\n{listed}"
+            f"graph '{name}' breaks {len(faults)} rule(s) of target '{target}', nothing was written:\n{listed}"
         )
     return program
 

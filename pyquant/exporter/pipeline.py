@@ -30,7 +30,6 @@ from pyquant.exporter.profile import TensorSpec
 from pyquant.exporter.program import CircleProgram
 from pyquant.exporter.registry import is_fake_quantize
 from pyquant.exporter.tracing import Templates, Traced, trace
-from pyquant.recipes import runtimes
 
 TARGETS = get_args(Target)
 _TRACING = threading.RLock()  # torch.export changes modules of torch while it runs: one thread at a time
@@ -97,9 +96,7 @@ def build(
     program = CircleProgram(graph, traced, adapter, profile)
     if target != "circle" and (faults := program.check(target)):
         listed = "\n".join(f"  {line}" for line in circle.listed(faults))
-        raise ExportError(
-            f"the graph breaks {len(faults)} rule(s) of target '{target}'{runtimes.advice(target)}:\n{listed}"
-        )
+        raise ExportError(f"the graph breaks {len(faults)} rule(s) of target '{target}':\n{listed}")
     return program
 
 

@@ -299,7 +299,7 @@ def test_faults_of_a_target_are_a_list_and_the_error_one_line(place: Path, tmp_p
     *rows, last = capsys.readouterr().err.splitlines()
     assert last.startswith("pyquant: ExportError: ")
     advice = "recipes without faults there: w8a8-fast (`pyquant recipes`)"
-    assert last.endswith(f"rule(s) of target 'luci'; {advice}; listed above")
+    assert last.endswith(f"rule(s) of target 'luci', listed above; {advice}")
     (equal,) = [row for row in rows if "E_LUCI_WEIGHT_DTYPE" in row]
     assert "expected int16" in equal
     assert "and 7 more like it" in equal
