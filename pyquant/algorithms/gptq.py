@@ -142,13 +142,19 @@ def _factor(moment: Moment, damping: float, order: bool, alpha: float) -> _Facto
     columns = torch.argsort(diagonal, descending=True, stable=True)
     if not order:
         columns = torch.arange(len(h), dtype=torch.int64, device=h.device)
-    h = h[columns][:, columns]
+    del diagonal  # a view; of a wide layer each of these matrices takes gigabytes, so that few are there at a time
+    h = h[columns]
+    h = h[:, columns]
     h.diagonal().add_(damping * mean)
     # With L L^T = H of the columns in reverse, H^-1 = U^T U for U = L^-1 with rows and columns in reverse.
-    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+    h = h.flip(0, 1)
+    lower, failed = torch.linalg.cholesky_ex(h)
+    del h
     if int(failed):
         return None
-    upper = torch.linalg.solve_triangular(lower, torch.eye(len(h), dtype=h.dtype, device=h.device), upper=False)
+    upper = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).mT  # by columns, as the solver has it
+    torch.linalg.solve_triangular(lower, upper, upper=False, out=upper)
+    del lower
     upper = upper.flip(0, 1)
     correction = None
     if alpha and moment.cross is not None:
