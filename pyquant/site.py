@@ -75,6 +75,19 @@ class Site(Phased):
 
     scale: Tensor | None
     zero_point: Tensor | None
+    path: str
+    role: Role
+    spec: QuantSpec | None
+    observer: observe.Observer | None
+    decided: str  # who decided the grid or the format before convert; see decide(), reformat()
+    final: bool  # a decided grid that not even a bias may widen
+    apart: bool  # whether its range was observed on other values than it passes (masked logits)
+    last_seen: int  # tick of the last observation: orders sites as data reaches them
+    _ends: tuple[float, float]  # of the grid, as numbers: a clip is compared with them while tracing too
+    _cache: TensorCache
+    _scanned: TensorStamp
+    _taps: tuple[TapHandle, ...]
+    _form: tuple[QuantSpec | None, int | None, int, int, int]  # see _form()
 
     def __init__(
         self,
@@ -87,21 +100,14 @@ class Site(Phased):
         state: TreeState | None = None,
     ) -> None:
         super().__init__(state if state is not None else TreeState())
-        self.path, self.role, self.spec = path, role, spec
-        self.observer = _observer(role, spec, observer, params or {}) if spec is not None else None
-        self.decided = ""  # who decided the grid or the format before convert; see decide(), reformat()
-        self.final = True  # a decided grid that not even a bias may widen
-        self.apart = False  # whether its range was observed on other values than it passes (masked logits)
-        self.last_seen = 0  # tick of the last observation: orders sites as data reaches them
-        self.register_buffer("scale", None)
-        self.register_buffer("zero_point", None)
-        self._ends = (-math.inf, math.inf)  # of the grid, as numbers: a clip is compared with them while tracing too
-        self._cache = TensorCache()
-        self._scanned = TensorStamp()
-        self._taps: tuple[TapHandle, ...] = ()
-        self._form: tuple[QuantSpec | None, int | None, int, int, int] = (None, None, 0, 0, 0)  # see _form()
-        self.register_state_dict_post_hook(_record_format)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_follow_scale)  # type: ignore[no-untyped-call]
+        self._set_plain(
+            path=path, role=role, spec=spec,
+            observer=None if spec is None else _observer(role, spec, observer, params or {}),
+            decided="", final=True, apart=False, last_seen=0,
+            _ends=(-math.inf, math.inf), _cache=TensorCache(), _scanned=TensorStamp(), _taps=(),
+            _form=(None, None, 0, 0, 0),
+        )  # fmt: skip
+        self._buffers.update(scale=None, zero_point=None)
 
     @property
     def qparams(self) -> QParams | None:
@@ -456,6 +462,16 @@ class Site(Phased):
                 self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """The format goes into the metadata, for the tree that loads it (wrap/state_dict.py)."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # a caller's own dictionary has none
+            destination._metadata.setdefault(prefix[:-1], {})["format"] = str(self.spec)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self._compute_ends()
+
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_taps": ()}
 
@@ -529,15 +545,6 @@ class TensorCache:
 
     def __reduce__(self) -> tuple[type[TensorCache], tuple[()]]:
         return TensorCache, ()
-
-
-def _record_format(site: Any, state_dict: Any, prefix: str, metadata: dict[str, Any]) -> None:
-    """In a state dict's metadata, for the tree that loads it (wrap/state_dict.py)."""
-    metadata["format"] = str(site.spec)
-
-
-def _follow_scale(site: Any, _: Any) -> None:
-    site._compute_ends()
 
 
 def _form(spec: QuantSpec) -> tuple[QuantSpec, int | None, int, int, int]:

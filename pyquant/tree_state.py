@@ -148,10 +148,19 @@ class Phased(nn.Module):
 
     UNTRACED: ClassVar[tuple[str, ...]] = ()
 
+    _state: TreeState
+    _phase: Phase
+
     def __init__(self, state: TreeState) -> None:
         super().__init__()
-        self._state = state
-        self._phase = state.current(Phase.CALIBRATE)
+        self._set_plain(_state=state, _phase=state.current(Phase.CALIBRATE))
+
+    def _set_plain(self, **values: Any) -> None:
+        """Set attributes that are no modules and no tensors, all at once.
+
+        An assignment asks torch for each whether it is one, which is half the time of making a site.
+        """
+        vars(self).update(values)
 
     def traced_state(self) -> Any:
         """What else the operations of forward depend on, as plain data: of attributes in UNTRACED, what counts."""

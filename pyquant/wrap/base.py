@@ -119,16 +119,29 @@ class QModule(Phased):
     WRITES: ClassVar[tuple[str, ...]] = ()  # modules whose output is added to it, or starts it
     WRITES_TO: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # owner of another stream -> modules that write to that
 
+    fp_type: type[nn.Module] | None
+    output_type: type[Any] | None
+    path: str
+    config: Any
+    _context: WrapContext
+    snapshot: Snapshot
+    checked: dict[str, TensorStamp]  # of the whole tree, see finite.py
+    _bias_cache: dict[str, TensorCache]
+
     def __init__(self, fp: nn.Module | None, ctx: WrapContext) -> None:
         super().__init__(ctx.state)
-        self.fp_type = None if fp is None else type(fp)
-        self.output_type = self.OUTPUT if fp is None or self.OUTPUT is None else output_class(type(fp)) or self.OUTPUT
-        self.path = ctx.path
-        self.config: Any = getattr(fp, "config", None)
-        self._context = ctx
-        self.snapshot = Snapshot()
-        self.checked: dict[str, TensorStamp] = {}  # of the whole tree, see finite.py
-        self._bias_cache = {name: TensorCache() for name in self.BIASES}
+        fp_type = None if fp is None else type(fp)
+        found = None if fp_type is None or self.OUTPUT is None else output_class(fp_type)
+        self._set_plain(
+            fp_type=fp_type,
+            output_type=found or self.OUTPUT,
+            path=ctx.path,
+            config=getattr(fp, "config", None),
+            _context=ctx,
+            snapshot=Snapshot(),
+            checked={},
+            _bias_cache={name: TensorCache() for name in self.BIASES},
+        )
         self.sites = nn.ModuleDict()
         for name, role in self.site_roles(fp).items():
             self.add_site(name, role)
