@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,15 +41,16 @@ class QParams:
         rank = ranks.get(type(self.spec.granularity))
         if rank is not None and scale.dim() != rank:
             raise SpecError(f"{self.spec} needs a scale of rank {rank}, got {tuple(scale.shape)}")
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        if not scale.numel():
+            return
+        least, largest = _ends(scale)
+        if not 0 < least <= largest < math.inf:  # not where one is NaN either
             bad = scale[~(torch.isfinite(scale) & (scale > 0))].flatten()[0].item()
             raise SpecError(f"every scale must be finite and positive, found {bad}")
         low, high = (0, 0) if self.spec.symmetric else (self.spec.qmin, self.spec.qmax)
-        if scale.numel() and (int(zero_point.min()) < low or int(zero_point.max()) > high):
-            raise SpecError(
-                f"a zero_point of {self.spec} lies in [{low}, {high}], found "
-                f"{int(zero_point.min())}..{int(zero_point.max())}"
-            )
+        first, last = map(int, _ends(zero_point))
+        if first < low or last > high:
+            raise SpecError(f"a zero_point of {self.spec} lies in [{low}, {high}], found {first}..{last}")
 
     @property
     def axis(self) -> int | None:
@@ -68,3 +70,11 @@ class QParams:
             and torch.equal(self.scale, other.scale)
             and torch.equal(self.zero_point, other.zero_point)
         )
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of some values; NaN, NaN where one is NaN."""
+    if values.dim() == 0:  # most sites have one scale
+        return (value := values.item()), value
+    least, largest = torch.aminmax(values)
+    return least.item(), largest.item()
