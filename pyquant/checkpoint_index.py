@@ -67,7 +67,7 @@ def verified(folder: Path) -> Iterator[dict[str, Any]]:
         if name != weights:
             _require_checksum(folder, name, files.sha256(folder / name), expected)
     with ThreadPoolExecutor(1, "pyquant-load") as thread:
-        checksum = thread.submit(files.sha256, folder / weights)
+        checksum = thread.submit(files.sha256, folder / weights, mapped=True)
         try:
             yield index
         finally:
