@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from pyquant import checkpoint_index, checkpoint_tensors, companions, decision, files, lifecycle, models, tensor_file
@@ -30,7 +30,6 @@ from pyquant.errors import CheckpointError, PhaseError, PolicyError, SpecError
 from pyquant.model_card import README, model_card
 from pyquant.policy import Policy
 from pyquant.recipe import Recipe
-from pyquant.site import Site
 from pyquant.spec import BlockSpec, QuantSpec
 from pyquant.tensor_file import Entry
 from pyquant.wrap import QModule, foreign, registry
@@ -84,7 +83,7 @@ def save_quantized(
         "root": registry.qualified(q.fp_type),
         "policy": q.policy.to_dict(),
         "configs": checkpoint_index.configs(q),
-        "sites": {site.path: _describe(site) for site in q.all_sites()},
+        "sites": _describe(q),
         "tensors": checkpoint_tensors.store(q, tensors),
     }
     if forms := {m.path: m.stored_form() for m in q.all_qmodules() if isinstance(m, StoredModule)}:
@@ -149,7 +148,8 @@ def _load(folder: Path, index: Mapping[str, Any], fp: nn.Module | None) -> QModu
             f"of the class that was quantized"
         )
     try:
-        q = lifecycle.build(fp, policy)
+        settled = frozenset(path for path, site in index["sites"].items() if site["quantized"])
+        q = lifecycle.build(fp, policy, settled=settled)
     except PolicyError as error:
         raise fault(folder, f"{INDEX}: 'policy'", f"does not fit the model ({error})") from error
     checkpoint_index.check_configs(index["configs"], q, folder)
@@ -158,8 +158,8 @@ def _load(folder: Path, index: Mapping[str, Any], fp: nn.Module | None) -> QModu
     if GENERATION in index["sha256"] and hasattr(q, "generation_config"):
         q.generation_config = _generation_config(folder)
     try:
-        with safe_open(folder / checkpoint_index.weights_of(index), framework="pt") as file:
-            checkpoint_tensors.restore(q, index, checkpoint_tensors.Reader(file, folder))
+        file = tensor_file.Mapped(folder / checkpoint_index.weights_of(index))
+        checkpoint_tensors.restore(q, index, checkpoint_tensors.Reader(file, folder))
     except (SafetensorError, OSError) as error:
         raise fault(folder, WEIGHTS, f"cannot be read ({type(error).__name__}: {error})") from error
     lifecycle.finalize(q)
@@ -182,11 +182,18 @@ def _save_companions(q: QModule, folder: Path, source: str | None, parts: Mappin
             companions.save(part, what, folder)
 
 
-def _describe(site: Site) -> dict[str, Any]:
-    spec = None if site.spec is None else site.spec.to_dict()
-    quantized = site.scale is not None or isinstance(site, BlockSite)
-    decided = {"decided": site.decided} if site.decided else {}
-    return {"role": site.role.value, "spec": spec, "quantized": quantized, **decided}
+def _describe(q: QModule) -> dict[str, dict[str, Any]]:
+    """Path of each site -> what the index records of it."""
+    specs: dict[QuantSpec | None, Any] = {None: None}
+    found = {}
+    for site in q.all_sites():
+        if site.spec not in specs:
+            assert site.spec is not None
+            specs[site.spec] = site.spec.to_dict()
+        quantized = site.scale is not None or isinstance(site, BlockSite)
+        decided = {"decided": site.decided} if site.decided else {}
+        found[site.path] = {"role": site.role.value, "spec": specs[site.spec], "quantized": quantized, **decided}
+    return found
 
 
 def _version(package: str) -> str:
@@ -309,7 +316,7 @@ def _recall(q: QModule, index: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_sites(q: QModule, recorded: Mapping[str, Any], folder: Path) -> None:
-    here = {site.path: _describe(site) for site in q.all_sites()}
+    here = _describe(q)
     for path in sorted({*here, *recorded}):
         ours, theirs = here.get(path), recorded.get(path)
         if ours is None or theirs is None or (ours["role"], ours["spec"]) != (theirs["role"], theirs["spec"]):

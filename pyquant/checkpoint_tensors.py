@@ -158,12 +158,18 @@ def _grid_of(grid: QParams) -> ops.Grid:
 
 def _named_tensors(q: QModule) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer of the wrappers, non-persistent ones too: nothing is left to be derived again."""
-    skip = {id(t) for site in q.all_sites() for t in site.buffers()}
-    skip |= {id(t) for m in q.all_qmodules() for name in m.BIASES if (t := m._buffers[f"{name}_scale"]) is not None}
-    yield from q.named_parameters(remove_duplicate=False)
-    for name, value in q.named_buffers(remove_duplicate=False):
-        if id(value) not in skip:
-            yield name, value
+    places = [
+        (f"{path}." if path else "", module)
+        for path, module in q.named_modules(remove_duplicate=False)
+        if not isinstance(module, Site)  # whose buffers are the grid
+    ]
+    for prefix, module in places:
+        yield from ((prefix + name, value) for name, value in module._parameters.items() if value is not None)
+    for prefix, module in places:
+        follows = {f"{name}_scale" for name in module.BIASES} if isinstance(module, QModule) else ()
+        for name, value in module._buffers.items():
+            if value is not None and name not in follows:
+                yield prefix + name, value
 
 
 def _identity(t: Tensor) -> tuple[Any, ...]:
@@ -176,24 +182,27 @@ def _identity(t: Tensor) -> tuple[Any, ...]:
 class Reader:
     """Tensors of the file by name; one that is missing, or of another shape or type than in the index, is an error."""
 
-    def __init__(self, file: Any, folder: Path) -> None:
-        self._file, self.folder, self.names = file, folder, set(file.keys())
+    def __init__(self, file: tensor_file.Mapped, folder: Path) -> None:
+        self._file, self.folder, self.names = file, folder, file.names()
 
     def get(self, name: str, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
         if name not in self.names:
             raise CheckpointError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r} in {WEIGHTS}; save it again")
-        tensor: Tensor = self._file.get_tensor(name)
-        if tensor.dtype != dtype or (shape is not None and tuple(tensor.shape) != tuple(shape)):
+        seen = self._file.form(name)
+        if seen[0] != dtype or (shape is not None and seen[1] != tuple(shape)):
             expected = f"{dtype}" if shape is None else f"{dtype} {tuple(shape)}"
-            seen = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", f"is {seen}, expected {expected}")
-        return tensor
+            what = f"is {seen[0]} {seen[1]}, expected {expected}"
+            raise fault(self.folder, f"{WEIGHTS}: tensor {name!r}", what)
+        return self._file.tensor(name)
 
 
 def restore(q: QModule, index: Mapping[str, Any], reader: Reader) -> None:
-    shapes = {m.site(name).path: v.shape for m in q.all_qmodules() for name, v in m.constants().items()}
-    blocks = {site.path: site for site in q.all_sites() if isinstance(site, BlockSite)}
-    quantized = [s for s in q.all_sites() if index["sites"][s.path]["quantized"] and s.path not in blocks]
+    """Give the tree its grids and tensors. Raises CheckpointError where the file, the index and the tree differ."""
+    constants = [(m.site(name).path, value) for m in q.all_qmodules() for name, value in m.constants().items()]
+    shapes = {path: value.shape for path, value in constants}
+    sites = list(q.all_sites())
+    blocks = {site.path: site for site in sites if isinstance(site, BlockSite)}
+    quantized = [s for s in sites if index["sites"][s.path]["quantized"] and s.path not in blocks]
     entries, here = index["tensors"], dict(_named_tensors(q))
     if set(entries) != set(here):
         odd = sorted(set(entries) ^ set(here))
@@ -202,14 +211,14 @@ def restore(q: QModule, index: Mapping[str, Any], reader: Reader) -> None:
             f"it was saved with"
         )
     _check_shapes(entries, here)
-    _check_grids(q, entries, here, reader.folder)
+    _check_grids(constants, entries, here, reader.folder)
     stored = {name for name, entry in entries.items() if entry["kind"] != "alias"}
     known = stored | {f"{site.path}.{part}" for site in quantized for part in ("scale", "zero_point")}
     if extra := sorted(reader.names - known):
         raise fault(reader.folder, f"{WEIGHTS}: tensor {extra[0]!r}", f"is in no list of {INDEX} ({len(extra)} such)")
+    grids = {site.path: _grid(site, shapes.get(site.path), reader) for site in quantized}
     for site in quantized:
-        site.set_qparams(_grid(site, shapes.get(site.path), reader))
-    grids = {site.path: site.qparams for site in quantized}
+        site.set_qparams(grids[site.path])
     done: dict[str, Tensor] = {}
     for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
         entry = entries[name]
@@ -233,12 +242,16 @@ def _check_shapes(entries: Mapping[str, Any], here: Mapping[str, Tensor]) -> Non
             )
 
 
-def _check_grids(q: QModule, entries: Mapping[str, Any], here: Mapping[str, Tensor], folder: Path) -> None:
-    """Integers are on the grid of a site that the tensor, or one that is tied to it, passes through."""
+def _check_grids(
+    constants: Iterable[tuple[str, Tensor]], entries: Mapping[str, Any], here: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Integers are on the grid of a site that the tensor, or one that is tied to it, passes through.
+
+    constants: path of a site, and what passes it.
+    """
     users: dict[int, set[str]] = {}
-    for module in q.all_qmodules():
-        for name, value in module.constants().items():
-            users.setdefault(id(value), set()).add(module.site(name).path)
+    for path, value in constants:
+        users.setdefault(id(value), set()).add(path)
     sites: dict[str, set[str]] = {}
     for name, entry in entries.items():
         sites.setdefault(entry.get("of", name), set()).update(users.get(id(here[name]), ()))
@@ -272,7 +285,7 @@ def _grid(site: Site, shape: Sequence[int] | None, reader: Reader) -> QParams:
 def _read(
     name: str,
     entry: Mapping[str, Any],
-    grids: Mapping[str, QParams | None],
+    grids: Mapping[str, QParams],
     blocks: Mapping[str, BlockSite],
     reader: Reader,
 ) -> Tensor:
@@ -290,9 +303,7 @@ def _read(
         for rows in ops.row_slices(shape):
             ops.rows_of(value, rows).copy_(ops.dequantize_blocks(ops.rows_of(packed, rows), bits))
     else:
-        grid = grids[entry["site"]]
-        assert grid is not None
-        value = _dequantized(name, shape, dtype, grid, reader)
+        value = _dequantized(name, shape, dtype, grids[entry["site"]], reader)
     if "stride" in entry:
         return torch.empty_strided(shape, entry["stride"], dtype=value.dtype, device=value.device).copy_(value)
     return value if entry["kind"] == "integer" else value.clone()  # out of the mapped file: aligned, and ours

@@ -116,8 +116,14 @@ def _with_grids(
     return q
 
 
-def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset(), stream: Stream | None = None) -> QModule:
-    """The tree of prepare and of loading, before any value was looked at. `absent`: see WrapContext.
+def build(
+    fp: nn.Module,
+    policy: Policy,
+    absent: frozenset[str] = frozenset(),
+    stream: Stream | None = None,
+    settled: frozenset[str] = frozenset(),
+) -> QModule:
+    """The tree of prepare and of loading, before any value was looked at. `absent`, `settled`: see WrapContext.
 
     Raises PolicyError for weights that are computed on each call, CompatibilityError for a release of transformers that
     the wrappers were not written for.
@@ -132,7 +138,7 @@ def build(fp: nn.Module, policy: Policy, absent: frozenset[str] = frozenset(), s
     models.load(map(type, fp.modules()))
     hf_contract.require(type(module) for module in fp.modules())
     with torch.random.fork_rng(devices=[]):  # a wrapper may build modules; the caller's random numbers stay as they are
-        return wrap.wrap(fp, WrapContext("", policy, TreeState(stream=stream), absent=absent))
+        return wrap.wrap(fp, WrapContext("", policy, TreeState(stream=stream), absent, settled))
 
 
 def calibrate(

@@ -7,6 +7,7 @@ has is wrap/, which format a site gets is policy.py, how a phase changes is tree
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -98,11 +99,19 @@ class Site(Phased):
         observer: str = "minmax",
         params: Mapping[str, Any] | None = None,
         state: TreeState | None = None,
+        settled: bool = False,
     ) -> None:
+        """settled: its grid follows at once (set_qparams), so that nothing is observed. Raises SpecError for an
+        observer that the role or the format cannot have, also then."""
         super().__init__(state if state is not None else TreeState())
+        watch = None
+        if spec is not None and settled:
+            _require_observer(role, spec, observer, tuple((params or {}).items()))
+        elif spec is not None:
+            watch = _observer(role, spec, observer, params or {})
         self._set_plain(
             path=path, role=role, spec=spec,
-            observer=None if spec is None else _observer(role, spec, observer, params or {}),
+            observer=watch,
             decided="", final=True, apart=False, last_seen=0,
             _ends=(-math.inf, math.inf), _cache=TensorCache(), _scanned=TensorStamp(), _taps=(),
             _form=(None, None, 0, 0, 0),
@@ -408,14 +417,15 @@ class Site(Phased):
     def set_qparams(self, qparams: QParams) -> None:
         """Store the numbers and let the statistics go."""
         assert qparams.spec == self.spec, f"site {self.path!r} is {self.spec}, got {qparams.spec}"
-        self.scale, self.zero_point, self.observer = qparams.scale.clone(), qparams.zero_point.clone(), None
-        self._scanned = TensorStamp()
+        self._buffers.update(scale=qparams.scale.clone(), zero_point=qparams.zero_point.clone())
+        self._set_plain(observer=None, _scanned=TensorStamp())
         self._compute_ends()
 
     def _compute_ends(self) -> None:
-        if self.scale is not None and self.zero_point is not None and self.scale.dim() == 0:
-            spec, step, zero_point = self._spec(), float(self.scale), int(self.zero_point)
-            self._ends = ((spec.qmin - zero_point) * step, (spec.qmax - zero_point) * step)
+        scale, zero_point = self._buffers["scale"], self._buffers["zero_point"]
+        if scale is not None and zero_point is not None and scale.dim() == 0:
+            spec, step, zero = self._spec(), float(scale), int(zero_point)
+            self._set_plain(_ends=((spec.qmin - zero) * step, (spec.qmax - zero) * step))
 
     def clamp_of(self, clip: Clip | None) -> Clip | None:
         """The bounds of `clip` that are a clamp in this phase: all, but for those that saturation reaches first."""
@@ -563,3 +573,9 @@ def _observer(role: Role, spec: QuantSpec, kind: str, params: Mapping[str, Any])
     if known is not None:
         return observe.FixedObserver(spec, *known, grid=fixed_grid(role, spec))
     return observe.make(kind, params, spec, constant=role.is_constant)
+
+
+@functools.lru_cache(maxsize=256)
+def _require_observer(role: Role, spec: QuantSpec, kind: str, params: tuple[tuple[str, Any], ...]) -> None:
+    """Raise SpecError where there is no such observer; asked once for the many sites of one rule."""
+    _observer(role, spec, kind, dict(params))

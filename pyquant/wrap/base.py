@@ -36,12 +36,14 @@ class WrapContext:
     """A wrapper's place in the tree, and the policy that assigns formats to its sites.
 
     absent: tensors of the float model (by their names in it) that its checkpoint lacks and that mean nothing.
+    settled: paths of sites whose grids follow (loading), which need no observers.
     """
 
     path: str
     policy: Policy
     state: TreeState = field(default_factory=TreeState)
     absent: frozenset[str] = frozenset()
+    settled: frozenset[str] = frozenset()
 
     def child(self, name: str) -> WrapContext:
         """The context of the child `name`."""
@@ -58,8 +60,10 @@ class WrapContext:
         try:
             if isinstance(rule.spec, BlockSpec):
                 return BlockSite(path, role, rule.spec, state=self.state)
-            observer = rule.observer
-            return Site(path, role, rule.spec, observer=observer.kind, params=observer.params, state=self.state)
+            observer, settled = rule.observer, path in self.settled
+            return Site(
+                path, role, rule.spec, observer=observer.kind, params=observer.params, state=self.state, settled=settled
+            )
         except SpecError as error:
             raise PolicyError(
                 f"rule #{choice.index} {rule} does not fit the {role.value} site {path!r}: {error}"
@@ -252,9 +256,11 @@ class QModule(Phased):
         return problems
 
     def compute_bias_scales(self) -> None:
-        """Compute the scales of this module's own biases, when the sites have theirs."""
+        """Compute the scales of the biases that this module has, when the sites have theirs."""
         for name, (input_site, weight_site, *_) in self.BIASES.items():
-            scale = bias_scale(self.site(input_site).qparams, self.site(weight_site).qparams)
+            scale = None
+            if getattr(self, name) is not None:
+                scale = bias_scale(self.site(input_site).qparams, self.site(weight_site).qparams)
             self._buffers[f"{name}_scale"] = scale
 
     def constants(self) -> Mapping[str, Tensor]:
