@@ -184,15 +184,14 @@ def _save_companions(q: QModule, folder: Path, source: str | None, parts: Mappin
 
 def _describe(q: QModule) -> dict[str, dict[str, Any]]:
     """Path of each site -> what the index records of it."""
-    specs: dict[QuantSpec | None, Any] = {None: None}
+    specs: dict[int, Any] = {}  # most sites share one of a few
     found = {}
     for site in q.all_sites():
-        if site.spec not in specs:
-            assert site.spec is not None
-            specs[site.spec] = site.spec.to_dict()
+        if id(site.spec) not in specs:
+            specs[id(site.spec)] = None if site.spec is None else site.spec.to_dict()
         quantized = site.scale is not None or isinstance(site, BlockSite)
         decided = {"decided": site.decided} if site.decided else {}
-        found[site.path] = {"role": site.role.value, "spec": specs[site.spec], "quantized": quantized, **decided}
+        found[site.path] = {"role": site.role.value, "spec": specs[id(site.spec)], "quantized": quantized, **decided}
     return found
 
 

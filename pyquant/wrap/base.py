@@ -320,10 +320,19 @@ class QModule(Phased):
         return [s for s in self.all_sites() if s.observer is not None and isinstance(s.compute_qparams(), str)]
 
     def all_qmodules(self) -> Iterator[QModule]:
-        """Every wrapper of the tree, this one first."""
-        for module in self.modules():
+        """Every wrapper of the tree, this one first: in the order of modules(), and each once."""
+        seen: set[int] = set()
+        todo: list[nn.Module] = [self]
+        while todo:  # modules() makes names on its way, and goes through the sites, most modules of a tree
+            module = todo.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            below = module._modules
             if isinstance(module, QModule):
                 yield module
+                below = {name: child for name, child in below.items() if name != "sites"}
+            todo += [child for child in reversed(below.values()) if child is not None]
 
     @property
     def policy(self) -> Policy:
