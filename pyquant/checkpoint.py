@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def _describe(q: QModule) -> dict[str, dict[str, Any]]:
     return found
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

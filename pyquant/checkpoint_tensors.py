@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _integers(value: Tensor, sites: list[Site]) -> tuple[Site, Entry] | None:
         logger.info("%s is stored as %s: that type cannot represent its grid", sites[0].path, value.dtype)
         return None
     form = (torch.uint8, ((value.numel() + 1) // 2,)) if packed else (grid.dtype, tuple(value.shape))
-    return sites[0], Entry(*form, lambda: ops.quantize_pieces(value, grid, packed=packed))
+    return sites[0], Entry(*form, lambda: ops.quantize_pieces(value, grid, packed=packed, alone=True))
 
 
 def _is_exact(value: Tensor, grid: ops.Grid) -> bool:
@@ -220,10 +221,21 @@ def restore(q: QModule, index: Mapping[str, Any], reader: Reader) -> None:
     for site in quantized:
         site.set_qparams(grids[site.path])
     done: dict[str, Tensor] = {}
-    for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
-        entry = entries[name]
-        value = done[entry["of"]] if entry["kind"] == "alias" else _read(name, entry, grids, blocks, reader)
-        done[name] = _assign(q, name, value, here[name])
+    with ThreadPoolExecutor(torch.get_num_threads(), "pyquant-load") as pool:
+
+        def read(name: str) -> Tensor:
+            with ops.one_thread():  # these threads are those of torch that each would ask for
+                return _read(name, entries[name], grids, blocks, reader)
+
+        largest_first = sorted(stored, key=lambda name: (-torch.Size(entries[name]["shape"]).numel(), name))
+        values = {name: pool.submit(read, name) for name in largest_first}
+        try:
+            for name in sorted(entries, key=lambda n: entries[n]["kind"] == "alias"):
+                entry = entries[name]
+                value = done[entry["of"]] if entry["kind"] == "alias" else values.pop(name).result()
+                done[name] = _assign(q, name, value, here[name])
+        finally:  # of no use after an error
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _check_shapes(entries: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:

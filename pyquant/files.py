@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ def folder(target: Path, *, last: str) -> Iterator[Path]:
     new = _new_folder(target)
     try:
         yield new
-        for file in new.iterdir():
-            _sync(file)
+        with ThreadPoolExecutor(4, "pyquant-sync") as pool:  # one commit of the file system's journal serves several
+            for _ in pool.map(_sync, new.iterdir()):
+                pass
         if not target.exists():
             _sync(new)
             new.rename(target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,7 @@ _NAMES = {
     torch.uint64: "U64",
 }
 _BEHIND = 16 << 20  # bytes that may wait to be written
+_EARLY = 32 << 20  # bytes after which the disk is asked to take them
 _SMALL = 1 << 16  # bytes below which tensors are written together
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
@@ -74,7 +76,8 @@ def whole(value: Tensor) -> Entry:
 
 def save(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
     """Write the file, and return its SHA-256 in hexadecimal: pieces are hashed and written by two threads while the
-    next ones are made. Raises OSError when it cannot be written, ValueError for a type that the format does not have.
+    next ones are made, and a third has the disk take what is written, so that syncing the file finds little left to do.
+    Raises OSError when it cannot be written, ValueError for a type that the format does not have.
     """
     for name, entry in entries.items():
         if entry.dtype not in _NAMES:
@@ -137,6 +140,9 @@ class _Writer:
     def __init__(self, file: FileIO) -> None:
         self._file, self.digest, self.size = file, hashlib.sha256(), 0
         self._threads = [ThreadPoolExecutor(1, "pyquant-save") for _ in range(2)]
+        self._disk = ThreadPoolExecutor(1, "pyquant-save")
+        self._syncing: Future[None] | None = None
+        self._unsynced = 0
         self._small = bytearray()  # of tensors that are not worth a task of their own
         self._tasks: deque[tuple[int, list[Future[None]]]] = deque()
         self._behind = 0
@@ -171,8 +177,17 @@ class _Writer:
             future.result()
 
     def _write(self, data: memoryview) -> None:
+        self._unsynced += data.nbytes
         while data.nbytes:
             data = data[self._file.write(data) :]
+        if self._unsynced >= _EARLY and (self._syncing is None or self._syncing.done()):
+            self._sync_ended()
+            self._unsynced, self._syncing = 0, self._disk.submit(os.fsync, self._file.fileno())
+
+    def _sync_ended(self) -> None:
+        """Raises OSError where the last early sync met one: the system tells of it once, not again at the end."""
+        if self._syncing is not None:
+            self._syncing.result()
 
     def __enter__(self) -> _Writer:
         return self
@@ -183,8 +198,9 @@ class _Writer:
                 self._flush()
                 while self._tasks:
                     self._wait()
+                self._sync_ended()
         finally:
-            for thread in self._threads:
+            for thread in (*self._threads, self._disk):
                 thread.shutdown(cancel_futures=True)
 
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -15,6 +16,8 @@ namespace {
 
 /// The allocator takes memory of this size from the system each time, and gives it back.
 [[maybe_unused]] constexpr size_t kFresh = size_t{32} << 20;
+
+thread_local bool alone = false;
 
 /// Advice only: where the system has no large pages, nothing changes.
 void advise_large_pages([[maybe_unused]] const Tensor& t) {
@@ -29,6 +32,10 @@ void advise_large_pages([[maybe_unused]] const Tensor& t) {
 }
 
 }  // namespace
+
+bool set_one_thread(bool on) { return std::exchange(alone, on); }
+
+bool one_thread() { return alone; }
 
 std::string shape_text(const Tensor& t) {
   std::string text = "(";

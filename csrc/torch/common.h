@@ -75,10 +75,16 @@ struct Scales {
          int64_t group, int64_t qmin, int64_t qmax);
 };
 
-/// f(begin, end) over [0, n), on torch's own threads when it is worth asking. f must not throw.
+/// Has the calling thread do its operators' work alone (`on`), or with torch's threads again. Returns what
+/// was.
+bool set_one_thread(bool on);
+bool one_thread();
+
+/// f(begin, end) over [0, n), on torch's own threads when it is worth asking and the calling thread may (see
+/// set_one_thread). f must not throw.
 template <class F>
 void parallel(int64_t n, int64_t grain, const F& f) {
-  if (n <= grain) {
+  if (n <= grain || one_thread()) {
     if (n > 0) f(int64_t{0}, n);
   } else {
     torch::stable::parallel_for(0, n, grain, f);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module `pyquant._C`: empty, because loading it is what registers the operators. Also two private
-// operators, which report what was built.
+// The Python module `pyquant._C`: empty, because loading it is what registers the operators. Also private
+// operators: two report what was built, one says which threads the others use.
 #include <Python.h>
 
 #include "torch/common.h"
@@ -9,7 +9,7 @@ namespace pyquant::torch_ops {
 namespace {
 
 // Changes with every change of a schema; pyquant/ops/_native.py has the number that it was written for.
-constexpr int64_t kAbi = 1;
+constexpr int64_t kAbi = 2;
 
 int64_t abi() { return kAbi; }
 
@@ -27,10 +27,12 @@ int64_t isa(int64_t isa) {
 STABLE_TORCH_LIBRARY_FRAGMENT(pyquant, m) {
   m.def("_abi() -> int");
   m.def("_isa(int isa) -> int");
+  m.def("_one_thread(bool on) -> bool");
 }
 STABLE_TORCH_LIBRARY_IMPL(pyquant, CompositeExplicitAutograd, m) {
   m.impl("_abi", TORCH_BOX(&abi));
   m.impl("_isa", TORCH_BOX(&isa));
+  m.impl("_one_thread", TORCH_BOX(&set_one_thread));
 }
 
 }  // namespace pyquant::torch_ops

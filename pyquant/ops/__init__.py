@@ -22,6 +22,7 @@ from pyquant.ops.qparams import choose_qparams, fake_quantize_bias, quantize_bia
 from pyquant.ops.quantize import dequantize, quantize
 from pyquant.ops.range_search import mse_range, weighted_mse_range
 from pyquant.ops.tensor_stats import tensor_stats
+from pyquant.ops.threads import one_thread
 
 __all__ = [
     "ALL",
@@ -49,6 +50,7 @@ __all__ = [
     "observe_ema_",
     "observe_histogram_",
     "observe_minmax_",
+    "one_thread",
     "pack_int4",
     "quantize",
     "quantize_bias",

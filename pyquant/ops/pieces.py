@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from pyquant.ops._checks import FLOATS
 from pyquant.ops.int4 import pack_int4
 from pyquant.ops.quantize import quantize
+from pyquant.ops.threads import one_thread
 
 PIECE = 1 << 24  # elements of a piece
 STEP = 1 << 20  # elements of a piece that is quantized and goes on to a file, for which its memory is used again
@@ -69,13 +71,18 @@ class Grid:
             yield rows, self.scale[own], self.zero_point[own]
 
 
-def quantize_pieces(x: Tensor, grid: Grid, *, packed: bool) -> Iterator[Tensor]:
-    """The integers of `x` in order, flat, some rows at a time: as `quantize` gives them, or as `pack_int4` does."""
+def quantize_pieces(x: Tensor, grid: Grid, *, packed: bool, alone: bool = False) -> Iterator[Tensor]:
+    """The integers of `x` in order, flat, some rows at a time: as `quantize` gives them, or as `pack_int4` does.
+
+    alone: by the calling thread, for a file that others hash and write meanwhile.
+    """
     for rows, scale, zero_point in grid.rows(x.shape, min(STEP, PIECE)):
         values = rows_of(x, rows).detach()
         values = values if values.dtype in FLOATS else values.float()
-        piece = quantize(values, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)
-        yield (pack_int4(piece) if packed else piece).reshape(-1)
+        with one_thread() if alone else nullcontext():
+            piece = quantize(values, scale, zero_point, grid.axis, grid.group, grid.qmin, grid.qmax, grid.dtype)
+            piece = pack_int4(piece) if packed else piece
+        yield piece.reshape(-1)
 
 
 def joined(pieces: Iterable[Tensor], numel: int, dtype: torch.dtype) -> Tensor:
