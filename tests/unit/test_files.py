@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -149,3 +150,11 @@ def test_the_weights_of_a_saved_model_that_were_not_fetched(tmp_path: Path) -> N
     (tmp_path / "q" / "quantized.safetensors").write_bytes(POINTER)
     with pytest.raises(PyquantError, match=r"quantized.safetensors' is a Git LFS pointer"):
         pyquant.load_quantized(tmp_path / "q", torch.nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize("size", [1, 4096, 10_000_001])
+def test_a_mapped_checksum_is_that_of_the_file(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(torch.randint(0, 256, (size,), dtype=torch.uint8).tolist())
+    (tmp_path / "x").write_bytes(data)
+    monkeypatch.setattr(files, "_SPAN", 1 << 20)
+    assert files.sha256(tmp_path / "x", mapped=True) == files.sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()

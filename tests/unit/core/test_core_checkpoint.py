@@ -18,7 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pyquant
-from pyquant import ObserverSpec, PerGroup, Policy, QuantSpec, Rule, checkpoint_tensors, files, ops, tensor_file, wrap
+from pyquant import (
+    ObserverSpec,
+    PerAxis,
+    PerGroup,
+    Policy,
+    QuantSpec,
+    Rule,
+    checkpoint_tensors,
+    files,
+    ops,
+    tensor_file,
+    wrap,
+)
 from pyquant.errors import CheckpointError, PhaseError
 from pyquant.spec import INT4, INT8, INT16, UINT4
 from pyquant.wrap import Phase, QModule, Role
@@ -407,6 +419,31 @@ def test_load_with_a_policy_that_was_tampered_with(saved: Path) -> None:
     rewrite(saved, policy=policy)
     with pytest.raises(CheckpointError, match=r"does not fit this model at site .*there .*uint8.*here .*int16"):
         pyquant.load_quantized(saved, ToyModel())
+
+
+def test_a_policy_whose_observer_its_format_cannot_have(saved: Path) -> None:
+    """Loading observes nothing, and still refuses it."""
+    policy = index_of(saved)["policy"]
+    per_row = QuantSpec(INT8, True, PerAxis(0)).to_dict()
+    policy["rules"].append({"match": "*:act_in", "spec": per_row, "observer": {"kind": "percentile"}})
+    rewrite(saved, policy=policy)
+    with pytest.raises(CheckpointError, match=r"'policy' does not fit the model .*a histogram is kept per tensor"):
+        pyquant.load_quantized(saved, ToyModel())
+
+
+def test_only_sites_without_a_grid_observe(model: ToyModel, tmp_path: Path) -> None:
+    pyquant.save_quantized(quantized(model, unused=["layers.1.up:*"]), tmp_path / "q")
+    loaded = pyquant.load_quantized(tmp_path / "q", ToyModel())
+    observed = {site.path for site in loaded.all_sites() if site.observer is not None}
+    assert observed == {site.path for site in loaded.all_sites() if site.path.startswith("layers.1.up:")}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same_values(saved: Path, threads: int) -> None:
+    want = pyquant.load_quantized(saved, ToyModel()).state_dict()
+    torch.set_num_threads(threads)  # the fixture of this folder sets it back
+    for name, value in pyquant.load_quantized(saved, ToyModel()).state_dict().items():
+        assert torch.equal(value, want[name])
 
 
 def test_a_block_alone_is_a_model_too(block: ToyBlock, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pyquant
 from pyquant import ObserverSpec, PerAxis, PerGroup, Policy, QuantSpec, Rule, models, ops, wrap
 from pyquant.errors import PhaseError, PolicyError, ProfileError, UnknownModuleError
 from pyquant.spec import INT4, INT8, INT16, UINT4, UINT8
-from pyquant.wrap import GraphAdapter, Phase, QModule, Role, WrapContext, registry
+from pyquant.wrap import GraphAdapter, Phase, QModule, Role, Site, WrapContext, registry
 
 W8A8 = Policy.preset("w8a8")
 
@@ -423,3 +423,10 @@ def test_compiled_tree_gives_the_same(converted: QModule, xs: list[Tensor]) -> N
     compiled = torch.compile(converted, backend="eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(compiled(xs[0]), converted(xs[0]))
+
+
+def test_wrappers_come_in_the_order_of_modules_and_each_once(model: ToyModel) -> None:
+    q = pyquant.prepare(model, Policy.preset("w8a8"))
+    q.again = q.layers[1]  # a wrapper at two places
+    assert [*q.all_qmodules()] == [module for module in q.modules() if isinstance(module, QModule)]
+    assert {*q.all_sites()} == {module for module in q.modules() if isinstance(module, Site)}

@@ -50,6 +50,33 @@ def test_best_instruction_set_is_the_default() -> None:
     assert torch.ops.pyquant._isa(99) == before
 
 
+def test_one_thread_starts_no_other_and_gives_the_same() -> None:
+    """Tasks of a process are its threads; nothing in this program but the operator asks torch for any."""
+    code = (
+        "import os, threading, time, torch\nfrom pyquant import ops\ntorch.set_num_threads(3)\n"
+        "x = torch.frombuffer(bytearray(range(256)) * (1 << 12), dtype=torch.bfloat16)\n"
+        "scale, zero = torch.tensor(0.1), torch.tensor(0, dtype=torch.int32)\n"
+        "def run(): results.append(ops.quantize(x, scale, zero, None, 0, -127, 127, torch.int8))\n"
+        "def tasks(): return len(os.listdir('/proc/self/task'))\n"
+        "results, seen, before = [], [], tasks()\n"
+        "with ops.one_thread():\n"
+        "    with ops.one_thread(): run()\n"
+        "    run()\n"
+        "    assert tasks() == before, tasks()\n"
+        "    other = threading.Thread(target=lambda: (run(), seen.append(tasks()))); other.start(); other.join()\n"
+        "    assert seen[0] > before + 1, 'the operators of another thread have helpers'\n"
+        "try:\n"
+        "    with ops.one_thread(): raise KeyError\n"
+        "except KeyError: pass\n"
+        "while tasks() > before: time.sleep(0.01)  # the other thread's helpers end\n"
+        "run()\n"
+        "assert tasks() > before, 'and those of this one have them again'\n"
+        "assert all(torch.equal(results[0], other) for other in results) and len(results) == 4\n"
+        "print('done')"
+    )
+    assert in_a_new_process(code).strip() == "done"
+
+
 def has_kernel(name: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyquant::{name}", key)
 
