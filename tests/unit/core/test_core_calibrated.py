@@ -73,9 +73,13 @@ def ran(kind: str, folder: Path | None, last: int = 99) -> dict[str, Tensor]:
 )
 def test_a_killed_calibration_goes_on_with_the_same_bits(kind: str, kills: tuple[int, ...], tmp_path: Path) -> None:
     wanted = ran(kind, None)
+    # As many threads as here, where conftest.py sets them: a product of float32 differs with them in its last bit.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for last in kills:
         program = [sys.executable, "-m", "tests.unit.core.test_core_calibrated", kind, str(tmp_path / "run"), str(last)]
-        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
     q: Any = tree(kind)
     assert calibrated.Progress(q, Batches(), tmp_path / "run").done == kills[-1]
