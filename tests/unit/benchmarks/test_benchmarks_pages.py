@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.growth.__main__ import exponent
+from benchmarks.growth.__main__ import AXES, PAGE, exponent, table
 from benchmarks.growth.measure import STEPS
 from benchmarks.pages import BASELINE, ROOT, replaced, tables
 
@@ -17,6 +17,17 @@ def test_the_pages_show_the_committed_ratios() -> None:
     for page, text in tables(json.loads(BASELINE.read_text())).items():
         source = page.read_text()
         assert source == replaced(source, "ratios", text, page), f"run `make bench-pages` for {page.name}"
+
+
+def test_the_page_shows_the_committed_growth_of_every_axis() -> None:
+    folder = PAGE.with_suffix("")
+    found = json.loads((folder / "growth.json").read_text())["axes"]
+    growth = {axis: {int(size): steps for size, steps in found[axis].items()} for axis in AXES}
+    for axis, (sizes, _) in AXES.items():
+        assert tuple(growth[axis]) == sizes
+        assert f"](performance/{axis}.svg)" in PAGE.read_text()
+        assert (folder / f"{axis}.svg").stat().st_size > 1000
+    assert PAGE.read_text() == replaced(PAGE.read_text(), "growth", table(growth), PAGE), "run `make bench-growth`"
 
 
 def test_an_exponent_is_the_slope_at_the_large_end() -> None:
