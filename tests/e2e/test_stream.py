@@ -108,9 +108,8 @@ def test_the_saved_model_is_the_same(place: Path, tmp_path: Path, family: str, r
     [
         ("qwen3_vl", "w4a16-fast"),
         *(
-            pytest.param(family, recipe, marks=pytest.mark.slow)
-            for family in trained.FAMILIES
-            for recipe in ("w4a16", "w8a8", "w8a8-fast")
+            pytest.param(family, recipe, marks=pytest.mark.slow)  # three minutes each
+            for family, recipe in (("gemma4", "w4a16"), ("qwen3_vl", "w8a8"))
         ),
     ],
 )
