@@ -50,6 +50,7 @@ def test_compiled_is_eager(family: str) -> None:
         assert torch.equal(compiled(**batch)[0], expected), "the second call takes what the first compiled"
 
 
+@pytest.mark.slow  # 23 s
 @torch.no_grad()
 def test_a_compiled_prompt_leaves_the_positions_of_the_next_token() -> None:
     q, batch = tree("qwen3_vl")

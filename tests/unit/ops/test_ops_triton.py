@@ -36,6 +36,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow  # half a minute
 @needs_triton
 def test_the_bits_of_the_cpu_in_the_interpreter() -> None:
     """In a process of its own: the interpreter is chosen before Triton is imported."""
