@@ -9,7 +9,7 @@ namespace pyquant::torch_ops {
 namespace {
 
 // Changes with every change of a schema; pyquant/ops/_native.py has the number that it was written for.
-constexpr int64_t kAbi = 2;
+constexpr int64_t kAbi = 3;
 
 int64_t abi() { return kAbi; }
 

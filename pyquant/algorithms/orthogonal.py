@@ -7,36 +7,69 @@ It owns the matrices, in float64. What they are folded into is rotate.py.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyquant import ops
 from pyquant.errors import InputError
 
-__all__ = ["hadamard", "rotation"]
+__all__ = ["Rotation", "core", "rotation"]
 
 
-def hadamard(n: int) -> Tensor | None:
-    """(n, n) float64 of 1 and -1 with rows at right angles, or None where no construction below gives one.
+def core(n: int) -> Tensor | None:
+    """What ops.hadamard_ doubles to a Hadamard matrix of order n: (c, c) float64 of 1 and -1 with rows at right angles.
 
-    A power of two times the order of one of Paley's (1933): q + 1 for a prime q = 3 mod 4, 2 (q + 1) for a prime
-    q = 1 mod 4; so 12, 20, 28, 36 and most multiples of 4.
+    None where no construction below gives one. n is a power of two times 1 or the order of a matrix of Paley's (1933):
+    q + 1 for a prime q = 3 mod 4, 2 (q + 1) for a prime q = 1 mod 4; so 12, 20, 28, 36 and most multiples of 4.
     """
     twos = (n & -n).bit_length() - 1 if n > 0 else -1
     for doublings in range(twos, -1, -1):
-        core = n >> doublings
-        found = torch.ones(1, 1, dtype=torch.float64, device="cpu") if core == 1 else _paley(core)
+        order = n >> doublings
+        found = torch.ones(1, 1, dtype=torch.float64, device="cpu") if order == 1 else _paley(order)
         if found is not None:
-            return _doubled(found, doublings)
+            return found
     return None
 
 
-def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Tensor:
-    """(n, n) float64, orthogonal, the same for the same arguments: R R^T = 1.
+@dataclass(frozen=True)
+class Rotation:
+    """An orthogonal matrix R (n, n), R R^T = 1, as what rows are multiplied by.
 
-    A Hadamard matrix over sqrt(n) with rows of random sign, where one of that order is known, else a random one.
-    keep_mean: R also leaves the vector of ones, and with it every mean over channels, as it is: R 1 = 1 and
-    1^T R = 1^T. Raises InputError for n < 1.
+    Either `dense`, R itself in float64, or a Hadamard matrix over sqrt(n) with rows of random sign: its `core`, and
+    `signs` (n,). The second takes n log n operations a row.
+    """
+
+    dense: Tensor | None = None
+    core: Tensor | None = None
+    signs: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """How many channels it turns."""
+        whole = self.signs if self.dense is None else self.dense
+        assert whole is not None, "a rotation is dense or has a core and signs"
+        return len(whole)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """`x R` for each part x of n channels: rows (..., k * n) in float64 -> the same shape, a new tensor."""
+        parts = rows.contiguous().view(-1, self.n)
+        if self.dense is not None:
+            return (parts @ self.dense.to(rows.device)).view(rows.shape)
+        assert self.core is not None
+        assert self.signs is not None
+        out = parts * self.signs.to(rows.device)
+        ops.hadamard_(out, self.core.to(rows.device))
+        return out.div_(math.sqrt(self.n)).view(rows.shape)
+
+
+def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Rotation:
+    """An orthogonal matrix R (n, n), the same for the same arguments.
+
+    A Hadamard matrix with random signs where one of that order is known, else a random one. keep_mean: R also leaves
+    the vector of ones, and with it every mean over channels, as it is: R 1 = 1 and 1^T R = 1^T. Raises InputError for
+    n < 1.
     """
     if n < 1:
         raise InputError(f"a rotation has at least one channel, got {n}")
@@ -44,10 +77,10 @@ def rotation(n: int, seed: int, *, keep_mean: bool = False) -> Tensor:
         raise InputError(f"a seed is an integer from 0 to 2^63 - 1, got {seed}")
     generator = torch.Generator().manual_seed(seed)
     if keep_mean:
-        return _keeping_ones(n, generator)
-    signs = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.int64, device="cpu").double() * 2 - 1
-    known = hadamard(n)
-    return _random(n, generator) if known is None else signs * known / math.sqrt(n)
+        return Rotation(dense=_keeping_ones(n, generator))
+    signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int64, device="cpu").double() * 2 - 1
+    known = core(n)
+    return Rotation(dense=_random(n, generator)) if known is None else Rotation(core=known, signs=signs)
 
 
 def _keeping_ones(n: int, generator: torch.Generator) -> Tensor:
@@ -73,14 +106,6 @@ def _random(n: int, generator: torch.Generator) -> Tensor:
     signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
     found: Tensor = signs * q
     return found
-
-
-def _doubled(matrix: Tensor, times: int) -> Tensor:
-    """Sylvester's step, `times` times: [[H, H], [H, -H]]."""
-    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device="cpu")
-    for _ in range(times):
-        matrix = torch.kron(two, matrix)
-    return matrix
 
 
 def _paley(n: int) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyquant.algorithms.folding import Change, Folds, require_foldable
-from pyquant.algorithms.orthogonal import rotation
+from pyquant.algorithms.orthogonal import Rotation, rotation
 from pyquant.errors import InputError
 from pyquant.wrap import QModule, structure
 from pyquant.wrap.norm import QuantLayerNorm
@@ -34,7 +34,7 @@ def rotate(
 
     residual: R1. The gain of each norm that reads the residual stream, and a LayerNorm's bias, move into the linears
         after it; what writes the stream and what reads it takes R. R is a Hadamard matrix with random signs where one
-        of that order is known (orthogonal.hadamard), else a random orthogonal one. Where LayerNorms read the stream, R
+        of that order is known (orthogonal.core), else a random orthogonal one. Where LayerNorms read the stream, R
         is random and keeps the mean over channels.
     heads: R2, of the values of each attention head, within v_proj and o_proj.
     seed: of the random signs and matrices; the same seed gives the same weights.
@@ -126,13 +126,13 @@ def _rotate_stream(folds: Folds, stream: structure.Stream, seed: int) -> None:
     """
     layer_norms = any(isinstance(feed.norm, QuantLayerNorm) for feed in stream.readers)
     width = _width(stream)
-    matrix = rotation(width, seed, keep_mean=layer_norms)
+    turn = rotation(width, seed, keep_mean=layer_norms)
     for writer in stream.writers:
-        folds.rows(writer, _times(matrix))
+        folds.rows(writer, turn)
     for feed in stream.readers:
         _fold_norm(folds, feed)
         for reader in feed.readers:
-            folds.columns(reader, _times(matrix))
+            folds.columns(reader, turn)
 
 
 def _width(stream: structure.Stream) -> int:
@@ -171,30 +171,20 @@ def _rotate_heads(folds: Folds, pair: structure.Pair, seed: int) -> None:
     """Attention adds up the rows of a head's values with weights that do not depend on the channel, so a rotation R of
     a head's channels passes through it: rows of the producer take R^T, columns of the consumer R."""
     assert pair.heads is not None
-    matrix = rotation(pair.heads, seed)
+    turn = rotation(pair.heads, seed)
     channels = torch.unique(pair.rows.reshape(-1, pair.heads), dim=0)  # (heads of values, channels)
-    folds.rows(pair.producer, _within(channels, matrix))
-    folds.columns(pair.consumer, _times(matrix))
+    folds.rows(pair.producer, _within(channels, turn))
+    folds.columns(pair.consumer, turn)
 
 
-def _within(channels: Tensor, matrix: Tensor) -> Change:
+def _within(channels: Tensor, turn: Rotation) -> Change:
     """Rotate these groups of channels only."""
 
     def change(rows: Tensor) -> Tensor:
         rows = rows.clone()
         index = channels.to(rows.device)
-        rows[:, index] = rows[:, index] @ matrix.to(rows.device)
+        rows[:, index] = turn(rows[:, index])
         return rows
-
-    return change
-
-
-def _times(matrix: Tensor) -> Change:
-    """Rows (n, k * width) times `matrix` (width, width), each part of them on its own."""
-
-    def change(rows: Tensor) -> Tensor:
-        parts = rows.reshape(len(rows), -1, len(matrix))
-        return (parts @ matrix.to(rows.device)).reshape(rows.shape)
 
     return change
 

@@ -14,6 +14,7 @@ from pyquant.ops.circle_write import circle_write
 from pyquant.ops.fake_quantize import fake_quantize
 from pyquant.ops.gptq import gptq_solve
 from pyquant.ops.gram import gram_accumulate_
+from pyquant.ops.hadamard import hadamard_
 from pyquant.ops.histogram import histogram_mse_range, histogram_percentile, merge_histogram_, observe_histogram_
 from pyquant.ops.int4 import pack_int4, unpack_int4
 from pyquant.ops.minmax import minmax, observe_ema_, observe_minmax_
@@ -41,6 +42,7 @@ __all__ = [
     "fake_quantize_blocks",
     "gptq_solve",
     "gram_accumulate_",
+    "hadamard_",
     "histogram_mse_range",
     "histogram_percentile",
     "joined",

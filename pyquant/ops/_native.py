@@ -17,7 +17,7 @@ from torch import Tensor
 from pyquant.errors import OpArgumentError
 
 # The number that csrc/torch/module.cc was built with; both change with every change of a schema.
-ABI = 2
+ABI = 3
 _HOW = "build it with `pip install -r requirements-dev.txt && pip install --no-build-isolation -e .` in the source tree"
 _MARK = "[pyquant] "
 

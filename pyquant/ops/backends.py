@@ -30,7 +30,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         (
             reference,
             "fake_quantize fake_quantize_backward quantize dequantize minmax observe_minmax_ observe_ema_ "
-            "choose_qparams quantize_bias fake_quantize_bias pack_int4 unpack_int4",
+            "choose_qparams quantize_bias fake_quantize_bias pack_int4 unpack_int4 hadamard_",
         ),
         (reference_search, "observe_histogram_ merge_histogram_ histogram_percentile histogram_mse_range"),
         (reference_range, "mse_range weighted_mse_range"),

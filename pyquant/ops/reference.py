@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyquant.errors import OpArgumentError
 from pyquant.ops import _checks
+from pyquant.ops.hadamard import check_hadamard
 from pyquant.ops.int4 import check_packed
 from pyquant.ops.minmax import check_momentum, check_observer
 from pyquant.ops.qparams import check_bias, check_ranges
@@ -193,3 +194,17 @@ def _bias_integers(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     whole = torch.where(inside, q, 0.0).long()
     outside = torch.where(q >= limit, 2 ** (bits - 1) - 1, -(2 ** (bits - 1)))
     return torch.where(inside, whole, outside)
+
+
+def hadamard_(x: Tensor, core: Tensor) -> None:
+    check_hadamard("hadamard_", x, core)
+    n, order = x.shape[-1], len(core)
+    parts = x.reshape(-1, order)
+    total = parts[:, :1] * core[0]
+    for i in range(1, order):
+        total = total + parts[:, i : i + 1] * core[i]
+    while order < n:
+        low, high = total.reshape(-1, 2, order).unbind(1)
+        total = torch.cat((low + high, low - high), dim=1)
+        order *= 2
+    x.copy_(total.reshape(x.shape))

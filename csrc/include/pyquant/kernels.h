@@ -177,6 +177,10 @@ void pack_panel(const T* x, int64_t rows, int64_t columns, int64_t panel, float*
 void gram_add(const float* a, int64_t a_panel, const float* b, int64_t b_panel, int64_t rows, int64_t columns,
               float* gram, bool mirror);
 
+/// Each of `lines` lines of n doubles becomes its product with a Hadamard matrix: `core`, [order, order],
+/// doubled (n = order * 2^d) by [[H, H], [H, -H]]. `scratch` holds `order` doubles.
+void hadamard(double* x, int64_t lines, int64_t n, const double* core, int64_t order, double* scratch);
+
 /// Integers of a weight, column by column; what a column loses is moved to the columns after it (GPTQ,
 /// Frantar et al. 2022, arXiv 2210.17323). For j = 0, 1, ...: q = quantize(w[j]); e = (w[j] - dequantize(q))
 /// / factor[j][j]; w[k] = fma(-e, factor[j][k], w[k]) for all k > j. The factor is [columns, columns]; below

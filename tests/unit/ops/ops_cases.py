@@ -162,6 +162,8 @@ def other_calls() -> list[Call]:
         Call("pack_int4", (torch.tensor([1, -2, 3], dtype=torch.int8),)),
         *[Call("tensor_stats", (ordinary((7, 11), d),)) for d in DTYPES],
         *[Call("gram_accumulate_", (torch.zeros(5, 5), ordinary((2, 3, 5), d))) for d in DTYPES],
+        Call("hadamard_", (ordinary((3, 2, 8)).double(), torch.ones(1, 1).double())),
+        Call("hadamard_", (ordinary((3, 24)).double(), ordinary((3, 3)).double())),
         Call("gptq_solve", (ordinary((3, 4)), torch.eye(4) + 0.1, torch.ones(3), torch.zeros(3).int(), 0, -7, 7)),
         Call("gptq_solve", (ordinary((3, 4)), torch.eye(4), torch.ones(3, 2), torch.zeros(3, 2).int(), 2, -7, 7)),
         *[Call("weighted_mse_range", (ordinary((3, 4), d), torch.ones(4), 0, 0, -7, 7, True)) for d in DTYPES],

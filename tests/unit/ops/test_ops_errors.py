@@ -250,6 +250,31 @@ CASES: dict[str, tuple[str, tuple[Any, ...], str, bool]] = {
     ),
     "gram in bfloat16": ("gram_accumulate_", (torch.zeros(6, 6).bfloat16(), X), "gram is bfloat16; expected", True),
     "gram of a number": ("gram_accumulate_", (torch.zeros(1, 1), S), "x has shape (); expected (..., columns)", True),
+    "hadamard of floats": ("hadamard_", (X, torch.ones(1, 1).double()), "x is float32; expected float64", True),
+    "hadamard of a float core": (
+        "hadamard_",
+        (X.double(), torch.ones(1, 1)),
+        "core is float32; expected float64",
+        True,
+    ),
+    "hadamard core that is no square": (
+        "hadamard_",
+        (X.double(), torch.ones(2, 3).double()),
+        "core has shape (2, 3); expected a square matrix",
+        True,
+    ),
+    "hadamard of a number": (
+        "hadamard_",
+        (S.double(), torch.ones(1, 1).double()),
+        "x has shape (); expected (..., channels)",
+        True,
+    ),
+    "hadamard of another order": (
+        "hadamard_",
+        (X.double(), torch.ones(1, 1).double()),
+        "x of shape (4, 6) has 6 channels; expected 1 (of the core) times a power of two",
+        True,
+    ),
     "gram of integers": ("gram_accumulate_", (torch.zeros(6, 6), X.int()), "x is int32; expected float32", True),
     "solve float16": (
         "gptq_solve",
@@ -407,6 +432,11 @@ def test_state_that_is_not_contiguous() -> None:
     _, hi, count = observer_state((4,))
     with pytest.raises(OpArgumentError, match="lo is updated in place and must be contiguous"):
         ops.observe_minmax_(torch.full((8,), torch.inf)[::2], hi, count, X, 0)
+
+
+def test_a_hadamard_product_in_place_of_what_is_not_contiguous() -> None:
+    with pytest.raises(OpArgumentError, match="x is updated in place and must be contiguous"):
+        ops.hadamard_(torch.zeros(4, 8, dtype=torch.float64)[:, ::2], torch.ones(1, 1, dtype=torch.float64))
 
 
 def test_a_gram_that_is_not_contiguous() -> None:
